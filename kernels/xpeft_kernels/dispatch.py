@@ -1,0 +1,64 @@
+"""The one place that decides which implementation of an operator runs."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+class Impl(enum.Enum):
+    """``AUTO`` takes the best one that the device can run; any other choice is an order, not a wish."""
+
+    AUTO = "auto"
+    REFERENCE = "reference"
+    TRITON = "triton"
+
+
+class ImplUnavailable(RuntimeError):
+    """An implementation was asked for by name that this operator or this device does not have."""
+
+
+class Operator:
+    """An operator's implementations by name, and which one runs on a device.
+
+    Args:
+        name: the operator's public name.
+        implementations: at least ``Impl.REFERENCE``, which runs on every device.
+    """
+
+    def __init__(self, name: str, implementations: Mapping[Impl, Callable[..., Any]]) -> None:
+        self.name = name
+        self._implementations = dict(implementations)
+        self._logged: set[tuple[str, Impl]] = set()
+
+    def choose(self, device_type: str, impl: Impl = Impl.AUTO) -> Impl:
+        """Raises: ImplUnavailable if ``impl`` names one that cannot run on ``device_type``."""
+        usable = [each for each in self._implementations if each is Impl.REFERENCE or device_type == "cuda"]
+        if impl is Impl.AUTO:
+            return Impl.TRITON if Impl.TRITON in usable else Impl.REFERENCE
+        if impl not in usable:
+            has = ", ".join(each.value for each in usable)
+            raise ImplUnavailable(
+                f"{self.name}: implementation {impl.value!r} cannot run on {device_type!r} (it has: {has})"
+            )
+        return impl
+
+    def __call__(self, device_type: str, impl: Impl) -> Callable[..., Any]:
+        chosen = self.choose(device_type, impl)
+        if (device_type, chosen) not in self._logged:
+            self._logged.add((device_type, chosen))
+            logger.info("%s runs as %s on %s", self.name, chosen.value, device_type)
+        return self._implementations[chosen]
+
+
+def chosen_implementations(device_type: str) -> dict[str, str]:
+    """Operator name → implementation that ``Impl.AUTO`` means on a device, for logs, /info and metrics."""
+    from .aggregate import AGGREGATE
+    from .apply import APPLY
+    from .heads import HEADS
+
+    return {each.name: each.choose(device_type).value for each in (AGGREGATE, APPLY, HEADS)}

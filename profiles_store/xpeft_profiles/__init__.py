@@ -1,0 +1,55 @@
+"""Profiles: what they are, how they travel, where they are kept."""
+
+from __future__ import annotations
+
+from .errors import (
+    BankMismatch,
+    CursorInvalid,
+    PreconditionFailed,
+    ProfileInvalid,
+    ProfileStoreError,
+    RecordDamaged,
+    StoreUnavailable,
+    StoreUrlInvalid,
+)
+from .file_reader import read_profile_file
+from .file_writer import write_profile_file
+from .geometry import BankGeometry
+from .memory_store import MemoryStore
+from .names import ProfileKey, check_name
+from .profile import Profile
+from .record_reader import decode_record
+from .record_writer import encode_record
+from .redis_store import RedisStore
+from .sqlite_store import SqliteStore
+from .store import ListPage, Match, ProfileListing, ProfileStore, PutOutcome, StoredProfile
+from .store_url import open_store
+
+__all__ = [
+    "BankGeometry",
+    "BankMismatch",
+    "CursorInvalid",
+    "ListPage",
+    "Match",
+    "MemoryStore",
+    "PreconditionFailed",
+    "Profile",
+    "ProfileInvalid",
+    "ProfileKey",
+    "ProfileListing",
+    "ProfileStore",
+    "ProfileStoreError",
+    "PutOutcome",
+    "RecordDamaged",
+    "RedisStore",
+    "SqliteStore",
+    "StoreUnavailable",
+    "StoreUrlInvalid",
+    "StoredProfile",
+    "check_name",
+    "decode_record",
+    "encode_record",
+    "open_store",
+    "read_profile_file",
+    "write_profile_file",
+]

@@ -1,0 +1,69 @@
+"""Everything that a profile or a store can be refused with.
+
+ProfileStoreError
+├── ProfileInvalid        a profile file, profile or name breaks a rule (``param`` names the tensor or field)
+├── BankMismatch          the profile was made for another bank
+├── RecordDamaged         a stored record fails its checksum or its format
+├── PreconditionFailed    If-Match or If-None-Match does not hold (``current_version``: what is there)
+├── CursorInvalid         a page cursor that this server did not hand out
+├── StoreUrlInvalid       a store URL that names no store
+└── StoreUnavailable      the store cannot be reached, or cannot do what it was asked
+"""
+
+from __future__ import annotations
+
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_SHORT.maxlevel = 2
+
+
+class ProfileStoreError(Exception):
+    """Root of the tree; ``message`` is one sentence for the caller."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class ProfileInvalid(ProfileStoreError):
+    """``param`` is the tensor's or field's name as it stands in the profile file."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message if param is None else f"{param}: {message}")
+        self.param = param
+
+
+class BankMismatch(ProfileStoreError):
+    pass
+
+
+class RecordDamaged(ProfileStoreError):
+    pass
+
+
+class PreconditionFailed(ProfileStoreError):
+    """``current_version`` is None where there is no such profile."""
+
+    def __init__(self, current_version: str | None) -> None:
+        there = "does not exist" if current_version is None else f"has version {current_version}"
+        super().__init__(f"the precondition does not hold: the profile {there}")
+        self.current_version = current_version
+
+
+class CursorInvalid(ProfileStoreError):
+    pass
+
+
+class StoreUrlInvalid(ProfileStoreError):
+    pass
+
+
+class StoreUnavailable(ProfileStoreError):
+    pass
+
+
+def shown(value: object) -> str:
+    """The value for a message: its repr, cut so that a hostile megabyte does not travel back."""
+    return _SHORT.repr(value)

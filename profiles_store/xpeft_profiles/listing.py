@@ -1,0 +1,56 @@
+"""Pages of names: the cursor and the lines."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Sequence
+
+from .errors import CursorInvalid, RecordDamaged, shown
+from .names import NAME_PATTERN
+from .record_reader import read_summary
+from .store import ListPage, ProfileListing, StoredProfile
+
+
+def encode_cursor(last_name: str) -> str:
+    """Opaque to clients: base64url of the page's last name."""
+    return base64.urlsafe_b64encode(last_name.encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str | None) -> str:
+    """The name after which the page begins, "" for the first. Raises: CursorInvalid."""
+    if cursor is None:
+        return ""
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        name = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
+    except (binascii.Error, UnicodeError) as error:
+        raise CursorInvalid(f"cursor: {shown(cursor)} is not a cursor of this server") from error
+    if NAME_PATTERN.fullmatch(name) is None or encode_cursor(name) != cursor:
+        raise CursorInvalid(f"cursor: {shown(cursor)} is not a cursor of this server")
+    return name
+
+
+def check_limit(limit: int) -> None:
+    if limit < 1:
+        raise ValueError(f"limit: {limit} is less than 1")
+
+
+def page_of(names: Sequence[str], limit: int, lines: Iterable[ProfileListing]) -> ListPage:
+    """A page from up to ``limit + 1`` names in order; the one too many only says that there is another page."""
+    next_cursor = encode_cursor(names[limit - 1]) if len(names) > limit else None
+    return ListPage(tuple(lines), next_cursor)
+
+
+def listing_of(name: str, stored: StoredProfile) -> ProfileListing:
+    """The line of a stored profile; a damaged one stays in the list, so that it can be found and replaced."""
+    labels = shared_head = None
+    damaged = False
+    try:
+        summary = read_summary(stored.record)
+    except RecordDamaged:
+        damaged = True
+    else:
+        labels, shared_head = summary.labels, summary.shared_head
+    size = len(stored.record)
+    return ProfileListing(name, stored.version, labels, shared_head, size, stored.created, stored.updated, damaged)

@@ -1,0 +1,25 @@
+"""What profiles are called."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from .errors import ProfileInvalid, shown
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class ProfileKey(NamedTuple):
+    """A profile's address: names are private to their tenant."""
+
+    tenant: str
+    name: str
+
+
+def check_name(name: str, *, param: str = "name") -> None:
+    """Raises: ProfileInvalid unless it is a letter or digit and then up to 127 of them, ``.``, ``_``, ``-``."""
+    if NAME_PATTERN.fullmatch(name) is None:
+        raise ProfileInvalid(
+            f"{shown(name)} is not a name (a letter or digit, then up to 127 of A-Z a-z 0-9 . _ -)", param
+        )

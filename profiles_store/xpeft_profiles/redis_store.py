@@ -1,0 +1,143 @@
+"""``redis://``, ``rediss://``, ``unix://``: profiles that many servers share."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from .errors import PreconditionFailed, StoreUnavailable
+from .listing import check_limit, decode_cursor, listing_of, page_of
+from .names import ProfileKey, check_name
+from .profile import Profile
+from .record_writer import encode_record
+from .redis_scripts import DELETE, PUT, TIMES, open_envelope, precondition_arguments
+from .store import NO_CONDITION, ListPage, Match, ProfileListing, PutOutcome, StoredProfile
+
+T = TypeVar("T")
+# So many records a list has in memory at a time.
+LIST_CHUNK = 64
+
+
+class RedisStore:
+    """Profiles in a Redis server; its own persistence (``appendfsync always``) makes them durable.
+
+    Keys: ``xpeft:{TENANT}:profile:NAME``, ``xpeft:{TENANT}:version:NAME`` and the sorted set
+    ``xpeft:{TENANT}:names``; the braces are Redis's hash tag, so a tenant lives in one cluster slot.
+
+    A read whose connection broke is sent once more. A write never is: it may have happened, and done again it
+    would be judged by its own result.
+
+    Args:
+        url: may set ``socket_timeout``, ``socket_connect_timeout`` (seconds) and ``max_connections`` in its query.
+        connect_seconds, read_seconds: the limits where the URL sets none.
+    Raises: ValueError if the URL is none.
+    """
+
+    scheme = "redis"
+
+    def __init__(
+        self, url: str, *, connect_seconds: float = 1.0, read_seconds: float = 2.0, connections: int = 32
+    ) -> None:
+        # RESP2: with RESP3 redis-py skips the check that finds a pooled connection cut by a restart.
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            url,
+            socket_connect_timeout=connect_seconds,
+            socket_timeout=read_seconds,
+            max_connections=connections,
+            timeout=read_seconds,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._client = redis.asyncio.Redis.from_pool(pool)
+        self._put_script = self._client.register_script(PUT)
+        self._delete_script = self._client.register_script(DELETE)
+        where = pool.connection_kwargs
+        self._place = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
+
+    async def open(self) -> None:
+        await self.ping()
+
+    async def get(self, key: ProfileKey) -> StoredProfile | None:
+        (stored,) = await self.get_many([key])
+        return stored
+
+    async def get_many(self, keys: Sequence[ProfileKey]) -> list[StoredProfile | None]:
+        values = await self._values("profile", keys)
+        return [None if value is None else open_envelope(value) for value in values]
+
+    async def versions(self, keys: Sequence[ProfileKey]) -> list[str | None]:
+        values = await self._values("version", keys)
+        return [None if value is None else value.decode("ascii", "replace") for value in values]
+
+    async def put(self, key: ProfileKey, profile: Profile, *, match: Match = NO_CONDITION) -> PutOutcome:
+        check_name(key.tenant, param="tenant")
+        check_name(key.name)
+        version = profile.version
+        digest = bytes.fromhex(version.removeprefix("sha256:"))
+        arguments = [key.name, version, digest, encode_record(profile), *precondition_arguments(match)]
+        status, times = await self._run(self._put_script, key, arguments)
+        return PutOutcome(version, status, *TIMES.unpack(times))
+
+    async def delete(self, key: ProfileKey, *, match: Match = NO_CONDITION) -> bool:
+        status, _ = await self._run(self._delete_script, key, [key.name, *precondition_arguments(match)])
+        return bool(status == "deleted")
+
+    async def list(self, tenant: str, *, limit: int, cursor: str | None = None, prefix: str = "") -> ListPage:
+        check_limit(limit)
+        after, first = decode_cursor(cursor), prefix.encode()
+        lowest = b"(" + after.encode() if after >= prefix and after else b"[" + first
+        highest = b"(" + first + b"\xff"
+        found = await self._read(
+            lambda: self._client.zrangebylex(f"xpeft:{{{tenant}}}:names", lowest, highest, 0, limit + 1)
+        )
+        names = [name.decode() for name in found]
+        lines: list[ProfileListing] = []
+        for start in range(0, min(limit, len(names)), LIST_CHUNK):
+            chunk = names[start : min(start + LIST_CHUNK, limit)]
+            profiles = await self.get_many([ProfileKey(tenant, name) for name in chunk])
+            # One that was deleted since the names were read is left out.
+            lines += [listing_of(name, stored) for name, stored in zip(chunk, profiles, strict=True) if stored]
+        return page_of(names, limit, lines)
+
+    async def ping(self) -> None:
+        await self._read(lambda: self._client.ping())
+
+    async def close(self) -> None:
+        """Ends the connections; a later call would open new ones."""
+        await self._once(lambda: self._client.aclose(close_connection_pool=True))
+
+    async def _values(self, kind: str, keys: Sequence[ProfileKey]) -> Sequence[bytes | None]:
+        if not keys:
+            return []
+        names = [f"xpeft:{{{tenant}}}:{kind}:{name}" for tenant, name in keys]
+        values: Sequence[bytes | None] = await self._read(lambda: self._client.mget(names))
+        return values
+
+    async def _run(self, script: Any, key: ProfileKey, arguments: Sequence[Any]) -> tuple[Any, bytes]:
+        """Raises: PreconditionFailed, StoreUnavailable."""
+        tenant, name = key
+        keys = [f"xpeft:{{{tenant}}}:{kind}" for kind in (f"profile:{name}", f"version:{name}", "names")]
+        status, rest = await self._once(lambda: script(keys=keys, args=arguments))
+        if status == b"refused":
+            raise PreconditionFailed(rest.decode("ascii", "replace") or None)
+        return status.decode(), rest
+
+    async def _read(self, command: Callable[[], Awaitable[Any]]) -> Any:
+        async def twice_at_most() -> Any:
+            try:
+                return await command()
+            except redis.ConnectionError:
+                return await command()
+
+        return await self._once(twice_at_most)
+
+    async def _once(self, command: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await command()
+        except (redis.RedisError, OSError) as error:
+            raise StoreUnavailable(f"redis at {self._place} failed: {error}") from error

@@ -1,0 +1,156 @@
+"""The SQLite file: schema, connections and statements. Everything here blocks; the store calls it in its threads."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from .errors import StoreUnavailable
+from .listing import listing_of, page_of
+from .names import ProfileKey
+from .store import ListPage, Match, PutOutcome, StoredProfile
+
+# "xpef" in the file's header says whose database it is.
+APPLICATION_ID = 0x78706566
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE profiles (
+    tenant  TEXT NOT NULL,
+    name    TEXT NOT NULL,
+    version TEXT NOT NULL,
+    created REAL NOT NULL,
+    updated REAL NOT NULL,
+    record  BLOB NOT NULL,
+    PRIMARY KEY (tenant, name)
+)
+"""
+GET = "SELECT version, record, created, updated FROM profiles WHERE tenant = ? AND name = ?"
+GET_VERSION = "SELECT version FROM profiles WHERE tenant = ? AND name = ?"
+GET_FOR_PUT = "SELECT version, created, updated, record = ? FROM profiles WHERE tenant = ? AND name = ?"
+PUT = """
+INSERT INTO profiles (tenant, name, version, created, updated, record) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (tenant, name) DO UPDATE SET
+    version = excluded.version, updated = excluded.updated, record = excluded.record
+"""
+DELETE = "DELETE FROM profiles WHERE tenant = ? AND name = ?"
+# Names are compared byte by byte; no character sorts behind U+10FFFF.
+PAGE = """
+SELECT name, version, record, created, updated FROM profiles
+WHERE tenant = ? AND name > ? AND name >= ? AND name < ? || char(0x10FFFF) ORDER BY name LIMIT ?
+"""
+
+
+def connect_writer(path: Path, busy_seconds: float) -> sqlite3.Connection:
+    """The one connection that writes; it makes the file and the table if need be.
+
+    Raises: sqlite3.Error; StoreUnavailable if the file belongs to another program or a newer server.
+    """
+    connection = _connect(path, busy_seconds)
+    try:
+        with transaction(connection):
+            _ensure_schema(connection, path)
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise StoreUnavailable(f"{path} cannot be put into WAL mode, it stays in {mode!r}")
+        # FULL: a commit is on the disk before it is acknowledged (NORMAL would lose it in a power cut).
+        connection.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_reader(path: Path, busy_seconds: float) -> sqlite3.Connection:
+    """A connection that cannot write. ``busy_seconds``: how long it may wait for a lock, rarely ever needed in WAL."""
+    connection = _connect(path, busy_seconds)
+    connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+def _connect(path: Path, busy_seconds: float) -> sqlite3.Connection:
+    # Each connection is used by one thread at a time, but is opened and closed by others.
+    return sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
+
+
+def _ensure_schema(connection: sqlite3.Connection, path: Path) -> None:
+    (owner,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if owner == 0 and tables == 0:
+        connection.execute(SCHEMA)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    elif owner != APPLICATION_ID:
+        raise StoreUnavailable(f"{path} is the database of another program (application_id {owner:#x})")
+    elif version != SCHEMA_VERSION:
+        raise StoreUnavailable(f"{path} has schema {version}, this server knows schema {SCHEMA_VERSION}")
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing, and nobody else writes meanwhile."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def get_many(connection: sqlite3.Connection, keys: Sequence[ProfileKey]) -> list[StoredProfile | None]:
+    rows = _look_up(connection, GET, keys)
+    return [None if row is None else StoredProfile(*row) for row in rows]
+
+
+def get_versions(connection: sqlite3.Connection, keys: Sequence[ProfileKey]) -> list[str | None]:
+    return [None if row is None else row[0] for row in _look_up(connection, GET_VERSION, keys)]
+
+
+def _look_up(
+    connection: sqlite3.Connection, statement: str, keys: Sequence[ProfileKey]
+) -> list[tuple[str, bytes, float, float] | None]:
+    # One snapshot for all: consistent, and cheaper than one for each.
+    connection.execute("BEGIN")
+    try:
+        with closing(connection.cursor()) as cursor:
+            return [cursor.execute(statement, key).fetchone() for key in keys]
+    finally:
+        connection.execute("COMMIT")
+
+
+def put(
+    connection: sqlite3.Connection, key: ProfileKey, version: str, record: bytes, match: Match, now: float
+) -> PutOutcome:
+    """Raises: PreconditionFailed."""
+    with transaction(connection):
+        there = connection.execute(GET_FOR_PUT, (record, *key)).fetchone()
+        match.check(there and there[0])
+        if there is not None and there[0] == version and there[3]:
+            return PutOutcome(version, "identical", there[1], there[2])
+        created = now if there is None else there[1]
+        connection.execute(PUT, (*key, version, created, now, record))
+    return PutOutcome(version, "created" if there is None else "replaced", created, now)
+
+
+def delete(connection: sqlite3.Connection, key: ProfileKey, match: Match) -> bool:
+    """Raises: PreconditionFailed."""
+    with transaction(connection):
+        there = connection.execute(GET_VERSION, key).fetchone()
+        match.check(there and there[0])
+        return connection.execute(DELETE, key).rowcount > 0
+
+
+def page(connection: sqlite3.Connection, tenant: str, after: str, prefix: str, limit: int) -> ListPage:
+    """Records pass through one at a time, so that a page of large profiles costs no more memory than one."""
+    names: list[str] = []
+    lines = []
+    with closing(connection.execute(PAGE, (tenant, after, prefix, prefix, limit + 1))) as rows:
+        for name, *stored in rows:
+            names.append(name)
+            if len(names) <= limit:
+                lines.append(listing_of(name, StoredProfile(*stored)))
+    return page_of(names, limit, lines)

@@ -1,0 +1,151 @@
+"""``sqlite://``: profiles in one durable file, the embedded default."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+
+from . import sqlite_database as database
+from .errors import StoreUnavailable
+from .listing import check_limit, decode_cursor
+from .names import ProfileKey, check_name
+from .profile import Profile
+from .record_writer import encode_record
+from .store import NO_CONDITION, ListPage, Match, PutOutcome, StoredProfile
+from .version_cache import VersionCache
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Lane(NamedTuple):
+    """A connection and the one thread that uses it."""
+
+    connection: sqlite3.Connection
+    thread: ThreadPoolExecutor
+
+
+class OpenFile(NamedTuple):
+    reader: Lane
+    writer: Lane
+    cache: VersionCache
+
+
+class SqliteStore:
+    """One file in WAL mode: readers and the writer do not wait for each other, a commit is on the disk.
+
+    Args:
+        path: the file; its folder must exist.
+        busy_seconds: how long a write may wait for another process's write.
+        clock: seconds since 1970.
+    """
+
+    scheme = "sqlite"
+
+    def __init__(self, path: Path, *, busy_seconds: float = 5.0, clock: Callable[[], float] = time.time) -> None:
+        self._path = path.absolute()
+        self._busy_seconds = busy_seconds
+        self._clock = clock
+        self._opening = asyncio.Lock()
+        self._file: OpenFile | None = None
+
+    async def open(self) -> None:
+        """Does nothing if it is open."""
+        async with self._opening:
+            if self._file is None:
+                self._file = await self._open_file()
+
+    async def _open_file(self) -> OpenFile:
+        reader = ThreadPoolExecutor(1, "xpeft-sqlite-reader")
+        writer = ThreadPoolExecutor(1, "xpeft-sqlite-writer")
+        opened: list[sqlite3.Connection] = []
+
+        def connect() -> None:
+            opened.append(database.connect_writer(self._path, self._busy_seconds))
+            opened.append(database.connect_reader(self._path, self._busy_seconds))
+            opened.append(database.connect_reader(self._path, 0.0))
+
+        try:
+            await self._in_thread(writer, connect)
+        except BaseException:
+            for connection in opened:
+                connection.close()
+            reader.shutdown(wait=False)
+            writer.shutdown(wait=False)
+            raise
+        to_write, to_read, probe = opened
+        return OpenFile(Lane(to_read, reader), Lane(to_write, writer), VersionCache(probe))
+
+    async def get(self, key: ProfileKey) -> StoredProfile | None:
+        (stored,) = await self._read(database.get_many, [key])
+        return stored
+
+    async def get_many(self, keys: Sequence[ProfileKey]) -> list[StoredProfile | None]:
+        return await self._read(database.get_many, keys)
+
+    async def versions(self, keys: Sequence[ProfileKey]) -> list[str | None]:
+        """What is known since the last change of the file is answered at once, the rest is read in the thread."""
+        try:
+            known = self._opened().cache.current()
+        except sqlite3.Error:
+            # The probe never waits: a lock that is held for a moment makes the reader ask, which may wait.
+            known = {}
+        unknown = [key for key in keys if key not in known]
+        if unknown:
+            found = await self._read(database.get_versions, unknown)
+            known.update(zip(unknown, found, strict=True))
+        return [known[key] for key in keys]
+
+    async def put(self, key: ProfileKey, profile: Profile, *, match: Match = NO_CONDITION) -> PutOutcome:
+        check_name(key.tenant, param="tenant")
+        check_name(key.name)
+        record = encode_record(profile)
+        return await self._write(database.put, key, profile.version, record, match, self._clock())
+
+    async def delete(self, key: ProfileKey, *, match: Match = NO_CONDITION) -> bool:
+        return await self._write(database.delete, key, match)
+
+    async def list(self, tenant: str, *, limit: int, cursor: str | None = None, prefix: str = "") -> ListPage:
+        check_limit(limit)
+        return await self._read(database.page, tenant, decode_cursor(cursor), prefix, limit)
+
+    async def ping(self) -> None:
+        await self._read(database.get_versions, [ProfileKey("ping", "ping")])
+
+    async def close(self) -> None:
+        """Waits for what was begun."""
+        file, self._file = self._file, None
+        if file is None:
+            return
+        file.cache.close()
+        for lane in (file.reader, file.writer):
+            await self._in_thread(lane.thread, lane.connection.close)
+            lane.thread.shutdown(wait=False)
+
+    def _opened(self) -> OpenFile:
+        if self._file is None:
+            raise StoreUnavailable(f"the store {self._path} is not open")
+        return self._file
+
+    async def _read(
+        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        lane = self._opened().reader
+        return await self._in_thread(lane.thread, lambda: work(lane.connection, *args, **kwargs))
+
+    async def _write(
+        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        lane = self._opened().writer
+        return await self._in_thread(lane.thread, lambda: work(lane.connection, *args, **kwargs))
+
+    async def _in_thread(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(thread, work)
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"the store {self._path} failed: {error}") from error

@@ -1,0 +1,119 @@
+"""What every store does: the protocol and what goes in and out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from .errors import PreconditionFailed, RecordDamaged
+from .names import ProfileKey
+from .profile import Profile, record_version
+from .record_reader import decode_record
+
+
+class StoredProfile(NamedTuple):
+    """A record as the store holds it, not yet checked. ``created``, ``updated``: seconds since 1970."""
+
+    version: str
+    record: bytes
+    created: float
+    updated: float
+
+    def decode(self) -> Profile:
+        """Raises: RecordDamaged if the record is damaged or is not the one that the version stands for."""
+        profile = decode_record(self.record)
+        if self.version != record_version(self.record):
+            raise RecordDamaged(f"the record has version {profile.version}, it is kept as {self.version}")
+        return profile
+
+
+class ProfileListing(NamedTuple):
+    """One line of a list; ``bytes`` is the record's size.
+
+    ``labels`` is None without a head of its own. Of a damaged record only the rest is known: labels and
+    shared head are None and ``damaged`` is true.
+    """
+
+    name: str
+    version: str
+    labels: tuple[str, ...] | None
+    shared_head: str | None
+    bytes: int
+    created: float
+    updated: float
+    damaged: bool = False
+
+
+class ListPage(NamedTuple):
+    """``next_cursor`` is None on the last page."""
+
+    profiles: tuple[ProfileListing, ...]
+    next_cursor: str | None
+
+
+class PutOutcome(NamedTuple):
+    """``identical``: that version was there already, nothing was written and ``updated`` is what it was."""
+
+    version: str
+    status: Literal["created", "replaced", "identical"]
+    created: float
+    updated: float
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A precondition on the version that is there: If-Match and If-None-Match, unquoted; ``("*",)`` is any version."""
+
+    if_match: tuple[str, ...] | None = None
+    if_none_match: tuple[str, ...] | None = None
+
+    def check(self, current_version: str | None) -> None:
+        """Raises: PreconditionFailed unless it holds for this version (None: the profile is absent)."""
+        if self.if_match is not None and not _names(self.if_match, current_version):
+            raise PreconditionFailed(current_version)
+        if self.if_none_match is not None and _names(self.if_none_match, current_version):
+            raise PreconditionFailed(current_version)
+
+
+def _names(versions: tuple[str, ...], current_version: str | None) -> bool:
+    return current_version is not None and ("*" in versions or current_version in versions)
+
+
+NO_CONDITION = Match()
+
+
+class ProfileStore(Protocol):
+    """Profiles by key. Used from one event loop; every method may raise StoreUnavailable.
+
+    A write that was acknowledged is what every later read sees, in this process and in others.
+    """
+
+    @property
+    def scheme(self) -> str:
+        """``memory``, ``sqlite`` or ``redis``."""
+
+    async def open(self) -> None:
+        """Connect; may be called again until it works."""
+
+    async def get(self, key: ProfileKey) -> StoredProfile | None: ...
+
+    async def get_many(self, keys: Sequence[ProfileKey]) -> list[StoredProfile | None]:
+        """One answer a key, in the keys' order."""
+
+    async def versions(self, keys: Sequence[ProfileKey]) -> list[str | None]:
+        """Which version is there now: the question of every batch, so it is cheap."""
+
+    async def put(self, key: ProfileKey, profile: Profile, *, match: Match = NO_CONDITION) -> PutOutcome:
+        """Raises: PreconditionFailed; ProfileInvalid if the key's tenant or name is not a name."""
+
+    async def delete(self, key: ProfileKey, *, match: Match = NO_CONDITION) -> bool:
+        """False if it was not there. Raises: PreconditionFailed, with ``if_match`` on an absent profile too."""
+
+    async def list(self, tenant: str, *, limit: int, cursor: str | None = None, prefix: str = "") -> ListPage:
+        """A page by name; names that stay are seen once, whatever comes and goes. Raises: CursorInvalid."""
+
+    async def ping(self) -> None:
+        """Raises: StoreUnavailable."""
+
+    async def close(self) -> None: ...

@@ -1,0 +1,130 @@
+"""The one thread that owns the device: takes a batch when it is free, makes slots resident, computes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from xpeft_server.model.classifier import Classifier, ClassifierInput
+from xpeft_server.model.slots import SlotFill
+
+from .batch import Batch, Computed, Outcome
+from .errors import WrongBank
+from .metrics import Metrics
+from .queue import FairQueue
+from .slot_table import SlotTable
+from .ticket import Entry
+
+logger = logging.getLogger(__name__)
+
+
+class DeviceThread:
+    """Works until the queue is closed. No timer: a batch grows exactly while the one before it is computed.
+
+    Args:
+        on_taken: called in the event loop with each batch when it is taken.
+        on_death: called in the event loop if the thread ends otherwise than by the queue's closing.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        queue: FairQueue,
+        slots: SlotTable,
+        *,
+        max_batch_tokens: int,
+        metrics: Metrics,
+        on_taken: Callable[[Batch], None],
+        on_death: Callable[[BaseException], None],
+    ) -> None:
+        self._classifier = classifier
+        self._queue = queue
+        self._slots = slots
+        self._max_batch_tokens = max_batch_tokens
+        self._metrics = metrics
+        self._on_taken = on_taken
+        self._on_death = on_death
+        self._thread: threading.Thread | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._thread = threading.Thread(target=self._run, args=(loop,), name="device", daemon=True)
+        self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        """The queue must have been closed."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            while entries := self._queue.take(self._max_batch_tokens):
+                batch = Batch(entries, time.monotonic(), loop.create_future())
+                loop.call_soon_threadsafe(self._on_taken, batch)
+                outcomes = self._compute(entries)
+                computed = Computed(outcomes, time.monotonic() - batch.taken)
+                loop.call_soon_threadsafe(_set, batch.computed, computed)
+                self._observe(entries)
+        except BaseException as error:
+            logger.critical("the device thread ended", exc_info=error)
+            loop.call_soon_threadsafe(self._on_death, error)
+
+    def _compute(self, entries: list[Entry]) -> list[Outcome]:
+        """One outcome an entry. A batch that fails is halved until it is known which text it was."""
+        outcomes: list[Outcome] = []
+        while len(outcomes) < len(entries):
+            rest = entries[len(outcomes) :]
+            self._slots.begin_batch()
+            try:
+                outcomes += self._compute_prefix(rest)
+            except Exception as error:
+                if len(rest) == 1:
+                    logger.exception("a text of profile %s cannot be computed", rest[0].ticket.request.profile)
+                    outcomes.append(error)
+                else:
+                    half = len(rest) // 2
+                    logger.warning("a batch of %d texts failed and is halved: %r", len(rest), error)
+                    outcomes += self._compute(rest[:half]) + self._compute(rest[half:])
+        return outcomes
+
+    def _compute_prefix(self, entries: list[Entry]) -> list[Outcome]:
+        """As many texts as there are slots for, from the first on; the others are the next turn's."""
+        inputs: list[ClassifierInput] = []
+        fills: dict[str, SlotFill] = {}
+        for entry in entries:
+            cached = entry.ticket.profile
+            placed = self._slots.place(cached)
+            if placed is None:
+                break
+            (slot, head_rows), cold = placed
+            if cold:
+                fills[cached.version] = SlotFill(slot, cached.profile, head_rows)
+            shared = cached.profile.shared_head
+            rows = head_rows if shared is None else self._classifier.buffers.shared_head_rows[shared]
+            inputs.append(ClassifierInput(entry.text, slot, rows))
+        if not inputs:
+            raise WrongBank("the profile's head has more labels than this server holds", param="profile")
+        try:
+            self._fill(list(fills.values()))
+            return list(self._classifier.logits(inputs))
+        except BaseException:
+            self._slots.forget(fills)
+            raise
+
+    def _fill(self, fills: list[SlotFill]) -> None:
+        if fills:
+            began = time.monotonic()
+            self._classifier.fill(fills)
+            self._metrics.profile_load["host"].observe(time.monotonic() - began)
+
+    def _observe(self, entries: list[Entry]) -> None:
+        self._metrics.batch_size.observe(len(entries))
+        self._metrics.batch_tokens.observe(sum(len(entry.text) for entry in entries))
+        self._metrics.batch_profiles.observe(len({entry.ticket.profile.version for entry in entries}))
+
+
+def _set(future: asyncio.Future[Computed], computed: Computed) -> None:
+    if not future.done():
+        future.set_result(computed)

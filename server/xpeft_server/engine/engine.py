@@ -1,0 +1,266 @@
+"""Requests in, answers out: every request that was accepted is answered exactly once, whatever fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from xpeft_profiles import BankGeometry, ProfileStore
+from xpeft_server.model.classifier import Classifier
+from xpeft_server.model.tokenizing import TokenizedText
+
+from .answers import classification
+from .batch import Batch
+from .device_thread import DeviceThread
+from .errors import EngineError, InternalError, Unavailable
+from .info import engine_info
+from .metrics import Metrics
+from .permits import Permits
+from .profile_cache import CachedProfile, ProfileCache
+from .profile_loader import ProfileLoader, not_found
+from .queue import FairQueue
+from .request_checks import check_head, check_inputs, check_lengths
+from .requests import ClassifyAnswer, ClassifyRequest, EngineStatus
+from .slot_table import SlotTable
+from .store_watch import StoreWatch
+from .ticket import Ticket
+from .tokenizer_stage import TokenizerStage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Sizes in texts, tokens and bytes; see the settings of the same names."""
+
+    max_batch_tokens: int
+    queue_limit: int
+    queue_token_limit: int
+    max_inputs: int
+    host_cache_bytes: int
+
+
+class Engine:
+    """Serves one model. Its methods are for one event loop; the device belongs to a thread of its own.
+
+    A profile that is resident is computed at once with the version at hand, while the store is asked, once a batch,
+    which versions are current; what turns out stale is computed anew before anybody sees it.
+
+    Args:
+        on_death: called in the event loop when the device thread has died and everybody has been told.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        store: ProfileStore,
+        *,
+        limits: EngineLimits,
+        metrics: Metrics,
+        on_death: Callable[[], None] = lambda: None,
+    ) -> None:
+        buffers = classifier.buffers
+        self.metrics = metrics
+        self.geometry: BankGeometry = classifier.geometry
+        self.info = engine_info(classifier, limits)
+        self._classifier = classifier
+        self._permits = Permits(texts=limits.queue_limit, tokens=limits.queue_token_limit)
+        self._tokenizer = TokenizerStage(classifier.plm.tokenizer)
+        self._watch = StoreWatch(store, metrics)
+        self._cache = ProfileCache(limits.host_cache_bytes, metrics)
+        self._loader = ProfileLoader(
+            store, geometry=self.geometry, cache=self._cache, watch=self._watch, metrics=metrics
+        )
+        self._queue = FairQueue()
+        self._device = DeviceThread(
+            classifier,
+            self._queue,
+            SlotTable(slots=buffers.slots, head_rows=buffers.own_head_rows, metrics=metrics),
+            max_batch_tokens=limits.max_batch_tokens,
+            metrics=metrics,
+            on_taken=self._batch_taken,
+            on_death=self._device_died,
+        )
+        self._on_death = on_death
+        self._tickets: set[Ticket] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._state = "starting"
+        metrics.set_kernels(self.info.kernels)
+        metrics.requests_waiting.set_function(lambda: sum(ticket.taken is None for ticket in self._tickets))
+        metrics.requests_running.set_function(lambda: sum(ticket.taken is not None for ticket in self._tickets))
+
+    async def start(self) -> None:
+        """Warm up and begin; the store may be down, then it is asked again until it answers."""
+        await self._watch.start()
+        await asyncio.to_thread(self._classifier.warm_up)
+        self._device.start(asyncio.get_running_loop())
+        self._state = "ok"
+
+    def status(self) -> EngineStatus:
+        """Ready when the engine runs and the store answers."""
+        checks = {"engine": self._state, "store": self._watch.problem or "ok"}
+        return EngineStatus(ready=set(checks.values()) == {"ok"}, checks=checks)
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyAnswer:
+        """Answer every input with one version of the profile, current when the request came or later.
+
+        Cancelling the caller withdraws the request: what has not reached the device never will.
+        Raises: EngineError.
+        """
+        if self._state != "ok":
+            raise Unavailable(f"the engine takes no requests: {self._state}")
+        accepted = time.monotonic()
+        check_inputs(request, self.info.max_inputs)
+        self._permits.admit_texts(len(request.inputs))
+        tokens = 0
+        try:
+            texts = await self._tokenizer.encode(request)
+            check_lengths(request, texts, self.info.context_length)
+            wanted = sum(map(len, texts))
+            self._permits.admit_tokens(wanted)
+            tokens = wanted
+            profile = self._cache.get(request.profile) or await self._loader.load(request.profile)
+            check_head(profile)
+            return await self._queued(request, texts, profile, accepted)
+        finally:
+            self._permits.release(texts=len(request.inputs), tokens=tokens)
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing new; wait until what was accepted is answered, at most this long."""
+        if self._state == "ok":
+            self._state = "stopping"
+        deadline = time.monotonic() + seconds
+        while self._tickets and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait([ticket.answer for ticket in self._tickets], timeout=left)
+
+    async def close(self) -> None:
+        """Whoever still waits is told; the device thread ends after the batch that it computes."""
+        if self._state != "failed":
+            self._state = "stopped"
+        self._fail_all(Unavailable("the server stopped before it could answer"))
+        self._queue.close()
+        await self._watch.stop()
+        await asyncio.to_thread(self._device.join, 30.0)
+        self._tokenizer.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _queued(
+        self, request: ClassifyRequest, texts: list[TokenizedText], profile: CachedProfile, accepted: float
+    ) -> ClassifyAnswer:
+        if self._state not in {"ok", "stopping"}:
+            raise Unavailable(f"the engine takes no requests: {self._state}")
+        answer: asyncio.Future[ClassifyAnswer] = asyncio.get_running_loop().create_future()
+        ticket = Ticket(request, texts, profile, answer, accepted=accepted)
+        self._tickets.add(ticket)
+        try:
+            self._queue.put(ticket.entries())
+            return await answer
+        finally:
+            self._tickets.discard(ticket)
+
+    def _batch_taken(self, batch: Batch) -> None:
+        for ticket in {entry.ticket for entry in batch.entries if entry.alive}:
+            if ticket.taken is None:
+                ticket.taken = batch.taken
+        self._spawn(self._settle(batch))
+
+    async def _settle(self, batch: Batch) -> None:
+        """Ask for the versions while the device computes, then answer whose texts are all there."""
+        await self._verify({entry.ticket for entry in batch.entries if entry.alive})
+        computed = await batch.computed
+        for ticket in {entry.ticket for entry in batch.entries if entry.alive}:
+            ticket.inference_time += computed.seconds
+        for entry, outcome in zip(batch.entries, computed.outcomes, strict=True):
+            if not entry.alive:
+                continue
+            if isinstance(outcome, Exception):
+                entry.ticket.answer.set_exception(_as_engine_error(outcome))
+                continue
+            entry.ticket.logits[entry.place] = outcome
+            entry.ticket.missing -= 1
+            if not entry.ticket.missing:
+                self._answer(entry.ticket)
+
+    async def _verify(self, tickets: set[Ticket]) -> None:
+        """One question for all tickets whose version nobody asked for since they came; the stale ones start anew."""
+        unsure = [ticket for ticket in tickets if not ticket.fresh]
+        if not unsure:
+            return
+        keys = list({ticket.request.profile for ticket in unsure})
+        asked_at = time.monotonic()
+        answers = await self._loader.versions(keys)
+        if answers is None:
+            return
+        versions = dict(zip(keys, answers, strict=True))
+        for ticket in unsure:
+            version = versions[ticket.request.profile]
+            if version == ticket.profile.version:
+                ticket.profile.asked_at = max(asked_at, ticket.profile.asked_at)
+                continue
+            self._cache.invalidate(ticket.profile)
+            if ticket.answer.done():
+                continue
+            if version is None:
+                ticket.answer.set_exception(not_found(ticket.request.profile))
+            else:
+                ticket.abandon()
+                self._spawn(self._begin_anew(ticket))
+
+    async def _begin_anew(self, ticket: Ticket) -> None:
+        try:
+            profile = await self._loader.load(ticket.request.profile)
+            check_head(profile)
+        except EngineError as error:
+            if not ticket.answer.done():
+                ticket.answer.set_exception(error)
+            return
+        ticket.begin(profile)
+        self._queue.put(ticket.entries(), front=True)
+
+    def _answer(self, ticket: Ticket) -> None:
+        labels = ticket.profile.labels or ()
+        logits = [each for each in ticket.logits if each is not None]
+        self.metrics.prompt_tokens.inc(ticket.tokens)
+        self.metrics.request_queue_time.observe(ticket.waited)
+        self.metrics.request_inference_time.observe(ticket.inference_time)
+        ticket.answer.set_result(
+            ClassifyAnswer(
+                profile_version=ticket.profile.version,
+                labels=labels,
+                data=tuple(classification(each, labels) for each in logits),
+                prompt_tokens=ticket.tokens,
+                queue_time=ticket.waited,
+                inference_time=ticket.inference_time,
+            )
+        )
+
+    def _device_died(self, error: BaseException) -> None:
+        self._state = "failed"
+        self._fail_all(InternalError(f"the device thread ended: {error!r}"))
+        self._on_death()
+
+    def _fail_all(self, error: EngineError) -> None:
+        for ticket in list(self._tickets):
+            if not ticket.answer.done():
+                ticket.answer.set_exception(error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.critical("a batch could not be answered", exc_info=error)
+            self._device_died(error)
+
+
+def _as_engine_error(error: Exception) -> EngineError:
+    return error if isinstance(error, EngineError) else InternalError(f"the text could not be computed: {error!r}")

@@ -1,0 +1,69 @@
+"""What a request can be refused with, in the engine's words; the API's one table turns them into answers.
+
+EngineError
+├── InvalidInput          a field of the request cannot be used (names the field)
+│   └── InputTooLong      more tokens than the model takes
+├── ProfileNotFound
+├── ProfileHasNoHead      it steers the model but cannot classify
+├── WrongBank             the profile was made for another bank than the one loaded
+├── DamagedProfile        the store's record fails its checksum: this profile alone is affected
+├── Overloaded            the queue is full; try again after ``retry_after`` seconds
+└── Unavailable           store down, server stopping or device lost; ``retry_after`` seconds
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Root of the tree. ``code`` is the wire's stable word for it, ``param`` the field it is about."""
+
+    code = "engine_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidInput(EngineError):
+    code = "invalid_input"
+
+
+class InputTooLong(InvalidInput):
+    code = "input_too_long"
+
+
+class ProfileNotFound(EngineError):
+    code = "profile_not_found"
+
+
+class ProfileHasNoHead(EngineError):
+    code = "profile_has_no_head"
+
+
+class WrongBank(EngineError):
+    code = "wrong_bank"
+
+
+class DamagedProfile(EngineError):
+    code = "damaged_profile"
+
+
+class InternalError(EngineError):
+    code = "internal_error"
+
+
+class Overloaded(EngineError):
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Unavailable(EngineError):
+    code = "unavailable"
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

@@ -1,0 +1,118 @@
+"""Profiles from the store: everybody who asks while a question is out shares the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from xpeft_profiles import (
+    BankGeometry,
+    BankMismatch,
+    ProfileInvalid,
+    ProfileKey,
+    ProfileStore,
+    RecordDamaged,
+    StoredProfile,
+    StoreUnavailable,
+)
+
+from .errors import DamagedProfile, EngineError, ProfileNotFound, Unavailable, WrongBank
+from .metrics import Metrics
+from .profile_cache import CachedProfile, ProfileCache
+from .store_watch import StoreWatch
+
+logger = logging.getLogger(__name__)
+
+Loaded = CachedProfile | EngineError
+
+
+class ProfileLoader:
+    """Reads and decodes in rounds of one `get_many`, beside the event loop; what it read is in the cache.
+
+    Args:
+        geometry: of the bank that is loaded; profiles of another one are refused here.
+    """
+
+    def __init__(
+        self, store: ProfileStore, *, geometry: BankGeometry, cache: ProfileCache, watch: StoreWatch, metrics: Metrics
+    ) -> None:
+        self._store = store
+        self._geometry = geometry
+        self._cache = cache
+        self._watch = watch
+        self._metrics = metrics
+        self._wanted: dict[ProfileKey, asyncio.Future[Loaded]] = {}
+        self._rounds: asyncio.Task[None] | None = None
+
+    async def load(self, key: ProfileKey) -> CachedProfile:
+        """The profile as the store has it after this call began.
+
+        Raises: ProfileNotFound, DamagedProfile, WrongBank, or Unavailable while the store cannot be asked.
+        """
+        wanted = self._wanted.get(key)
+        if wanted is None:
+            wanted = self._wanted[key] = asyncio.get_running_loop().create_future()
+            if self._rounds is None:
+                self._rounds = asyncio.create_task(self._ask(), name="profile-loader")
+        loaded = await asyncio.shield(wanted)
+        if isinstance(loaded, EngineError):
+            raise loaded
+        return loaded
+
+    async def versions(self, keys: Sequence[ProfileKey]) -> list[str | None] | None:
+        """Which versions the store has now; None while it cannot be asked."""
+        if not self._watch.up:
+            return None
+        try:
+            return await self._store.versions(keys)
+        except StoreUnavailable as error:
+            self._watch.failed(error)
+            return None
+
+    async def _ask(self) -> None:
+        try:
+            while self._wanted:
+                wanted, self._wanted = self._wanted, {}
+                for future, answer in zip(wanted.values(), await self._round(list(wanted)), strict=True):
+                    future.set_result(answer)
+        finally:
+            self._rounds = None
+
+    async def _round(self, keys: list[ProfileKey]) -> list[Loaded]:
+        asked_at = time.monotonic()
+        try:
+            stored = await self._store.get_many(keys)
+        except StoreUnavailable as error:
+            self._watch.failed(error)
+            return [Unavailable(f"the profile store does not answer: {error.message}") for _ in keys]
+        except Exception:
+            logger.exception("the profile store failed in a way of its own")
+            return [Unavailable("the profile store failed") for _ in keys]
+        loaded = await asyncio.to_thread(self._decode, keys, stored, asked_at)
+        seconds = time.monotonic() - asked_at
+        for each in loaded:
+            if isinstance(each, CachedProfile):
+                self._cache.put(each)
+                self._metrics.profile_load[self._store.scheme].observe(seconds)
+        return loaded
+
+    def _decode(self, keys: list[ProfileKey], stored: list[StoredProfile | None], asked_at: float) -> list[Loaded]:
+        return [self._decoded(key, record, asked_at) for key, record in zip(keys, stored, strict=True)]
+
+    def _decoded(self, key: ProfileKey, stored: StoredProfile | None, asked_at: float) -> Loaded:
+        if stored is None:
+            return not_found(key)
+        try:
+            profile = stored.decode()
+            profile.check_fits(self._geometry)
+        except RecordDamaged as error:
+            return DamagedProfile(f"profile {key.name!r} is damaged in the store: {error.message}", param="profile")
+        except (BankMismatch, ProfileInvalid) as error:
+            return WrongBank(f"profile {key.name!r} does not fit the loaded bank: {error.message}", param="profile")
+        return CachedProfile(key, stored.version, profile, profile.label_names(self._geometry), asked_at)
+
+
+def not_found(key: ProfileKey) -> ProfileNotFound:
+    return ProfileNotFound(f"profile {key.name!r} does not exist", param="profile")

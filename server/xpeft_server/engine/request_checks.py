@@ -1,0 +1,35 @@
+"""What a request must be before it may wait for the device."""
+
+from __future__ import annotations
+
+from xpeft_server.model.tokenizing import TokenizedText
+
+from .errors import InputTooLong, InvalidInput, ProfileHasNoHead
+from .profile_cache import CachedProfile
+from .requests import ClassifyRequest
+
+
+def check_inputs(request: ClassifyRequest, most: int) -> None:
+    if not request.inputs:
+        raise InvalidInput("input is empty: give at least one text", param="input")
+    if len(request.inputs) > most:
+        raise InvalidInput(f"input has {len(request.inputs)} texts, more than the {most} of one request", param="input")
+    for index, (text, pair) in enumerate(request.inputs):
+        if not text or pair == "":
+            raise InvalidInput(f"input {index} is an empty text", param="input")
+
+
+def check_lengths(request: ClassifyRequest, texts: list[TokenizedText], limit: int) -> None:
+    for index, text in enumerate(texts):
+        if not len(text):
+            raise InvalidInput(f"input {index} has no tokens: {request.inputs[index].text[:40]!r}", param="input")
+        if len(text) > limit:
+            raise InputTooLong(
+                f"input {index} has {len(text)} tokens, the model takes {limit}; shorten it or set truncate",
+                param="input",
+            )
+
+
+def check_head(profile: CachedProfile) -> None:
+    if profile.labels is None:
+        raise ProfileHasNoHead(f"profile {profile.key.name!r} has no head and cannot classify", param="profile")

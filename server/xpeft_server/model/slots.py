@@ -1,0 +1,135 @@
+"""Slots: device rows that hold the resident profiles' materialised adapters and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xpeft_kernels import AdapterForm, Norm, Tiles, aggregate_adapters, apply_adapters
+from xpeft_profiles import Profile
+
+from .bank import Bank
+
+
+class SlotFill(NamedTuple):
+    """A profile to materialise. ``head_rows`` ``[C]`` are the rows its own head goes to, empty without one."""
+
+    slot: int
+    profile: Profile
+    head_rows: NDArray[np.int64]
+
+
+def adapter_form(bank: Bank) -> AdapterForm:
+    return AdapterForm(
+        hidden=bank.hidden,
+        width=bank.width,
+        activation=bank.activation,
+        layer_norm=bank.layer_norm,
+        down_bias=bank.down_bias is not None,
+        up_bias=bank.up_bias is not None,
+    )
+
+
+def bank_rows(bank: Bank, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """``[L, N, D]`` of `AdapterForm`: the bank as the operators read it."""
+    parts = [bank.down.flatten(2), bank.down_bias, bank.up.flatten(2), bank.up_bias]
+    form = adapter_form(bank)
+    rows = torch.empty(bank.blocks, bank.adapters, form.bank_row, device=device, dtype=dtype)
+    start = 0
+    for part in parts:
+        if part is not None:
+            rows[..., start : start + part.shape[-1]] = part
+            start += part.shape[-1]
+    return rows
+
+
+class SlotBuffers:
+    """Preallocated for S slots and ``head_rows`` label rows; the bank's shared heads come behind those.
+
+    Args:
+        adapters: ``[L, S, D']`` rows of the form, dtype of the model.
+        head_weight, head_bias: ``[rows, H]`` and ``[rows]`` float32.
+    """
+
+    def __init__(self, bank: Bank, *, slots: int, head_rows: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.form = adapter_form(bank)
+        self.own_head_rows = head_rows
+        self._bank = bank_rows(bank, device=device, dtype=dtype)
+        # Not zeroed: on CPU a slot takes memory when it is first filled, and no other is ever read.
+        self.adapters = torch.empty(bank.blocks, slots, self.form.slot_row, device=device, dtype=dtype)
+        shared = {name: head.weight.shape[0] for name, head in bank.heads.items()}
+        total = head_rows + sum(shared.values())
+        self.head_weight = torch.zeros(total, bank.hidden, device=device)
+        self.head_bias = torch.zeros(total, device=device)
+        self.shared_head_rows: dict[str, NDArray[np.int64]] = {}
+        start = head_rows
+        for name, count in shared.items():
+            rows = np.arange(start, start + count)
+            self.shared_head_rows[name] = rows
+            self.head_weight[start : start + count] = bank.heads[name].weight
+            self.head_bias[start : start + count] = bank.heads[name].bias
+            start += count
+
+    @property
+    def slots(self) -> int:
+        """S."""
+        return self.adapters.shape[1]
+
+    def fill(self, fills: Sequence[SlotFill]) -> None:
+        """Materialise profiles into their slots; one product a block for all hard ones, one for all soft ones."""
+        for hard in (True, False):
+            some = [fill for fill in fills if fill.profile.hard is hard]
+            if some:
+                self._aggregate(some, hard)
+        if self.form.layer_norm and fills:
+            self._write_affine(fills)
+        for fill in fills:
+            if fill.profile.head_weight is not None and fill.profile.head_bias is not None:
+                rows = self._device(fill.head_rows)
+                self.head_weight[rows] = self._device(fill.profile.head_weight).float()
+                self.head_bias[rows] = self._device(fill.profile.head_bias).float()
+
+    def _aggregate(self, fills: Sequence[SlotFill], hard: bool) -> None:
+        masks = np.stack([np.stack([fill.profile.mask_a, fill.profile.mask_b]) for fill in fills])
+        if hard:
+            masks = np.packbits(masks, axis=-1, bitorder="little")
+        ids = self._device(np.array([fill.slot for fill in fills]))
+        aggregate_adapters(self._bank, self._device(masks), self.adapters, ids, split=self.form.split)
+
+    def _write_affine(self, fills: Sequence[SlotFill]) -> None:
+        """LN_R's weight and bias of each profile, identity where it brings none."""
+        shape = (self.adapters.shape[0], self.form.width)
+        affine = [
+            np.concatenate(
+                [
+                    np.ones(shape, np.float16) if fill.profile.ln_weight is None else fill.profile.ln_weight,
+                    np.zeros(shape, np.float16) if fill.profile.ln_bias is None else fill.profile.ln_bias,
+                ],
+                axis=1,
+            )
+            for fill in fills
+        ]
+        ids = self._device(np.array([fill.slot for fill in fills]))
+        values = self._device(np.stack(affine, axis=1)).to(self.adapters.dtype)
+        self.adapters[:, :, self.form.bank_row :].index_copy_(1, ids, values)
+
+    def _device(self, values: NDArray[np.generic]) -> Tensor:
+        # A profile's arrays are read-only, which PyTorch warns of.
+        return torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self.adapters.device, non_blocking=True)
+
+
+class SlotAdapters:
+    """The slots as the `Adapters` of one batch's forward."""
+
+    def __init__(self, rows: Tensor, tiles: Tiles, form: AdapterForm) -> None:
+        self._rows = rows
+        self._tiles = tiles
+        self._form = form
+
+    def __call__(self, block: int, hidden: Tensor, residual: Tensor | None, norm: Norm | None) -> Tensor:
+        return apply_adapters(hidden, self._rows[block], self._tiles, self._form, residual=residual, norm=norm)

@@ -1,0 +1,57 @@
+"""Texts to token ids, under the model's length limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from .errors import ModelUnusable
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedText:
+    """``ids`` and ``type_ids`` ``[n]`` int32, special tokens included."""
+
+    ids: NDArray[np.int32]
+    type_ids: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class TextTokenizer:
+    """The PLM's own fast tokenizer, with whatever truncation or padding its file sets switched off.
+
+    Safe to call from several threads.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        limit: tokens that the model takes.
+    Raises: ModelUnusable if the tokenizer has no fast form.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise ModelUnusable(f"plm: its tokenizer ({type(tokenizer).__name__}) has no fast form (tokenizer.json)")
+        self.limit = min(limit, tokenizer.model_max_length)
+        self._whole = Tokenizer.from_str(backend.to_str())
+        self._whole.no_truncation()
+        self._whole.no_padding()
+        self._cut = Tokenizer.from_str(self._whole.to_str())
+        self._cut.enable_truncation(self.limit, strategy="longest_first")
+
+    def encode(self, texts: Sequence[tuple[str, str | None]], *, truncate: bool = False) -> list[TokenizedText]:
+        """Token lists as long as the texts are, or cut to ``limit`` (of a pair the longer side first)."""
+        pairs = [text if pair is None else (text, pair) for text, pair in texts]
+        backend = self._cut if truncate else self._whole
+        return [_tokenized(encoding) for encoding in backend.encode_batch_fast(pairs)]
+
+
+def _tokenized(encoding: Encoding) -> TokenizedText:
+    return TokenizedText(np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32))

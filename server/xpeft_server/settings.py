@@ -1,0 +1,189 @@
+"""The one frozen settings object: what ``xpeft serve`` can be told, on the command line or as ``XPEFT_…``."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PREFIX = "XPEFT_"
+# What the commands that talk to a server read: set beside a server's own variables, they are no mistake.
+CLIENT_VARIABLES = frozenset({"XPEFT_URL", "XPEFT_API_KEY"})
+
+
+class SettingsInvalid(Exception):
+    """A setting cannot be used; the message names the key and the value."""
+
+
+class Settings(BaseModel):
+    """What the server was told, checked as a whole. Sizes in bytes, times in seconds, lengths in tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    plm: str = Field(
+        default="minilm",
+        min_length=1,
+        description="frozen language model: a path, a hub id, or minilm for the one of the demo package",
+    )
+    bank: str = Field(
+        default="random:N=100,R=48,seed=0,std=0.1",
+        min_length=1,
+        description="adapter bank: a file, or random:N=…,R=…,seed=…,std=…",
+    )
+    store: str = Field(
+        default="sqlite:///xpeft.db",
+        min_length=1,
+        description="profile store: sqlite:///FILE (sqlite:////FILE is absolute), redis://… or memory://",
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="address to listen on; anything but loopback needs --api-keys",
+    )
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes any free one")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="device that runs the model: auto, cpu or cuda"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="number format of the model: auto, float32 or bfloat16"
+    )
+    max_batch_tokens: int = Field(default=8192, ge=16, le=1 << 24, description="most tokens in one forward pass")
+    queue_limit: int = Field(
+        default=1024, ge=1, le=1 << 24, description="most texts waiting or running; beyond it requests get 429"
+    )
+    queue_token_limit: int = Field(
+        default=262_144, ge=16, le=1 << 30, description="most tokens waiting; beyond it requests get 429"
+    )
+    slots: int = Field(
+        default=256, ge=1, le=1 << 20, description="profiles whose adapters are kept ready on the device"
+    )
+    host_cache_bytes: int = Field(
+        default=256 << 20, ge=0, description="memory for the compact records of profiles, in bytes"
+    )
+    api_keys: Path | None = Field(
+        default=None, description="file of API keys (see xpeft keys); none: everyone on this host is let in"
+    )
+    metrics_open: bool = Field(default=False, description="serve /metrics without an operator's key")
+    metrics_top_profiles: int = Field(
+        default=100, ge=0, le=10_000, description="profiles with a metric of their own; the rest is counted as other"
+    )
+    max_body_bytes: int = Field(default=8 << 20, ge=1024, le=1 << 30, description="largest JSON body, in bytes")
+    max_profile_bytes: int = Field(default=1 << 20, ge=1024, le=1 << 30, description="largest profile file, in bytes")
+    max_inputs: int = Field(default=256, ge=1, le=1 << 16, description="most texts in one request")
+    drain_seconds: float = Field(
+        default=10.0, ge=0, le=3600, description="time for what is in flight to finish after SIGTERM, in seconds"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least severity that is logged: debug, info, warning or error"
+    )
+
+    @model_validator(mode="after")
+    def _possible_as_a_whole(self) -> Self:
+        if self.api_keys is None and not is_loopback(self.host):
+            raise ValueError(
+                f"host = {self.host!r} can be reached from other machines, and api_keys is not set:"
+                " give --api-keys FILE or listen on 127.0.0.1"
+            )
+        for small, large in (
+            ("max_profile_bytes", "max_body_bytes"),
+            ("max_inputs", "queue_limit"),
+            ("max_batch_tokens", "queue_token_limit"),
+        ):
+            if getattr(self, small) > getattr(self, large):
+                raise ValueError(f"{small} = {getattr(self, small)} is more than {large} = {getattr(self, large)}")
+        return self
+
+    @property
+    def store_shown(self) -> str:
+        """The store's URL without its password, for logs and people."""
+        parts = urlsplit(self.store)
+        if parts.password is None:
+            return self.store
+        return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"))
+
+
+class SettingDescription(NamedTuple):
+    """One row of the README's table and one option of ``xpeft serve``. ``default`` is as one would type it."""
+
+    name: str
+    option: str
+    variable: str
+    default: str
+    help: str
+    is_flag: bool
+
+
+def describe_settings() -> tuple[SettingDescription, ...]:
+    """Every setting, in the order of the class: the one place that help, README and tests read."""
+    return tuple(
+        SettingDescription(
+            name=name,
+            option="--" + name.replace("_", "-"),
+            variable=PREFIX + name.upper(),
+            default=""
+            if field.default is None
+            else str(field.default).lower()
+            if isinstance(field.default, bool)
+            else str(field.default),
+            help=field.description or "",
+            is_flag=field.annotation is bool,
+        )
+        for name, field in Settings.model_fields.items()
+    )
+
+
+def load_settings(options: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
+    """The settings of one start: an option wins over its variable, a variable over the default.
+
+    Args:
+        options: what the command line gave, by setting name; ``None`` stands for not given.
+        environ: the process environment; read here and never again.
+    Raises: SettingsInvalid, naming key and value, also for a ``XPEFT_…`` variable that nothing reads.
+    """
+    values = _from_environment(environ)
+    values.update({name: value for name, value in options.items() if value is not None})
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsInvalid("\n".join(_reason(dict(item)) for item in error.errors())) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
+    known = {setting.variable: setting.name for setting in describe_settings()}
+    values: dict[str, object] = {}
+    for variable, value in environ.items():
+        if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES:
+            continue
+        if variable not in known:
+            near = difflib.get_close_matches(variable, [*known, *CLIENT_VARIABLES], n=1, cutoff=0.0)
+            raise SettingsInvalid(f"{variable} = {value!r} is not a setting; the nearest is {near[0]}")
+        if not value:
+            raise SettingsInvalid(f"{variable} is empty; give it a value or unset it")
+        values[known[variable]] = value
+    return values
+
+
+def _reason(error: dict[str, object]) -> str:
+    location = error["loc"]
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not isinstance(location, tuple) or not location:
+        return message
+    name = str(location[0])
+    return (
+        f"{name} = {error['input']!r} cannot be used: {message} (--{name.replace('_', '-')} or {PREFIX}{name.upper()})"
+    )
