@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -47,3 +52,62 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     return folder
+
+
+class RedisServer:
+    """A redis-server of our own that answers a write when it is on the disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        program = shutil.which("redis-server")
+        if program is None:
+            pytest.fail("redis-server is not installed; these tests need a real one (apt install redis-server)")
+        options = ["--port", str(self.port), "--dir", str(self.folder), "--bind", "127.0.0.1", "--save", ""]
+        options += ["--appendonly", "yes", "--appendfsync", "always"]
+        self.process = subprocess.Popen([program, *options], stdout=subprocess.PIPE, text=True)
+        lines: IO[str] = self.output
+        said = []
+        for line in lines:
+            said.append(line)
+            if "Ready to accept connections" in line:
+                return
+        pytest.fail("redis-server did not start:\n" + "".join(said))
+
+    @property
+    def output(self) -> IO[str]:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def kill(self) -> None:
+        """SIGKILL: no chance to write anything more."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.output.close()
+            self.process = None
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One for all tests that leave it alone."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """One for a test that kills, stops or fills it."""
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.kill()

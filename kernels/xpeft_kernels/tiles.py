@@ -21,13 +21,15 @@ class PaddedTiles:
 
     Args:
         slots: ``[K]`` int64, slot of each run, runs of one stack next to each other.
-        stacks: (runs, rows) of each stack; the sum of runs is K, and Σ runs·rows is G.
+        slices: padded rows and runs of each stack; all runs of a stack have the same number of rows.
+        owners: ``[G]`` int64, padded row → run.
         gather: ``[G]`` int64, padded row → packed token (padding repeats the run's first token).
         scatter: ``[T]`` int64, packed token → padded row.
     """
 
     slots: Tensor
-    stacks: tuple[tuple[int, int], ...]
+    slices: tuple[tuple[slice, slice], ...]
+    owners: Tensor
     gather: Tensor
     scatter: Tensor
 
@@ -76,10 +78,14 @@ class Tiles:
         gather = np.repeat(start, rows) + np.where(real, within, 0)
         scatter = np.empty(self.tokens, np.int64)
         scatter[gather[real]] = np.flatnonzero(real)
-        heights, counts = np.unique(rows, return_counts=True)
+        first = np.flatnonzero(np.r_[True, rows[1:] != rows[:-1]]).tolist()
         return PaddedTiles(
             slots=self._index(slot),
-            stacks=tuple((int(count), int(height)) for height, count in zip(heights, counts, strict=True)),
+            slices=tuple(
+                (slice(int(offset[run]), int(offset[end])), slice(run, end))
+                for run, end in zip(first, [*first[1:], len(rows)], strict=True)
+            ),
+            owners=self._index(np.repeat(np.arange(len(rows)), rows)),
             gather=self._index(gather),
             scatter=self._index(scatter),
         )
@@ -89,7 +95,7 @@ class Tiles:
 
 
 def _stack_height(length: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Round up to a multiple of 16, above 128 to an eighth of a power of two: few stacks, at most an eighth wasted."""
+    """Round up to a multiple of 16, above 128 to an eighth of the power of two below: less than an eighth is wasted."""
     wide = length.astype(np.int64)
-    step = np.maximum(MIN_ROWS, 2 ** np.ceil(np.log2(wide)).astype(np.int64) // 8)
+    step = np.maximum(MIN_ROWS, 2 ** np.floor(np.log2(wide)).astype(np.int64) // 8)
     return -(-wide // step) * step

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ def read_file_header(data: bytes, ranks: Mapping[str, int], item_bytes: Mapping[
         raise ProfileInvalid(f"a profile has no such tensor; it has {', '.join(ranks)}", shown(unknown[0]))
     tensors = {}
     for name, entry in header.items():
-        tensors[name] = _tensor_place(name, entry, ranks[name], item_bytes, begin)
+        tensors[name] = _tensor_place(name, entry, ranks[name], item_bytes, begin, len(data))
     _check_cover(tensors, begin, len(data))
     return FileHeader(tensors, metadata)
 
@@ -60,8 +61,8 @@ def parse_json(text: str, param: str) -> Any:
     def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            counts = Counter(name for name, _ in pairs)
+            twice = next(name for name, count in counts.items() if count > 1)
             raise ProfileInvalid(f"the key {shown(twice)} stands there twice", param)
         return found
 
@@ -99,7 +100,9 @@ def _parse(data: bytes) -> tuple[dict[str, Any], int]:
     return header, begin
 
 
-def _tensor_place(name: str, entry: object, rank: int, item_bytes: Mapping[str, int], base: int) -> TensorPlace:
+def _tensor_place(
+    name: str, entry: object, rank: int, item_bytes: Mapping[str, int], begin: int, end: int
+) -> TensorPlace:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ProfileInvalid(f"{shown(entry)} does not have just dtype, shape and data_offsets", name)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -109,12 +112,13 @@ def _tensor_place(name: str, entry: object, rank: int, item_bytes: Mapping[str, 
         raise ProfileInvalid(f"shape is {shown(shape)}, it must be {rank} sizes, none of them zero", name)
     if not _are_sizes(offsets, 2):
         raise ProfileInvalid(f"data_offsets are {shown(offsets)}, they must be two numbers ≥ 0", name)
-    size = math.prod(shape) * item_bytes[dtype]
-    if offsets[1] - offsets[0] != size:
+    if offsets[1] > end - begin:
+        raise ProfileInvalid(f"data_offsets are {shown(offsets)}, there are {end - begin} bytes of tensors", name)
+    if offsets[1] - offsets[0] != math.prod(shape) * item_bytes[dtype]:
         raise ProfileInvalid(
-            f"data_offsets are {shown(offsets)}, shape {shown(shape)} in {dtype} takes {shown(size)} bytes", name
+            f"data_offsets are {shown(offsets)}, which is not the size of {shown(shape)} in {dtype}", name
         )
-    return TensorPlace(dtype, tuple(shape), base + offsets[0], base + offsets[1])
+    return TensorPlace(dtype, tuple(shape), begin + offsets[0], begin + offsets[1])
 
 
 def _are_sizes(value: object, count: int) -> bool:
@@ -128,8 +132,6 @@ def _are_sizes(value: object, count: int) -> bool:
 def _check_cover(tensors: Mapping[str, TensorPlace], begin: int, end: int) -> None:
     """The tensors must fill the file: no overlap, no gap, nothing behind them."""
     for name, place in sorted(tensors.items(), key=lambda item: item[1].begin):
-        if place.end > end:
-            raise ProfileInvalid(f"ends at byte {shown(place.end)}, the file at {end}", name)
         if place.begin != begin:
             fault = "overlaps the tensor before it" if place.begin < begin else "leaves a gap before it"
             raise ProfileInvalid(f"begins at byte {place.begin} instead of {begin}: it {fault}", name)

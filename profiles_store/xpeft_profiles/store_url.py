@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -25,6 +26,7 @@ REDIS_OPTIONS = (
     "ssl_check_hostname",
     "ssl_keyfile",
 )
+POSITIVE_OPTIONS = ("max_connections", "socket_connect_timeout", "socket_timeout")
 CREDENTIALS = re.compile(r"(?<=://).*(?=@)")
 
 
@@ -60,16 +62,21 @@ def _sqlite_store(url: str) -> SqliteStore:
 def _redis_store(url: str) -> RedisStore:
     try:
         parts = urlsplit(url)
-        unknown = sorted(set(parse_qs(parts.query, keep_blank_values=True)) - set(REDIS_OPTIONS))
-        if unknown:
-            raise ValueError(f"it has the unknown option {shown(unknown[0])}")
-        if parts.scheme == "unix" and not parts.path:
-            raise ValueError("it must name a socket: unix:///SOCKET")
-        if parts.scheme != "unix" and re.fullmatch(r"/?|/[0-9]+", parts.path) is None:
-            raise ValueError(f"its path {shown(parts.path)} is not the number of a database")
-        return RedisStore(url)
+        options = parse_qs(parts.query, keep_blank_values=True)
+        store = RedisStore(url)
     except (ValueError, TypeError) as error:
-        raise _invalid(url, str(error)) from error
+        # Their words may quote a part of the URL, the password for one.
+        raise _invalid(url, f"it must be like {SCHEMES}") from error
+    for name, values in options.items():
+        if name not in REDIS_OPTIONS:
+            raise _invalid(url, f"it has the unknown option {shown(name)}")
+        if name in POSITIVE_OPTIONS and not 0 < float(values[0]) < math.inf:
+            raise _invalid(url, f"{name} must be greater than 0")
+    if parts.scheme == "unix" and not parts.path:
+        raise _invalid(url, "it must name a socket: unix:///SOCKET")
+    if parts.scheme != "unix" and re.fullmatch(r"/?|/[0-9]+", parts.path) is None:
+        raise _invalid(url, "its path must be the number of a database")
+    return store
 
 
 def _invalid(url: str, reason: str) -> StoreUrlInvalid:

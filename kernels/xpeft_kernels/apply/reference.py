@@ -43,31 +43,35 @@ def apply_adapters_ref(
 
 
 def _through_adapters(tokens: Tensor, rows: Tensor, plan: PaddedTiles, form: AdapterForm) -> Tensor:
-    """``[G, H]`` padded tokens → h + act(LN_R(h Â)) B̂, stack by stack. Args: rows: ``[K, D]``, one a run."""
-    stacks = []
-    run = token = 0
-    for count, height in plan.stacks:
-        stack = tokens[token : token + count * height].view(count, height, form.hidden)
-        stacks.append(_through_stack(stack, rows[run : run + count], form))
-        run, token = run + count, token + count * height
-    return torch.cat([stack.view(-1, form.hidden) for stack in stacks]) if torch.is_grad_enabled() else tokens
+    """h + act(LN_R(h Â)) B̂ for padded tokens, in place where no gradient is asked for.
 
-
-def _through_stack(tokens: Tensor, rows: Tensor, form: AdapterForm) -> Tensor:
-    """``[K, M, H]`` tokens and their ``[K, D]`` rows → ``[K, M, H]``; in place where no gradient is asked for."""
-    count, wide = rows.shape[0], form.hidden * form.width
-    down = rows[:, :wide].view(count, form.hidden, form.width)
-    up = rows[:, form.split : form.split + wide].view(count, form.width, form.hidden)
-    z = torch.bmm(tokens, down)
+    Args:
+        tokens: ``[G, H]`` in stacks of runs.
+        rows: ``[K, D]``, the adapter row of each run.
+    """
+    wide = form.hidden * form.width
+    down = rows[:, :wide].view(-1, form.hidden, form.width)
+    up = rows[:, form.split : form.split + wide].view(-1, form.width, form.hidden)
+    stacks = [(tokens[rows_], down[runs], up[runs]) for rows_, runs in plan.slices]
+    z = torch.cat([torch.bmm(h.view(len(a), -1, form.hidden), a).view(-1, form.width) for h, a, _ in stacks])
     if form.down_bias:
-        z = z + rows[:, None, wide : form.split]
+        z = z + rows[:, wide : form.split].index_select(0, plan.owners)
     if form.layer_norm:
-        weight, bias = rows[:, None, form.bank_row :].chunk(2, dim=2)
+        weight, bias = rows[:, form.bank_row :].index_select(0, plan.owners).chunk(2, dim=1)
         z = torch.addcmul(bias, functional.layer_norm(z, (form.width,), eps=LN_EPS), weight)
     z = functional.relu(z) if form.activation == "relu" else functional.gelu(z)
-    up_bias = rows[:, None, form.split + wide : form.bank_row]
-    if torch.is_grad_enabled():
-        out = torch.baddbmm(tokens, z, up)
-        return out + up_bias if form.up_bias else out
-    tokens.baddbmm_(z, up)
-    return tokens.add_(up_bias) if form.up_bias else tokens
+    out = _add_up(tokens, z, [(h, b) for h, _, b in stacks], plan)
+    if form.up_bias:
+        out = out + rows[:, form.split + wide : form.bank_row].index_select(0, plan.owners)
+    return out
+
+
+def _add_up(tokens: Tensor, z: Tensor, stacks: list[tuple[Tensor, Tensor]], plan: PaddedTiles) -> Tensor:
+    """``tokens`` + z B̂, stack by stack. Args: z: ``[G, R]``; stacks: views of ``tokens`` and their B̂ ``[k, R, H]``."""
+    width, hidden = z.shape[1], tokens.shape[1]
+    grad = torch.is_grad_enabled()
+    outs = []
+    for (rows_, _), (h, b) in zip(plan.slices, stacks, strict=True):
+        z_stack, h_stack = z[rows_].view(len(b), -1, width), h.view(len(b), -1, hidden)
+        outs.append(torch.baddbmm(h_stack, z_stack, b) if grad else h_stack.baddbmm_(z_stack, b))
+    return torch.cat([out.view(-1, hidden) for out in outs]) if grad else tokens

@@ -1,0 +1,218 @@
+"""What only the Redis store has to promise: keys, faults of a server far away, and its return."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import redis
+from redis.crc import key_slot
+
+from xpeft_profiles import Match, PreconditionFailed, ProfileKey, RecordDamaged, RedisStore, StoreUnavailable
+
+KEY = ProfileKey("acme", "support")
+MakeProfile = Callable[..., Any]
+# What a test may take for "in time", with read_seconds=0.2 and a busy machine.
+IN_TIME = 3.0
+
+
+@pytest.fixture
+async def store(own_redis: Any) -> AsyncIterator[RedisStore]:
+    opened = RedisStore(own_redis.url, connect_seconds=0.5, read_seconds=0.2)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def calm_store(redis_client: redis.Redis, redis_server: Any) -> AsyncIterator[RedisStore]:
+    """On the server that all tests share."""
+    opened = RedisStore(redis_server.url)
+    yield opened
+    await opened.close()
+
+
+def calls_of(store: RedisStore, profile: Any) -> list[Callable[[], Any]]:
+    return [
+        store.ping,
+        lambda: store.get(KEY),
+        lambda: store.versions([KEY]),
+        lambda: store.list("acme", limit=3),
+        lambda: store.put(KEY, profile),
+        lambda: store.delete(KEY),
+    ]
+
+
+async def test_a_tenants_keys_share_a_cluster_slot(
+    calm_store: RedisStore, redis_client: redis.Redis, make_profile: MakeProfile
+) -> None:
+    await calm_store.put(KEY, make_profile())
+    keys = {b"xpeft:{acme}:profile:support", b"xpeft:{acme}:version:support", b"xpeft:{acme}:names"}
+    assert set(redis_client.keys()) == keys
+    assert len({key_slot(key) for key in keys}) == 1
+    assert redis_client.get("xpeft:{acme}:version:support") == make_profile().version.encode()
+    await calm_store.delete(KEY)
+    assert redis_client.keys() == []
+
+
+async def test_acknowledged_puts_survive_a_killed_server_and_the_store_reconnects(
+    store: RedisStore, own_redis: Any, make_profile: MakeProfile
+) -> None:
+    keys = [ProfileKey("acme", f"p{i}") for i in range(50)]
+    await asyncio.gather(*(store.put(key, make_profile(seed)) for seed, key in enumerate(keys)))
+    await asyncio.to_thread(own_redis.kill)
+    for call in calls_of(store, make_profile()):
+        with pytest.raises(StoreUnavailable, match=f"redis at 127.0.0.1:{own_redis.port} failed"):
+            await call()
+    await asyncio.to_thread(own_redis.start)
+    stored = await store.get_many(keys)
+    expected = [make_profile(seed).version for seed in range(50)]
+    assert [profile and profile.decode().version for profile in stored] == expected
+    assert len((await store.list("acme", limit=100)).profiles) == 50
+
+
+@pytest.mark.parametrize("first", range(6))
+async def test_the_first_call_after_an_unnoticed_restart_works(
+    store: RedisStore, own_redis: Any, make_profile: MakeProfile, first: int
+) -> None:
+    await asyncio.gather(*(store.get(KEY) for _ in range(8)))
+    await asyncio.to_thread(own_redis.kill)
+    await asyncio.to_thread(own_redis.start)
+    await calls_of(store, make_profile())[first]()
+
+
+async def test_a_server_that_does_not_answer_is_unavailable_in_time(
+    store: RedisStore, own_redis: Any, make_profile: MakeProfile
+) -> None:
+    own_redis.process.send_signal(signal.SIGSTOP)
+    try:
+        for call in calls_of(store, make_profile()):
+            begin = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                await call()
+            assert time.monotonic() - begin < IN_TIME
+    finally:
+        own_redis.process.send_signal(signal.SIGCONT)
+    await store.ping()
+
+
+async def test_a_write_without_an_answer_is_not_sent_again(
+    store: RedisStore, own_redis: Any, make_profile: MakeProfile
+) -> None:
+    own_redis.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(StoreUnavailable):
+        await store.put(KEY, make_profile(1), match=Match(if_none_match=("*",)))
+    own_redis.process.send_signal(signal.SIGCONT)
+    with redis.Redis(port=own_redis.port) as client:
+        calls = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
+    assert calls <= 1
+
+
+async def test_an_address_where_nobody_listens_is_unavailable() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        store = RedisStore(f"redis://127.0.0.1:{free.getsockname()[1]}")
+        with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1"):
+            await store.open()
+        await store.close()
+
+
+async def test_a_server_that_speaks_something_else_is_unavailable() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        store = RedisStore(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", read_seconds=0.2)
+        with pytest.raises(StoreUnavailable):
+            await store.open()
+        await store.close()
+
+
+async def test_a_wrong_password_is_unavailable_and_stays_secret(redis_server: Any) -> None:
+    store = RedisStore(redis_server.url.replace("redis://", "redis://user:s3cret@"))
+    with pytest.raises(StoreUnavailable) as refused:
+        await store.open()
+    assert "s3cret" not in refused.value.message
+    await store.close()
+
+
+@pytest.mark.parametrize("kind", ["profile:support", "version:support", "names"])
+async def test_a_key_of_another_type_is_an_error_and_changes_nothing(
+    calm_store: RedisStore, redis_client: redis.Redis, make_profile: MakeProfile, kind: str
+) -> None:
+    redis_client.rpush(f"xpeft:{{acme}}:{kind}", "not ours")
+    with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
+        await calm_store.put(KEY, make_profile())
+    assert len(redis_client.keys()) == 1
+
+
+async def test_a_full_server_refuses_writes_whole_and_still_reads_and_deletes(
+    store: RedisStore, own_redis: Any, make_profile: MakeProfile
+) -> None:
+    await store.put(KEY, make_profile(1))
+    with redis.Redis(port=own_redis.port) as client:
+        client.config_set("maxmemory", "1")
+        other = ProfileKey("acme", "other")
+        for key in (KEY, other):
+            with pytest.raises(StoreUnavailable, match="memory"):
+                await store.put(key, make_profile(2))
+        assert client.exists("xpeft:{acme}:profile:other", "xpeft:{acme}:version:other") == 0
+    assert await store.versions([KEY]) == [make_profile(1).version]
+    assert await store.delete(KEY) is True
+
+
+async def test_values_that_are_no_envelope_are_damaged_records(
+    calm_store: RedisStore, redis_client: redis.Redis, make_profile: MakeProfile
+) -> None:
+    await calm_store.put(KEY, make_profile())
+    for value in (b"", b"short", b"\xff" * 48, b"\xff" * 4000):
+        redis_client.set("xpeft:{acme}:profile:support", value)
+        stored = await calm_store.get(KEY)
+        assert stored is not None
+        with pytest.raises(RecordDamaged):
+            stored.decode()
+        assert (await calm_store.list("acme", limit=3)).profiles[0].damaged
+        assert (await calm_store.put(KEY, make_profile())).status == "replaced"
+
+
+async def test_scripts_that_the_server_forgot_are_sent_again(
+    calm_store: RedisStore, redis_client: redis.Redis, make_profile: MakeProfile
+) -> None:
+    await calm_store.put(KEY, make_profile(1))
+    redis_client.script_flush()
+    assert (await calm_store.put(KEY, make_profile(2))).status == "replaced"
+    redis_client.script_flush()
+    with pytest.raises(PreconditionFailed):
+        await calm_store.delete(KEY, match=Match(if_match=("sha256:other",)))
+
+
+async def test_cancelled_callers_give_their_connections_back(redis_server: Any, make_profile: MakeProfile) -> None:
+    store = RedisStore(redis_server.url, connections=2)
+    keys = [ProfileKey("cancelled", f"p{i}") for i in range(20)]
+    for seed, key in enumerate(keys):
+        await store.put(key, make_profile(seed))
+    for turn in range(60):
+        tasks = [asyncio.ensure_future(store.versions([key])) for key in keys]
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        answers = (await asyncio.gather(*tasks, return_exceptions=True))[1::2]
+        assert answers == [[make_profile(seed).version] for seed in range(1, 20, 2)]
+    await store.close()
+
+
+async def test_more_callers_than_connections_wait_for_one(redis_server: Any, make_profile: MakeProfile) -> None:
+    store = RedisStore(redis_server.url, connections=2)
+    await store.put(KEY, make_profile())
+    answers = await asyncio.gather(*(store.versions([KEY]) for _ in range(200)))
+    assert answers == [[make_profile().version]] * 200
+    await store.close()

@@ -1,0 +1,188 @@
+"""What only the SQLite store has to promise: a file, its durability and its faults."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xpeft_profiles import Match, PreconditionFailed, ProfileKey, SqliteStore, StoreUnavailable
+
+KEY = ProfileKey("acme", "support")
+MakeProfile = Callable[..., Any]
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+import numpy as np
+from xpeft_profiles import Profile, ProfileKey, SqliteStore
+
+async def main():
+    store = SqliteStore(Path(sys.argv[1]))
+    await store.open()
+    rows = np.eye(64, dtype=bool)
+    for i in range(64 * 64):
+        profile = Profile(bank="sha256:" + "00" * 32, mask_a=rows[i % 64][None], mask_b=rows[i // 64][None])
+        outcome = await store.put(ProfileKey("acme", f"p{i}"), profile)
+        print(f"p{i}", outcome.version, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    opened = SqliteStore(tmp_path / "profiles.db", busy_seconds=0.05)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+def acknowledged_by_a_killed_writer(path: Path) -> list[list[str]]:
+    """Names and versions that a process said it had stored, before and while it was killed."""
+    command = [sys.executable, "-c", WRITER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        lines = [writer.stdout.readline() for _ in range(200)]
+        writer.kill()
+        lines += writer.stdout.readlines()
+    return [line.split() for line in lines if line.endswith("\n")]
+
+
+async def test_what_was_acknowledged_survives_a_killed_writer(tmp_path: Path) -> None:
+    path = tmp_path / "profiles.db"
+    acknowledged = await asyncio.to_thread(acknowledged_by_a_killed_writer, path)
+    assert 200 <= len(acknowledged) < 64 * 64
+    store = SqliteStore(path)
+    await store.open()
+    stored = await store.get_many([ProfileKey("acme", name) for name, _ in acknowledged])
+    await store.close()
+    assert [profile and profile.decode().version for profile in stored] == [version for _, version in acknowledged]
+
+
+async def test_commits_are_synced_to_the_disk(store: SqliteStore) -> None:
+    writer = store._opened().writer.connection
+    assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert writer.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+async def test_readers_cannot_write(store: SqliteStore) -> None:
+    with pytest.raises(StoreUnavailable, match="readonly"):
+        await store._read(lambda connection: connection.execute("DELETE FROM profiles"))
+
+
+async def test_known_versions_are_answered_without_a_thread(store: SqliteStore, make_profile: MakeProfile) -> None:
+    await store.put(KEY, make_profile())
+    await store.versions([KEY])
+    coroutine = store.versions([KEY])
+    with pytest.raises(StopIteration) as answered:
+        coroutine.send(None)
+    assert answered.value.value == [make_profile().version]
+
+
+async def test_a_closed_store_is_unavailable_and_opens_again(store: SqliteStore, make_profile: MakeProfile) -> None:
+    await store.put(KEY, make_profile())
+    await store.close()
+    for call in (store.get(KEY), store.versions([KEY]), store.put(KEY, make_profile()), store.ping()):
+        with pytest.raises(StoreUnavailable, match="not open"):
+            await call
+    await store.open()
+    assert await store.versions([KEY]) == [make_profile().version]
+
+
+async def test_a_folder_that_is_missing_makes_it_unavailable_until_it_is_there(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "later" / "profiles.db")
+    with pytest.raises(StoreUnavailable, match=r"profiles\.db failed: unable to open database file"):
+        await store.open()
+    (tmp_path / "later").mkdir()
+    await store.open()
+    await store.ping()
+    await store.close()
+
+
+async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "profiles.db"
+    path.write_bytes(b"no database at all " * 300)
+    store = SqliteStore(path)
+    with pytest.raises(StoreUnavailable, match="not a database"):
+        await store.open()
+    await store.close()
+    assert path.read_bytes().startswith(b"no database")
+
+
+async def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE accounts (id INTEGER)")
+    connection.close()
+    with pytest.raises(StoreUnavailable, match="another program"):
+        await SqliteStore(path).open()
+
+
+async def test_a_newer_schema_is_refused(store: SqliteStore, tmp_path: Path) -> None:
+    await store._write(lambda connection: connection.execute("PRAGMA user_version = 2"))
+    with pytest.raises(StoreUnavailable, match="has schema 2, this server knows schema 1"):
+        await SqliteStore(tmp_path / "profiles.db").open()
+
+
+async def test_a_full_disk_refuses_the_write_and_keeps_what_was_there(
+    store: SqliteStore, make_profile: MakeProfile
+) -> None:
+    await store.put(KEY, make_profile(1))
+    await store._write(lambda connection: connection.execute("PRAGMA max_page_count = 8").fetchone())
+    large = make_profile(2, hidden=4096, labels=tuple("abcdefgh"))
+    with pytest.raises(StoreUnavailable, match="full"):
+        await store.put(KEY, large)
+    assert await store.versions([KEY]) == [make_profile(1).version]
+    assert (await store.put(KEY, make_profile(3))).status == "replaced"
+
+
+async def test_a_foreign_lock_refuses_writes_in_time_and_lets_reads_through(
+    store: SqliteStore, tmp_path: Path, make_profile: MakeProfile
+) -> None:
+    await store.put(KEY, make_profile(1))
+    other = sqlite3.connect(tmp_path / "profiles.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable, match="locked"):
+        await store.put(KEY, make_profile(2))
+    assert await store.versions([KEY]) == [make_profile(1).version]
+    other.execute("ROLLBACK")
+    other.close()
+    assert (await store.put(KEY, make_profile(2))).status == "replaced"
+
+
+async def test_a_refused_precondition_leaves_no_transaction_open(store: SqliteStore, make_profile: MakeProfile) -> None:
+    with pytest.raises(PreconditionFailed):
+        await store.put(KEY, make_profile(1), match=Match(if_match=("*",)))
+    assert not store._opened().writer.connection.in_transaction
+    assert (await store.put(KEY, make_profile(1))).status == "created"
+
+
+async def test_a_damaged_file_is_unavailable(store: SqliteStore, tmp_path: Path, make_profile: MakeProfile) -> None:
+    await store.put(KEY, make_profile(1))
+    await store.close()
+    path = tmp_path / "profiles.db"
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    path.write_bytes(content)
+    await store.open()
+    with pytest.raises(StoreUnavailable, match="malformed"):
+        await store.get(KEY)
+    with pytest.raises(StoreUnavailable, match="malformed"):
+        await store.put(KEY, make_profile(2))
+
+
+async def test_the_event_loop_runs_while_the_store_works(store: SqliteStore, make_profile: MakeProfile) -> None:
+    waiting = asyncio.ensure_future(store.put(KEY, make_profile(1)))
+    turns = 0
+    while not waiting.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns > 1
+    assert (await waiting).status == "created"

@@ -1,0 +1,135 @@
+"""What every store shows of what it holds: pages of names, and records that are damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from xpeft_profiles import (
+    CursorInvalid,
+    Match,
+    ProfileKey,
+    ProfileStore,
+    RecordDamaged,
+    encode_record,
+)
+
+KEY = ProfileKey("acme", "support")
+
+MakeProfile = Callable[..., Any]
+NamesOf = Callable[..., Any]
+
+
+async def test_pages_follow_the_names(store: ProfileStore, make_profile: MakeProfile, names_of: NamesOf) -> None:
+    names = ["A", "B-1", "Z", "a", "a.b", "a_b", "aa", "b", "b.1", "b.2", "b0"]
+    for name in reversed(names):
+        await store.put(ProfileKey("acme", name), make_profile())
+    await store.put(ProfileKey("zeta", "aaa"), make_profile())
+    for limit in (1, 2, 5, 10, 11, 12, 1000):
+        assert await names_of(store, "acme", limit) == sorted(names)
+    page = await store.list("acme", limit=11)
+    assert page.next_cursor is None
+    assert await names_of(store, "acme", 1, prefix="b") == ["b", "b.1", "b.2", "b0"]
+    assert await names_of(store, "acme", 2, prefix="b.") == ["b.1", "b.2"]
+    for nothing in ("c", "ü", "*", "b.22", "\U0010ffff"):
+        assert await names_of(store, "acme", 2, prefix=nothing) == []
+
+
+async def test_a_page_says_what_there_is(store: ProfileStore, make_profile: MakeProfile) -> None:
+    own = make_profile(1, labels=("negative", "positive"))
+    shared = make_profile(2, shared_head="topics")
+    outcome = await store.put(ProfileKey("acme", "own"), own)
+    await store.put(ProfileKey("acme", "shared"), shared)
+    first, second = (await store.list("acme", limit=2)).profiles
+    assert first == (
+        "own",
+        own.version,
+        ("negative", "positive"),
+        None,
+        len(encode_record(own)),
+        outcome.created,
+        outcome.updated,
+        False,
+    )
+    assert (second.labels, second.shared_head) == (None, "topics")
+
+
+async def test_paging_neither_skips_nor_repeats_while_names_come_and_go(
+    store: ProfileStore, make_profile: MakeProfile
+) -> None:
+    stay = [f"stay{i:02}" for i in range(20)]
+    go = [f"stay{i:02}.gone" for i in range(20)]
+    for name in stay + go:
+        await store.put(ProfileKey("acme", name), make_profile())
+    seen: list[str] = []
+    cursor = None
+    turn = 0
+    while True:
+        page = await store.list("acme", limit=3, cursor=cursor)
+        seen += [line.name for line in page.profiles]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+        # The name that the cursor stands on may vanish, and names may appear on both sides of it.
+        for line in page.profiles:
+            if line.name in go:
+                await store.delete(ProfileKey("acme", line.name))
+        await store.put(ProfileKey("acme", f"a-new{turn}"), make_profile())
+        await store.put(ProfileKey("acme", f"stay{(turn * 7) % 20:02}-new"), make_profile())
+        turn += 1
+    assert [name for name in seen if name in stay] == stay
+    assert len(seen) == len(set(seen))
+
+
+@pytest.mark.parametrize("cursor", ["", "!", "YQ==", "Y", "Li4vdXA", "w7w", "ü", "YR", "a" * 400, "YQ\n"])
+async def test_a_foreign_cursor_is_refused(store: ProfileStore, cursor: str) -> None:
+    with pytest.raises(CursorInvalid, match="cursor: "):
+        await store.list("acme", limit=3, cursor=cursor)
+
+
+async def test_a_limit_below_one_is_a_bug_of_the_caller(store: ProfileStore) -> None:
+    with pytest.raises(ValueError, match="limit: 0"):
+        await store.list("acme", limit=0)
+
+
+async def test_a_damaged_record_is_seen_and_hurts_nobody_else(
+    store: ProfileStore, make_profile: MakeProfile, damage: Callable[[ProfileKey], None]
+) -> None:
+    neighbour = ProfileKey("acme", "neighbour")
+    profile = make_profile(labels=("a", "b"))
+    await store.put(KEY, profile)
+    await store.put(neighbour, profile)
+    damage(KEY)
+    good, bad = await store.get_many([neighbour, KEY])
+    assert good is not None
+    assert bad is not None
+    assert good.decode().version == profile.version
+    with pytest.raises(RecordDamaged, match="CRC-32"):
+        bad.decode()
+    first, second = (await store.list("acme", limit=10)).profiles
+    assert (first.name, first.labels, first.damaged) == ("neighbour", ("a", "b"), False)
+    assert (second.name, second.labels, second.damaged) == ("support", None, True)
+    assert second.bytes == first.bytes
+
+
+async def test_a_damaged_record_is_repaired_by_a_put_of_the_same_profile(
+    store: ProfileStore, make_profile: MakeProfile, damage: Callable[[ProfileKey], None]
+) -> None:
+    created = await store.put(KEY, make_profile())
+    damage(KEY)
+    repaired = await store.put(KEY, make_profile(), match=Match(if_match=(created.version,)))
+    assert (repaired.status, repaired.created) == ("replaced", created.created)
+    stored = await store.get(KEY)
+    assert stored is not None
+    assert stored.decode().version == created.version
+
+
+async def test_a_damaged_record_can_be_deleted(
+    store: ProfileStore, make_profile: MakeProfile, damage: Callable[[ProfileKey], None], names_of: NamesOf
+) -> None:
+    await store.put(KEY, make_profile())
+    damage(KEY)
+    assert await store.delete(KEY) is True
+    assert await names_of(store, "acme", 10) == []
