@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
-from urllib.parse import urlsplit, urlunsplit
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 PREFIX = "XPEFT_"
 # What the commands that talk to a server read: set beside a server's own variables, they are no mistake.
 CLIENT_VARIABLES = frozenset({"XPEFT_URL", "XPEFT_API_KEY"})
+# In a URL: from the colon after the user's name to the last "@" before the path, or a parameter.
+_PASSWORD = re.compile(r"(?<=password=)[^&]+|(?<=:)[^/]+(?=@)")
+
+
+BatchTokens = Annotated[int, Field(ge=16, le=1 << 24)]
+SlotCount = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
 class SettingsInvalid(Exception):
@@ -52,15 +58,19 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="number format of the model: auto, float32 or bfloat16"
     )
-    max_batch_tokens: int = Field(default=8192, ge=16, le=1 << 24, description="most tokens in one forward pass")
+    max_batch_tokens: BatchTokens | Literal["auto"] = Field(
+        default="auto", description="most tokens in one forward pass; auto is 1024 on CPU and 8192 on a GPU"
+    )
     queue_limit: int = Field(
         default=1024, ge=1, le=1 << 24, description="most texts waiting or running; beyond it requests get 429"
     )
     queue_token_limit: int = Field(
         default=262_144, ge=16, le=1 << 30, description="most tokens waiting; beyond it requests get 429"
     )
-    slots: int = Field(
-        default=256, ge=1, le=1 << 20, description="profiles whose adapters are kept ready on the device"
+    slots: SlotCount | Literal["auto"] = Field(
+        default="auto",
+        description="profiles whose adapters are kept ready on the device; auto is what fits into 1 GiB on CPU"
+        " or into half of a GPU's free memory, at most 1024 or 16384",
     )
     host_cache_bytes: int = Field(
         default=256 << 20, ge=0, description="memory for the compact records of profiles, in bytes"
@@ -94,17 +104,14 @@ class Settings(BaseModel):
             ("max_inputs", "queue_limit"),
             ("max_batch_tokens", "queue_token_limit"),
         ):
-            if getattr(self, small) > getattr(self, large):
+            if isinstance(getattr(self, small), int) and getattr(self, small) > getattr(self, large):
                 raise ValueError(f"{small} = {getattr(self, small)} is more than {large} = {getattr(self, large)}")
         return self
 
     @property
     def store_shown(self) -> str:
         """The store's URL without its password, for logs and people."""
-        parts = urlsplit(self.store)
-        if parts.password is None:
-            return self.store
-        return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"))
+        return _PASSWORD.sub("***", self.store)
 
 
 class SettingDescription(NamedTuple):

@@ -16,6 +16,9 @@ INTERVAL = 1.0
 """Seconds between two pings; a store that is back is noticed within one of them."""
 
 
+NOT_ASKED = "not asked yet"
+
+
 class StoreWatch:
     """Opens the store, again and again until it works, and pings it from then on."""
 
@@ -24,7 +27,7 @@ class StoreWatch:
         self._metrics = metrics
         self._opened = False
         self._task: asyncio.Task[None] | None = None
-        self.problem: str | None = "not asked yet"
+        self.problem: str | None = NOT_ASKED
 
     @property
     def up(self) -> bool:
@@ -44,7 +47,7 @@ class StoreWatch:
 
     def failed(self, error: StoreUnavailable) -> None:
         """A question was not answered."""
-        if self.up:
+        if self.up or self.problem == NOT_ASKED:
             logger.warning("the profile store does not answer: %s", error.message)
         self.problem = error.message
         self._metrics.store_up.set(0)

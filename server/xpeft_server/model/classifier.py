@@ -66,6 +66,7 @@ class Classifier:
             [each.text for each in packed],
             [each.slot for each in packed],
             first_position=self.plm.first_position,
+            feed_forward=self.plm.feed_forward,
             device=self.plm.device,
         )
         assert batch.tiles is not None  # noqa: S101

@@ -14,6 +14,9 @@ from xpeft_kernels import MIN_ROWS, Tiles
 
 from .tokenizing import TokenizedText
 
+_VECTORS = 32
+"""Floats that PyTorch's widest CPU code takes in one go (two AVX-512 registers)."""
+
 
 def packed_order(slots: Sequence[int], lengths: Sequence[int]) -> NDArray[np.intp]:
     """Order in which sequences are packed: by profile, profiles and their sequences by length.
@@ -26,9 +29,31 @@ def packed_order(slots: Sequence[int], lengths: Sequence[int]) -> NDArray[np.int
     return np.lexsort((length, slot, tokens))
 
 
+def even_rows(tokens: int, width: int, threads: int) -> int:
+    """Fewest rows, ``tokens`` and 16 at least, at which an activation on CPU treats all rows alike.
+
+    PyTorch cuts ``[rows, width]`` into one piece a thread and computes what a piece has beyond whole vectors in scalar
+    code, which rounds SiLU and GELU otherwise: every piece has to be whole vectors. How many pieces it makes is in
+    ATen/Parallel.h and, for GELU, in cpu/Activation.cpp.
+
+    Args:
+        width: elements of a row inside the feed-forward; 0 asks for 16 rows only.
+        threads: of PyTorch.
+    """
+    rows = max(tokens, MIN_ROWS)
+    while not _splits_evenly(rows * width, threads):
+        rows += 1
+    return rows
+
+
+def _splits_evenly(elements: int, threads: int) -> bool:
+    pieces = {min(threads, -(-elements // 32768)), threads if elements > 16384 else 1}
+    return elements % _VECTORS == 0 and all(-(-elements // count) % _VECTORS == 0 for count in pieces if count)
+
+
 @dataclass(frozen=True)
 class PackedBatch:
-    """Q sequences as T rows. A batch of fewer than 16 rows ends with a filler sequence that nothing reads.
+    """Q sequences as T rows. A batch of too few rows (see `even_rows`) ends with a filler that nothing reads.
 
     Args:
         input_ids, position_ids: ``[1, T]`` int64; token_type_ids likewise where the model has segments.
@@ -58,6 +83,7 @@ def pack(
     slots: Sequence[int] | None,
     *,
     first_position: int = 0,
+    feed_forward: int = 0,
     device: torch.device | str = "cpu",
 ) -> PackedBatch:
     """Lay the texts end to end in the order given (see `packed_order`).
@@ -66,11 +92,13 @@ def pack(
         texts: Q ≥ 1 token lists, none empty.
         slots: the slot of each text's profile; None for the bare PLM.
         first_position: position id of each sequence's first token.
+        feed_forward: width of a row inside the model's feed-forward; 0 on devices that treat all rows alike.
     """
     ids = [text.ids for text in texts]
     types = [text.type_ids for text in texts]
-    filler = MIN_ROWS - sum(map(len, ids))
-    if filler > 0:
+    tokens = sum(map(len, ids))
+    filler = even_rows(tokens, feed_forward, torch.get_num_threads()) - tokens
+    if filler:
         ids.append(np.repeat(ids[-1][:1], filler))
         types.append(np.repeat(types[-1][:1], filler))
         slots = None if slots is None else [*slots, slots[-1]]

@@ -33,7 +33,10 @@ _DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 
 @dataclass(frozen=True, eq=False)
 class Plm:
-    """A PLM with places for adapters, frozen, in evaluation mode, on its device. One thread at a time runs it."""
+    """A PLM with places for adapters, frozen, in evaluation mode, on its device. One thread at a time runs it.
+
+    ``feed_forward`` is the width inside a block's feed-forward on CPU, 0 elsewhere (see `even_rows`).
+    """
 
     name: str
     model: PreTrainedModel
@@ -44,6 +47,7 @@ class Plm:
     device: torch.device
     dtype: torch.dtype
     first_position: int
+    feed_forward: int
 
     def forward(self, batch: PackedBatch, adapters: Adapters | None = None) -> Tensor:
         """Last hidden states ``[T, H]`` of a packed batch; without adapters, the bare PLM's."""
@@ -58,9 +62,7 @@ class Plm:
         return hidden
 
 
-def load_plm(
-    name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, tokenizer: bool = True
-) -> Plm:
+def load_plm(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Plm:
     """Load from a path, a hub id, or the installed default.
 
     Raises: UnsupportedModel for another family; ModelUnusable if files are missing or do not fit.
@@ -76,6 +78,7 @@ def load_plm(
     except (OSError, ValueError) as error:
         raise ModelUnusable(f"plm: {name!r} cannot be loaded: {error}") from error
     facts = _facts(model, config, family)
+    feed_forward = _last_matrix(model, family).numel() // facts.hidden if torch.device(device).type == "cpu" else 0
     model.set_attn_implementation(PACKED_ATTENTION)
     model.requires_grad_(False).train(False).to(device)
     return Plm(
@@ -88,6 +91,7 @@ def load_plm(
         device=torch.device(device),
         dtype=dtype,
         first_position=first_position(config),
+        feed_forward=feed_forward,
     )
 
 
@@ -117,7 +121,7 @@ def _facts(model: PreTrainedModel, config: PreTrainedConfig, family: Family) -> 
         hidden=hidden,
         blocks=blocks,
         vocab_size=vocab_size,
-        first_feed_forward=model.get_parameter(f"{family.blocks}.0.{family.weight}.weight"),
+        first_feed_forward=_last_matrix(model, family),
     )
     return PlmFacts(
         fingerprint=fingerprint,
@@ -127,6 +131,11 @@ def _facts(model: PreTrainedModel, config: PreTrainedConfig, family: Family) -> 
         vocab_size=vocab_size,
         decoder=family.decoder,
     )
+
+
+def _last_matrix(model: PreTrainedModel, family: Family) -> Tensor:
+    """``[H, I]`` or ``[I, H]``, what the first block's feed-forward ends with."""
+    return model.get_parameter(f"{family.blocks}.0.{family.weight}.weight")
 
 
 def _locate(name: str) -> str:

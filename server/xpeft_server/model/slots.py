@@ -64,8 +64,8 @@ class SlotBuffers:
         self.adapters = torch.empty(bank.blocks, slots, self.form.slot_row, device=device, dtype=dtype)
         shared = {name: head.weight.shape[0] for name, head in bank.heads.items()}
         total = head_rows + sum(shared.values())
-        self.head_weight = torch.zeros(total, bank.hidden, device=device)
-        self.head_bias = torch.zeros(total, device=device)
+        self.head_weight = torch.empty(total, bank.hidden, device=device)
+        self.head_bias = torch.empty(total, device=device)
         self.shared_head_rows: dict[str, NDArray[np.int64]] = {}
         start = head_rows
         for name, count in shared.items():

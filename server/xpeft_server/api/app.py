@@ -1,0 +1,57 @@
+"""The ASGI application: its routes, and what stands before them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from xpeft_profiles import ProfileStore
+from xpeft_server.engine.metrics import Metrics
+from xpeft_server.settings import Settings
+
+from .access import ACCESS, PUBLIC, UNMATCHED
+from .auth import Keys
+from .classify import Classifier
+from .drain import Drain
+from .engine_port import EnginePort
+from .gate import Gate
+from .generation import Generation
+from .models import Models
+from .openapi import DocumentedApi
+from .probes import Probes
+from .profiles import Profiles
+from .routes import classify_operations, openai_operations, probe_operations, profile_operations
+from .trace import Trace
+
+
+def create_app(
+    settings: Settings,
+    *,
+    engine: EnginePort,
+    store: ProfileStore,
+    keys: Keys,
+    metrics: Metrics,
+    drain: Drain | None = None,
+) -> FastAPI:
+    """Put the HTTP layer together. Whoever calls it starts and stops engine, store and keys.
+
+    Args:
+        drain: shared with whoever stops the server; a server without one never drains.
+    """
+    drain = drain or Drain()
+    app = DocumentedApi(title="X-PEFT server", version=version("xpeft-server"))
+    # Classify first: routes are tried in order.
+    operations = [
+        *classify_operations(Classifier(settings, engine=engine, metrics=metrics)),
+        *profile_operations(Profiles(settings, engine=engine, store=store, metrics=metrics)),
+        *openai_operations(Generation(engine=engine), Models(engine=engine, store=store)),
+        *probe_operations(Probes(settings, engine=engine, store=store, metrics=metrics, drain=drain)),
+    ]
+    for operation in operations:
+        app.add_operation(operation)
+    metrics.expect_routes([*ACCESS, UNMATCHED])
+    public = PUBLIC | {"/metrics"} if settings.metrics_open else PUBLIC
+    app.add_middleware(Gate, keys=keys, public=public, drain=drain)
+    app.add_middleware(Trace, metrics=metrics)
+    return app

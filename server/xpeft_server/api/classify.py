@@ -1,0 +1,81 @@
+"""POST /v1/classify."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from starlette.requests import Request
+
+from xpeft_profiles import ProfileKey
+from xpeft_server.engine.metrics import Metrics
+from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, TextInput
+from xpeft_server.settings import Settings
+
+from .bodies import read_body
+from .context import context_of
+from .departure import unless_client_leaves
+from .engine_port import EnginePort
+from .errors import ApiError
+from .json_bodies import parse_json
+from .names import asked_profile
+from .replies import JSON, Reply, json_reply
+from .wire import ClassifyBody, TextPairBody
+
+
+class Classifier:
+    """Turns a body into a request of the engine and its answer into a body."""
+
+    def __init__(self, settings: Settings, *, engine: EnginePort, metrics: Metrics) -> None:
+        self._max_bytes = settings.max_body_bytes
+        self._max_inputs = settings.max_inputs
+        self._engine = engine
+        self._metrics = metrics
+
+    async def classify(self, request: Request) -> Reply:
+        scope = request.scope
+        data = await read_body(scope, request.receive, limit=self._max_bytes, media_type=JSON)
+        body = parse_json(data, ClassifyBody)
+        name = asked_profile(body.profile, body.model)
+        inputs = self._inputs(body)
+        tenant = context_of(scope).principal.tenant
+        asked = ClassifyRequest(ProfileKey(tenant, name), inputs, body.truncate)
+        answer = await unless_client_leaves(request.receive, self._engine.classify(asked))
+        self._metrics.profile_requests.count(tenant, name)
+        return json_reply(_document(name, answer), headers=_headers(answer))
+
+    def _inputs(self, body: ClassifyBody) -> tuple[TextInput, ...]:
+        given = body.input
+        if isinstance(given, str):
+            return (TextInput(given),)
+        if len(given) > self._max_inputs:
+            message = f"input has {len(given)} texts, more than the {self._max_inputs} of one request"
+            raise ApiError(422, "too_many_inputs", message, param="input")
+        return tuple(
+            TextInput(item.text, item.text_pair) if isinstance(item, TextPairBody) else TextInput(item)
+            for item in given
+        )
+
+
+def _document(name: str, answer: ClassifyAnswer) -> dict[str, object]:
+    return {
+        "id": "classify-" + secrets.token_hex(12),
+        "object": "list",
+        "created": int(time.time()),
+        "profile": name,
+        "profile_version": answer.profile_version,
+        "labels": answer.labels,
+        "data": [
+            {"index": index, "label": label, "score": score, "probs": probs, "num_classes": num_classes}
+            for index, (label, score, probs, num_classes) in enumerate(answer.data)
+        ],
+        "usage": {"prompt_tokens": answer.prompt_tokens, "total_tokens": answer.prompt_tokens},
+    }
+
+
+def _headers(answer: ClassifyAnswer) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"x-profile-version", answer.profile_version.encode()),
+        (b"x-queue-time", b"%.6f" % answer.queue_time),
+        (b"x-inference-time", b"%.6f" % answer.inference_time),
+    ]

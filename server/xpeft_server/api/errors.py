@@ -1,0 +1,151 @@
+"""The one table that turns what went wrong into an answer, and the one envelope that it travels in.
+
+``{"error": {"message", "type", "param", "code"}}``: ``type`` follows from the status, ``code`` is the stable word.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from xpeft_profiles import (
+    BankMismatch,
+    CursorInvalid,
+    PreconditionFailed,
+    ProfileInvalid,
+    RecordDamaged,
+    StoreUnavailable,
+)
+from xpeft_server.engine.errors import (
+    DamagedProfile,
+    InvalidInput,
+    Overloaded,
+    ProfileHasNoHead,
+    ProfileNotFound,
+    Unavailable,
+    WrongBank,
+)
+
+NO_HEADERS: Final[Mapping[str, str]] = {}
+_RETRY_AFTER: Final = 1.0
+
+
+class ApiError(Exception):
+    """A request is answered with an error: status, stable code, message, and the field that it is about."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.headers = headers
+
+    def envelope(self) -> bytes:
+        error = {
+            "message": self.message,
+            "type": error_type(self.status),
+            "param": self.param,
+            "code": self.code,
+        }
+        return orjson.dumps({"error": error})
+
+
+class ClientGone(Exception):
+    """The client closed its connection before the answer; there is nobody to answer."""
+
+
+class _Rule(NamedTuple):
+    status: int
+    code: str
+
+
+# An error that is not here, nor a parent of it, is our own bug: 500.
+_TABLE: Final[Mapping[type[Exception], _Rule]] = {
+    InvalidInput: _Rule(422, InvalidInput.code),
+    ProfileNotFound: _Rule(404, ProfileNotFound.code),
+    ProfileHasNoHead: _Rule(422, ProfileHasNoHead.code),
+    WrongBank: _Rule(409, WrongBank.code),
+    DamagedProfile: _Rule(500, DamagedProfile.code),
+    Overloaded: _Rule(429, Overloaded.code),
+    Unavailable: _Rule(503, Unavailable.code),
+    ProfileInvalid: _Rule(422, "invalid_profile"),
+    BankMismatch: _Rule(409, WrongBank.code),
+    RecordDamaged: _Rule(500, DamagedProfile.code),
+    PreconditionFailed: _Rule(412, "precondition_failed"),
+    CursorInvalid: _Rule(422, "invalid_cursor"),
+    StoreUnavailable: _Rule(503, "store_unavailable"),
+}
+
+_TYPES: Final[Mapping[int, str]] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    412: "precondition_error",
+    429: "overloaded_error",
+    503: "unavailable_error",
+}
+
+
+def error_type(status: int) -> str:
+    """The envelope's ``type`` of a status."""
+    return _TYPES.get(status) or ("invalid_request_error" if status < 500 else "server_error")
+
+
+def translate(error: Exception) -> ApiError | None:
+    """The answer to an error of the engine, the store, the framework or the API; ``None`` for a bug of ours."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, HTTPException):
+        return _translate_framework(error)
+    if isinstance(error, RequestValidationError):
+        return ApiError(422, "invalid_request", "; ".join(str(item["msg"]) for item in error.errors()))
+    rule = next((_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE), None)
+    if rule is None:
+        return None
+    return ApiError(
+        rule.status,
+        getattr(error, "code", rule.code),
+        str(error),
+        param=getattr(error, "param", None),
+        headers=_retry_after(error) if rule.status in (429, 503) else NO_HEADERS,
+    )
+
+
+def outcome_of(status: int) -> str:
+    """The ``outcome`` of ``requests_total`` for an answer with this status."""
+    if status < 400:
+        return "ok"
+    if status == 429:
+        return "overloaded"
+    return "client_error" if status < 500 else "server_error"
+
+
+def _translate_framework(error: HTTPException) -> ApiError:
+    phrase = HTTPStatus(error.status_code).phrase
+    return ApiError(
+        error.status_code,
+        phrase.lower().replace(" ", "_"),
+        error.detail,
+        headers=error.headers or NO_HEADERS,
+    )
+
+
+def _retry_after(error: Exception) -> dict[str, str]:
+    seconds = float(getattr(error, "retry_after", _RETRY_AFTER))
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}

@@ -1,0 +1,63 @@
+"""Bodies as JSON: parsed, and checked against a wire type."""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from xpeft_profiles.errors import shown
+
+from .errors import ApiError
+from .wire import UNION_TAGS, UNKNOWN_FIELD
+
+Body = TypeVar("Body", bound=BaseModel)
+
+_SHOWN: Final = 80
+
+
+def parse_json(data: bytes, wire_type: type[Body]) -> Body:
+    """Raises: ApiError 400 if this is not JSON, 422 naming the field if it is not what the type says."""
+    if not data:
+        raise ApiError(400, "invalid_json", "the body is empty; send a JSON object")
+    try:
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from None
+    try:
+        return wire_type.model_validate(document)
+    except ValidationError as error:
+        raise _invalid_field(error, document) from None
+
+
+def _invalid_field(error: ValidationError, document: object) -> ApiError:
+    first = error.errors(include_url=False)[0]
+    kind = first["type"]
+    param = _param(first["loc"])
+    if kind == UNKNOWN_FIELD:
+        name = str(first["ctx"]["name"])
+        inner = f"{param}.{name}" if param else name
+        return ApiError(422, UNKNOWN_FIELD, f"there is no field {shown(inner)}", param=inner[:_SHOWN])
+    if not first["loc"]:
+        return ApiError(422, "invalid_body", f"the body is {_kind(document)}, not a JSON object")
+    if kind == "missing":
+        return ApiError(422, "missing_field", f"{param} is missing", param=param)
+    reason = first["msg"].removeprefix("Value error, ")
+    return ApiError(422, "invalid_field", f"{param}: {reason}, not {shown(first['input'])}", param=param)
+
+
+def _param(location: tuple[int | str, ...]) -> str:
+    """``input[3].text``; the names of union members are left out."""
+    param = ""
+    for part in location:
+        if isinstance(part, int):
+            param += f"[{part}]"
+        elif part not in UNION_TAGS:
+            param += f".{part}" if param else part
+    return param
+
+
+def _kind(document: object) -> str:
+    names = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(document), "a number")

@@ -1,0 +1,56 @@
+"""GET /v1/models: the tenant's profiles in OpenAI's shape."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+from xpeft_profiles import ProfileStore, check_name
+from xpeft_profiles.listing import encode_cursor
+
+from .context import context_of
+from .engine_port import EnginePort
+from .names import RESERVED
+from .paging import asked_limit, known_parameters
+from .replies import Reply, json_reply
+
+
+class Models:
+    """A page of models, by name; where the model generates, the bare one (``base``) comes before them all."""
+
+    def __init__(self, *, engine: EnginePort, store: ProfileStore) -> None:
+        self._engine = engine
+        self._store = store
+
+    async def list(self, request: Request) -> Reply:
+        known_parameters(request, "limit", "after")
+        limit = asked_limit(request.query_params.get("limit"))
+        after = request.query_params.get("after")
+        models: list[dict[str, object]] = []
+        if after is None and self._engine.info.generates:
+            models.append(_model(RESERVED, created=0, owned_by="xpeft"))
+        tenant = context_of(request.scope).principal.tenant
+        more = True
+        if len(models) < limit:
+            page = await self._store.list(tenant, limit=limit - len(models), cursor=_cursor(after))
+            models += [_model(line.name, created=int(line.created), owned_by=tenant) for line in page.profiles]
+            more = page.next_cursor is not None
+        return json_reply(
+            {
+                "object": "list",
+                "data": models,
+                "first_id": models[0]["id"] if models else None,
+                "last_id": models[-1]["id"] if models else None,
+                "has_more": more,
+            }
+        )
+
+
+def _cursor(after: str | None) -> str | None:
+    if after is None or after == RESERVED:
+        return None
+    check_name(after, param="after")
+    return encode_cursor(after)
+
+
+def _model(name: str, *, created: int, owned_by: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": created, "owned_by": owned_by}

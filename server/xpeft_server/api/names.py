@@ -1,0 +1,54 @@
+"""How callers name profiles: in a path, and in a body."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.types import Scope
+
+from xpeft_profiles import ProfileInvalid, check_name
+
+from .access import PROFILES_PREFIX
+from .errors import ApiError
+
+# Asks for the bare model, by intent; no profile can be called so.
+RESERVED: Final = "base"
+
+
+def profile_in_path(scope: Scope) -> str:
+    """The name in ``/v1/profiles/{name}``, as it was sent. Raises: ApiError 422 for what is no name."""
+    path: str = scope["path"]
+    return _checked(path.removeprefix(PROFILES_PREFIX), param="name")
+
+
+def asked_profile(profile: str | None, model: str | None) -> str:
+    """The profile that a body asks for; ``model`` is an alias of ``profile``.
+
+    Raises: ApiError 422 if both are given and differ, if neither is, or if this is no name; 404 for ``base``.
+    """
+    if profile is None:
+        if model is None:
+            raise ApiError(422, "missing_field", "profile is missing", param="profile")
+        return _answering(_checked(model, param="model"))
+    if model is not None and model != profile:
+        message = f"model = {model[:128]!r} is not profile = {profile[:128]!r}; give one of them"
+        raise ApiError(422, "invalid_field", message, param="model")
+    return _answering(_checked(profile, param="profile"))
+
+
+def no_such_profile(name: str, *, param: str = "name") -> ApiError:
+    return ApiError(404, "profile_not_found", f"there is no profile {name!r}", param=param)
+
+
+def _checked(name: str, *, param: str) -> str:
+    try:
+        check_name(name, param=param)
+    except ProfileInvalid as error:
+        raise ApiError(422, "invalid_name", error.message, param=param) from None
+    return name
+
+
+def _answering(name: str) -> str:
+    if name == RESERVED:
+        raise ApiError(404, "profile_not_found", f"{RESERVED!r} is the bare model, which has no head", param="profile")
+    return name

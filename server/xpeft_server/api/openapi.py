@@ -1,0 +1,95 @@
+"""The OpenAPI document: FastAPI's, with the bodies, the error envelope and the key that it cannot see."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .access import PUBLIC
+from .direct_route import DirectRoute
+from .operation import Operation
+
+_SCHEME: Final = "key"
+_NO_WORD: Final = re.compile(r"[^a-z0-9]+")
+
+
+class DocumentedApi(FastAPI):
+    """FastAPI without what it adds by itself: no pages, no redirects; operations bring their own documents."""
+
+    def __init__(self, *, title: str, version: str) -> None:
+        super().__init__(title=title, version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
+        self._bodies: set[type[BaseModel]] = set()
+
+    def add_operation(self, operation: Operation) -> None:
+        """Route and document one operation; a GET answers HEAD too, which the document leaves out."""
+        if operation.body is not None:
+            self._bodies.add(operation.body)
+        # The last part of a profile's path may hold anything: what is no name is refused by name, not by silence.
+        path = operation.path.replace("{name}", "{name:path}")
+        self.router.add_api_route(
+            path,
+            operation.handler,
+            methods=[operation.method],
+            summary=operation.summary,
+            operation_id=_NO_WORD.sub("_", f"{operation.method}{operation.path}".lower()).strip("_"),
+            response_model=None,
+            status_code=next(iter(operation.answers), 400),
+            responses=operation.responses(),
+            openapi_extra=operation.extra(),
+            route_class_override=DirectRoute,
+        )
+        if operation.method == "GET":
+            self.router.add_api_route(
+                path,
+                operation.handler,
+                methods=["HEAD"],
+                response_model=None,
+                include_in_schema=False,
+                route_class_override=DirectRoute,
+            )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Straight to our own middleware: FastAPI would ask the environment for telemetry, three times a request."""
+        scope["app"] = self
+        if self.middleware_stack is None:
+            self.middleware_stack = self.build_middleware_stack()
+        await self.middleware_stack(scope, receive, send)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Only what was added: what is raised is translated in one place, our own outermost middleware."""
+        app: ASGIApp = self.router
+        for middleware, args, kwargs in reversed(self.user_middleware):
+            app = middleware(app, *args, **kwargs)
+        return app
+
+    def openapi(self) -> dict[str, Any]:
+        """Built once, when it is first asked for."""
+        if self.openapi_schema is None:
+            document = get_openapi(title=self.title, version=self.version, routes=self.routes)
+            self._add_bodies(document)
+            _add_security(document)
+            self.openapi_schema = document
+        return self.openapi_schema
+
+    def _add_bodies(self, document: dict[str, Any]) -> None:
+        bodies = sorted(self._bodies, key=lambda body: body.__name__)
+        _, schemas = models_json_schema(
+            [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"
+        )
+        document["components"]["schemas"].update(schemas["$defs"])
+
+
+def _add_security(document: dict[str, Any]) -> None:
+    document["components"]["securitySchemes"] = {
+        _SCHEME: {"type": "http", "scheme": "bearer", "description": "a key made by xpeft keys create"}
+    }
+    for path, methods in document["paths"].items():
+        if path not in PUBLIC:
+            for operation in methods.values():
+                operation["security"] = [{_SCHEME: []}]

@@ -1,0 +1,88 @@
+"""One method of one path, as a value: what answers it and what the OpenAPI document says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from .replies import Reply
+from .wire import ErrorEnvelope
+
+Handler = Callable[[Request], Awaitable[Reply]]
+Schema = dict[str, Any]
+
+FILE_CONTENT: Final = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_EVERYWHERE: Final = (401, 403, 500, 503)
+_HEADERS_IN_DOCUMENT: Final = {
+    name: {"schema": {"type": "string"}, "description": text}
+    for name, text in {
+        "x-request-id": "the client's own if it sent one of 1 to 128 letters, digits, . _ -",
+        "x-total-time": "seconds from the request's headers to the answer",
+    }.items()
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """``answers``: status to wire type (None: no body); ``errors``: statuses beside those that all have."""
+
+    method: Literal["GET", "PUT", "POST", "DELETE"]
+    path: str
+    handler: Handler
+    summary: str
+    answers: Mapping[int, type[BaseModel] | None]
+    errors: Sequence[int] = ()
+    body: type[BaseModel] | None = None
+    takes_file: bool = False
+    gives_file: bool = False
+    parameters: Sequence[Schema] = field(default_factory=tuple)
+
+    def responses(self) -> dict[int | str, Schema]:
+        """FastAPI's ``responses``: every answer and every error, each with its type."""
+        found: dict[int | str, Schema] = {}
+        for status, model in self.answers.items():
+            found[status] = {"description": self.summary, "headers": _HEADERS_IN_DOCUMENT}
+            if model is not None:
+                found[status]["model"] = model
+            if self.gives_file:
+                found[status]["content"] = FILE_CONTENT
+        for status in sorted({*self.errors, *_EVERYWHERE} - found.keys()):
+            found[status] = {"model": ErrorEnvelope}
+        return found
+
+    def extra(self) -> Schema:
+        """What FastAPI cannot see: the handler takes the whole request."""
+        extra: Schema = {"parameters": list(self.parameters)}
+        if self.body is not None:
+            content: Schema = {"application/json": {"schema": reference(self.body)}}
+            extra["requestBody"] = {"required": True, "content": content}
+        if self.takes_file:
+            extra["requestBody"] = {"required": True, "content": FILE_CONTENT}
+        return extra
+
+
+def reference(model: type[BaseModel]) -> Schema:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def header(name: str, description: str) -> Schema:
+    """An optional header, for the document."""
+    return _parameter("header", name, {"type": "string"}, description)
+
+
+def query(name: str, schema: Schema, description: str) -> Schema:
+    """An optional query parameter, for the document."""
+    return _parameter("query", name, schema, description)
+
+
+def path_name() -> Schema:
+    schema = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"}
+    return {**_parameter("path", "name", schema, "the profile's name"), "required": True}
+
+
+def _parameter(place: str, name: str, schema: Schema, description: str) -> Schema:
+    return {"in": place, "name": name, "schema": schema, "required": False, "description": description}

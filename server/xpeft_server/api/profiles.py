@@ -1,0 +1,148 @@
+"""PUT, GET, HEAD and DELETE /v1/profiles/{name}, GET /v1/profiles."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from starlette.requests import Request
+
+from xpeft_profiles import (
+    BankGeometry,
+    BankMismatch,
+    Match,
+    PreconditionFailed,
+    Profile,
+    ProfileInvalid,
+    ProfileKey,
+    ProfileListing,
+    ProfileStore,
+    PutOutcome,
+    StoredProfile,
+    encode_record,
+    read_profile_file,
+    write_profile_file,
+)
+from xpeft_server.engine.metrics import Metrics
+from xpeft_server.settings import Settings
+
+from .bodies import read_body
+from .conditions import etag, is_known, match_of
+from .context import context_of
+from .engine_port import EnginePort
+from .errors import ApiError
+from .media import prefers_file
+from .names import RESERVED, no_such_profile, profile_in_path
+from .paging import asked_limit, known_parameters
+from .replies import Reply, json_reply
+
+FILE: Final = b"application/octet-stream"
+_VARY: Final = (b"vary", b"accept")
+
+
+class Profiles:
+    """The profiles of the caller's tenant; those of others do not exist for it."""
+
+    def __init__(self, settings: Settings, *, engine: EnginePort, store: ProfileStore, metrics: Metrics) -> None:
+        self._max_bytes = settings.max_profile_bytes
+        self._geometry = engine.geometry
+        self._store = store
+        self._uploads = metrics.profile_uploads
+
+    async def put(self, request: Request) -> Reply:
+        try:
+            key, outcome, profile, size = await self._put(request)
+        except (ApiError, ProfileInvalid, BankMismatch, PreconditionFailed):
+            self._uploads["refused"].inc()
+            raise
+        except Exception:
+            self._uploads["failed"].inc()
+            raise
+        self._uploads[outcome.status].inc()
+        document = _document(key.name, profile, self._geometry, size, outcome)
+        status = 201 if outcome.status == "created" else 200
+        return json_reply(document, status=status, headers=[etag(outcome.version)])
+
+    async def _put(self, request: Request) -> tuple[ProfileKey, PutOutcome, Profile, int]:
+        key = _key(request)
+        if key.name == RESERVED:
+            raise ApiError(422, "reserved_name", f"{RESERVED!r} stands for the bare model", param="name")
+        match = match_of(request.scope)
+        data = await read_body(request.scope, request.receive, limit=self._max_bytes, media_type=FILE)
+        profile, size = await asyncio.to_thread(self._read, data)
+        return key, await self._store.put(key, profile, match=match), profile, size
+
+    def _read(self, data: bytes) -> tuple[Profile, int]:
+        profile = read_profile_file(data, max_bytes=self._max_bytes)
+        profile.check_fits(self._geometry)
+        return profile, len(encode_record(profile))
+
+    async def get(self, request: Request) -> Reply:
+        key = _key(request)
+        stored = await self._store.get(key)
+        if stored is None:
+            raise no_such_profile(key.name)
+        tag = etag(stored.version)
+        if is_known(request.scope, stored.version):
+            return Reply(status=304, headers=[tag, _VARY])
+        if prefers_file(request.headers.get("accept")):
+            data = await asyncio.to_thread(lambda: write_profile_file(stored.decode()))
+            return Reply(data, media_type=FILE, headers=[tag, _VARY])
+        document = await asyncio.to_thread(self._describe, key.name, stored)
+        return json_reply(document, headers=[tag, _VARY])
+
+    def _describe(self, name: str, stored: StoredProfile) -> dict[str, object]:
+        return _document(name, stored.decode(), self._geometry, len(stored.record), stored)
+
+    async def delete(self, request: Request) -> Reply:
+        key = _key(request)
+        match: Match = match_of(request.scope)
+        if not await self._store.delete(key, match=match):
+            raise no_such_profile(key.name)
+        return Reply(status=204)
+
+    async def list(self, request: Request) -> Reply:
+        known_parameters(request, "limit", "cursor", "prefix")
+        parameters = request.query_params
+        page = await self._store.list(
+            context_of(request.scope).principal.tenant,
+            limit=asked_limit(parameters.get("limit")),
+            cursor=parameters.get("cursor"),
+            prefix=parameters.get("prefix", ""),
+        )
+        lines = [self._line(listing) for listing in page.profiles]
+        return json_reply({"object": "list", "data": lines, "next_cursor": page.next_cursor})
+
+    def _line(self, listing: ProfileListing) -> dict[str, object]:
+        shared = listing.shared_head
+        return {
+            "name": listing.name,
+            "version": listing.version,
+            "labels": listing.labels if shared is None else self._geometry.shared_heads.get(shared),
+            "bytes": listing.bytes,
+            "created": int(listing.created),
+            "updated": int(listing.updated),
+        }
+
+
+def _key(request: Request) -> ProfileKey:
+    return ProfileKey(context_of(request.scope).principal.tenant, profile_in_path(request.scope))
+
+
+def _document(
+    name: str, profile: Profile, geometry: BankGeometry, size: int, stored: StoredProfile | PutOutcome
+) -> dict[str, object]:
+    return {
+        "object": "profile",
+        "name": name,
+        "version": stored.version,
+        "labels": profile.label_names(geometry),
+        "shared_head": profile.shared_head,
+        "bytes": size,
+        "created": int(stored.created),
+        "updated": int(stored.updated),
+        "bank": profile.bank,
+        "hard": profile.hard,
+        "k": profile.k,
+        "description": profile.description,
+    }

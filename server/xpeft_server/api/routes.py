@@ -1,0 +1,141 @@
+"""Every route: its path, its handler, and what it takes and gives."""
+
+from __future__ import annotations
+
+from .access import PROFILE
+from .classify import Classifier
+from .generation import Generation
+from .models import Models
+from .operation import Operation, header, path_name, query
+from .paging import DEFAULT_LIMIT, MOST
+from .probes import Probes
+from .profiles import Profiles
+from .wire import (
+    ClassifyBody,
+    ClassifyReplyBody,
+    HealthBody,
+    InfoBody,
+    ModelListBody,
+    ProfileBody,
+    ProfileListBody,
+    ReadyBody,
+)
+
+_IF_MATCH = header("If-Match", "versions in double quotes, or *: 412 unless one of them is there")
+_IF_NONE_MATCH = header("If-None-Match", "versions in double quotes, or *: 412 (304 on GET) if one of them is there")
+_LIMIT = query("limit", {"type": "integer", "minimum": 1, "maximum": MOST, "default": DEFAULT_LIMIT}, "lines on a page")
+
+
+def classify_operations(classifier: Classifier) -> list[Operation]:
+    return [
+        Operation(
+            method="POST",
+            path="/v1/classify",
+            handler=classifier.classify,
+            summary="Classify texts with a profile",
+            answers={200: ClassifyReplyBody},
+            errors=(400, 404, 409, 413, 415, 422, 429),
+            body=ClassifyBody,
+        )
+    ]
+
+
+def profile_operations(profiles: Profiles) -> list[Operation]:
+    return [
+        Operation(
+            method="PUT",
+            path=PROFILE,
+            handler=profiles.put,
+            summary="Upload a profile file",
+            answers={201: ProfileBody, 200: ProfileBody},
+            errors=(400, 409, 412, 413, 415, 422),
+            takes_file=True,
+            parameters=(path_name(), _IF_MATCH, _IF_NONE_MATCH),
+        ),
+        Operation(
+            method="GET",
+            path=PROFILE,
+            handler=profiles.get,
+            summary="Show a profile; with Accept: application/octet-stream, fetch its file",
+            answers={200: ProfileBody, 304: None},
+            errors=(400, 404, 422),
+            gives_file=True,
+            parameters=(path_name(), _IF_NONE_MATCH),
+        ),
+        Operation(
+            method="DELETE",
+            path=PROFILE,
+            handler=profiles.delete,
+            summary="Delete a profile",
+            answers={204: None},
+            errors=(400, 404, 412, 422),
+            parameters=(path_name(), _IF_MATCH, _IF_NONE_MATCH),
+        ),
+        Operation(
+            method="GET",
+            path="/v1/profiles",
+            handler=profiles.list,
+            summary="List profiles by name",
+            answers={200: ProfileListBody},
+            errors=(422,),
+            parameters=(
+                _LIMIT,
+                query("cursor", {"type": "string"}, "next_cursor of the page before"),
+                query("prefix", {"type": "string"}, "what the names begin with"),
+            ),
+        ),
+    ]
+
+
+def openai_operations(generation: Generation, models: Models) -> list[Operation]:
+    refused = [
+        Operation(method="POST", path=path, handler=generation.refuse, summary=summary, answers={}, errors=(400,))
+        for path, summary in {
+            "/v1/generate": "Generate text with a profile",
+            "/v1/completions": "Complete a text, in OpenAI's shape",
+            "/v1/chat/completions": "Answer a chat, in OpenAI's shape",
+        }.items()
+    ]
+    listed = Operation(
+        method="GET",
+        path="/v1/models",
+        handler=models.list,
+        summary="List profiles as models, in OpenAI's shape",
+        answers={200: ModelListBody},
+        errors=(422,),
+        parameters=(_LIMIT, query("after", {"type": "string"}, "last_id of the page before")),
+    )
+    return [*refused, listed]
+
+
+def probe_operations(probes: Probes) -> list[Operation]:
+    return [
+        Operation(
+            method="GET",
+            path="/health",
+            handler=probes.health,
+            summary="Whether the process lives",
+            answers={200: HealthBody},
+        ),
+        Operation(
+            method="GET",
+            path="/ready",
+            handler=probes.ready,
+            summary="Whether requests would be answered",
+            answers={200: ReadyBody, 503: ReadyBody},
+        ),
+        Operation(
+            method="GET",
+            path="/info",
+            handler=probes.info,
+            summary="Model, bank and limits",
+            answers={200: InfoBody},
+        ),
+        Operation(
+            method="GET",
+            path="/metrics",
+            handler=probes.metrics,
+            summary="Metrics in Prometheus' text format",
+            answers={200: None},
+        ),
+    ]

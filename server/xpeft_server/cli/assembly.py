@@ -1,0 +1,72 @@
+"""Puts the parts of a server together from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from xpeft_kernels import AdapterForm
+from xpeft_profiles import ProfileStore
+from xpeft_server.engine.engine import Engine, EngineLimits
+from xpeft_server.engine.metrics import Metrics
+from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.classifier import Classifier
+from xpeft_server.model.plm import Plm, load_plm
+from xpeft_server.model.slots import adapter_form
+from xpeft_server.settings import Settings, SettingsInvalid
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one. Raises: SettingsInvalid if cuda was asked for and is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingsInvalid("device = 'cuda' cannot be used: torch sees no CUDA device (--device or XPEFT_DEVICE)")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 on a GPU and float32 on CPU, where answers are then the same bits in every batch."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def choose_batch_tokens(asked: int | str, device: torch.device) -> int:
+    """``auto``: beyond 1024 tokens a CPU gains no speed, and everybody waits longer for a batch."""
+    if isinstance(asked, int):
+        return asked
+    return 8192 if device.type == "cuda" else 1024
+
+
+def choose_slots(asked: int | str, form: AdapterForm, plm: Plm) -> int:
+    """``auto``: what fits into 1 GiB on CPU, or into half of a GPU's free memory; at least 32."""
+    if isinstance(asked, int):
+        return asked
+    if plm.device.type == "cuda":
+        budget, most = torch.cuda.mem_get_info(plm.device)[0] // 2, 16384
+    else:
+        budget, most = 1 << 30, 1024
+    return max(32, min(most, budget // (plm.facts.blocks * form.slot_row * plm.dtype.itemsize)))
+
+
+def build_engine(
+    settings: Settings, store: ProfileStore, metrics: Metrics, *, on_death: Callable[[], None] = lambda: None
+) -> Engine:
+    """Load PLM and bank and make the engine, not yet started.
+
+    Raises: SettingsInvalid, ModelError or BankError, each with a message for people.
+    """
+    device = choose_device(settings.device)
+    plm = load_plm(settings.plm, device=device, dtype=choose_dtype(settings.dtype, device))
+    bank = open_bank(settings.bank, plm.facts)
+    slots = choose_slots(settings.slots, adapter_form(bank), plm)
+    widest_head = settings.max_profile_bytes // (2 * (plm.facts.hidden + 1))
+    classifier = Classifier(plm, bank, slots=slots, head_rows=max(2 * widest_head, 16 * slots))
+    limits = EngineLimits(
+        max_batch_tokens=choose_batch_tokens(settings.max_batch_tokens, device),
+        queue_limit=settings.queue_limit,
+        queue_token_limit=settings.queue_token_limit,
+        max_inputs=settings.max_inputs,
+        host_cache_bytes=settings.host_cache_bytes,
+    )
+    return Engine(classifier, store, limits=limits, metrics=metrics, on_death=on_death)

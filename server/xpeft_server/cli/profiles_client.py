@@ -1,0 +1,179 @@
+"""The profile routes of a server as calls; every way in which they fail is one readable line."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import ssl
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode, urlsplit
+
+FILE_TYPE = "application/octet-stream"
+_VERSION = re.compile(r"\*|sha256:[0-9a-f]{64}")
+_PAGE = 1000  # profiles; the most that one answer lists
+_TIMEOUT = 60.0  # seconds without a byte from the server
+
+
+class ClientError(Exception):
+    """The server refused, or did not answer as one; the message is a whole sentence for the command line."""
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]  # names in lower case
+    body: bytes
+
+
+class ProfilesClient:
+    """One server, one key. Opens a connection a call; follows no redirects, reads no proxy from the environment.
+
+    Raises: ClientError from every method.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        try:
+            parts = urlsplit(url)
+            self._host, self._port = parts.hostname or "", parts.port
+        except ValueError as error:
+            raise ClientError(f"url is {url!r}: {error}") from None
+        if parts.scheme not in ("http", "https") or not self._host or parts.query or parts.fragment or parts.username:
+            raise ClientError(f"url is {url!r}, it must be like http://127.0.0.1:8000 or https://HOST")
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise ClientError("the API key has characters that no key has: copy it again")
+        self._tls = parts.scheme == "https"
+        self._prefix = parts.path.rstrip("/")
+        self._url = url
+        self._api_key = api_key
+
+    def put(self, name: str, file: bytes, *, if_match: str | None, if_none_match: str | None) -> Answer:
+        """Upload a profile file; 201 if it is new, 200 if it took the place of one or is the same."""
+        headers = {"Content-Type": FILE_TYPE, **_conditions(if_match, if_none_match)}
+        return self._call("PUT", _path(name), headers=headers, body=file)
+
+    def metadata(self, name: str) -> dict[str, Any]:
+        """What the server tells of a profile."""
+        return self._object(self._call("GET", _path(name), headers={"Accept": "application/json"}))
+
+    def file(self, name: str) -> bytes:
+        """The profile file, which the server would accept again as the same version."""
+        answer = self._call("GET", _path(name), headers={"Accept": FILE_TYPE})
+        if answer.headers.get("content-type") != FILE_TYPE:
+            raise ClientError(f"{self._url} sent {answer.headers.get('content-type')!r} where a profile file belongs")
+        return answer.body
+
+    def delete(self, name: str, *, if_match: str | None) -> None:
+        """Remove a profile."""
+        self._call("DELETE", _path(name), headers=_conditions(if_match, None))
+
+    def list(self, *, prefix: str, limit: int | None) -> Iterator[dict[str, Any]]:
+        """The tenant's profiles by name, page after page, at most ``limit`` of them."""
+        cursor: str | None = None
+        left = limit
+        while left is None or left > 0:
+            query = {"limit": str(min(_PAGE, left or _PAGE)), "prefix": prefix}
+            if cursor is not None:
+                query["cursor"] = cursor
+            page = self._object(self._call("GET", f"/v1/profiles?{urlencode(query)}"))
+            profiles, following = page.get("data"), page.get("next_cursor")
+            if not isinstance(profiles, list):
+                raise ClientError(f"{self._url} sent a page without a list of profiles: is it an xpeft server?")
+            yield from profiles[:left]
+            left = None if left is None else left - len(profiles)
+            if following is None:
+                return
+            if following == cursor:
+                raise ClientError(f"{self._url} sent the page cursor {cursor!r} twice: stopped, the list is not whole")
+            cursor = following
+
+    def _object(self, answer: Answer) -> dict[str, Any]:
+        try:
+            value = json.loads(answer.body)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise ClientError(f"{self._url} answered with something else than a JSON object: is it an xpeft server?")
+        return value
+
+    def _call(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> Answer:
+        sent = dict(headers or {})
+        if self._api_key:
+            sent["Authorization"] = f"Bearer {self._api_key}"
+        connect = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
+        connection = connect(self._host, self._port, timeout=_TIMEOUT)
+        try:
+            answer = _exchange(connection, method, self._prefix + path, sent, body)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise ClientError(self._why(error)) from None
+        finally:
+            connection.close()
+        if not 200 <= answer.status < 300:
+            raise ClientError(_refusal(answer, self._url))
+        return answer
+
+    def _why(self, error: Exception) -> str:
+        match error:
+            case ConnectionRefusedError():
+                return (
+                    f"nothing listens at {self._url}: start a server with `xpeft serve`, "
+                    "or say where it is with --url or XPEFT_URL"
+                )
+            case TimeoutError():
+                return f"{self._url} sent nothing for {_TIMEOUT:g} seconds: try again, or look at its /ready"
+            case ssl.SSLError():
+                return f"{self._url}: no secure connection ({error.reason or error}); http:// if it speaks no TLS"
+            case _:
+                return f"{self._url} cannot be reached: {error or type(error).__name__}"
+
+
+def _exchange(
+    connection: http.client.HTTPConnection, method: str, path: str, headers: Mapping[str, str], body: bytes | None
+) -> Answer:
+    connection.connect()
+    # A server that refuses a large body answers before it has read it.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.request(method, path, body=body, headers=dict(headers))
+    response = connection.getresponse()
+    fields = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(response.status, fields, response.read())
+
+
+def _path(name: str) -> str:
+    return f"/v1/profiles/{quote(name, safe='')}"
+
+
+def _conditions(if_match: str | None, if_none_match: str | None) -> dict[str, str]:
+    """Versions as entity tags: quoted, but for ``*``."""
+    headers = {}
+    for field, version in (("If-Match", if_match), ("If-None-Match", if_none_match)):
+        if version is None:
+            continue
+        if not _VERSION.fullmatch(version):
+            raise ClientError(f"{field.lower()} is {version!r}, it must be a version (sha256: and 64 hex digits) or *")
+        headers[field] = version if version == "*" else f'"{version}"'
+    return headers
+
+
+def _refusal(answer: Answer, url: str) -> str:
+    """The server's error envelope as one line, with what to do where the status says it."""
+    phrase = f"{answer.status} {http.client.responses.get(answer.status, '')}".rstrip()
+    try:
+        error = json.loads(answer.body)["error"]
+        message, code = str(error["message"]), error.get("code")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        start = answer.body[:200].decode(errors="replace")
+        return f"{url} answered {phrase} in no form of an xpeft server's: {start!r}"
+    hints = {
+        401: "; give a key with --api-key or XPEFT_API_KEY",
+        429: f"; try again in {answer.headers.get('retry-after', 'a few')} seconds",
+        503: f"; try again in {answer.headers.get('retry-after', 'a few')} seconds",
+    }
+    request = answer.headers.get("x-request-id")
+    return (
+        f"{phrase}{f' ({code})' if code else ''}: {message}{hints.get(answer.status, '')}"
+        f"{f' [request {request}]' if request else ''}"
+    )

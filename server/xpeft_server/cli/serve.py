@@ -1,0 +1,98 @@
+"""``xpeft serve``: read the settings, put the parts together, run until told to stop."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from xpeft_server.settings import SettingDescription, Settings, SettingsInvalid, describe_settings, load_settings
+
+app = typer.Typer(pretty_exceptions_show_locals=False)
+
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def serve(**options: Any) -> None:
+    """Serve classify requests over HTTP, each with the profile that it names.
+
+    Without --api-keys everybody on this machine is let in and acts for the tenant "default". SIGTERM or Ctrl-C
+    stops: what is in flight is finished first.
+
+    Example: xpeft serve --store sqlite:///profiles.db --port 8000
+    """
+    try:
+        settings = load_settings(options, os.environ)
+    except SettingsInvalid as error:
+        _refuse(error)
+    _configure_logging(settings)
+    _end(_run(settings))
+
+
+def _run(settings: Settings) -> int:
+    # Settings are checked before the seconds that torch takes to be imported.
+    from xpeft_profiles import StoreUrlInvalid, open_store
+    from xpeft_server.api.auth import NoKeys
+    from xpeft_server.api.key_file import KeysInvalid
+    from xpeft_server.api.key_ring import KeyRing
+
+    from .listening import bind
+
+    try:
+        keys = NoKeys() if settings.api_keys is None else KeyRing(settings.api_keys)
+        store = open_store(settings.store)
+        socket = bind(settings.host, settings.port)
+    except (KeysInvalid, StoreUrlInvalid, OSError) as error:
+        _refuse(error)
+    from xpeft_server.model.bank_errors import BankError
+    from xpeft_server.model.errors import ModelError
+
+    from .running_server import RunningServer
+
+    try:
+        server = RunningServer(settings, store=store, keys=keys, socket=socket)
+    except BankError as error:
+        _refuse(f"bank = {settings.bank!r} cannot be used: {error}")
+    except (SettingsInvalid, ModelError) as error:
+        _refuse(error)
+    return server.run()
+
+
+def _end(code: int) -> NoReturn:
+    # Everything is closed by now. To take torch's modules apart can cost more seconds than there are to drain.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _refuse(error: Exception | str) -> NoReturn:
+    typer.echo(f"xpeft serve: {error}", err=True)
+    typer.echo("Try xpeft serve --help.", err=True)
+    raise typer.Exit(2)
+
+
+def _configure_logging(settings: Settings) -> None:
+    logging.basicConfig(format=_LOG_FORMAT, level=settings.log_level.upper())
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+def _option(setting: SettingDescription) -> inspect.Parameter:
+    default = f"Default: {setting.default}. " if setting.default else ""
+    help_text = f"{setting.help[0].upper()}{setting.help[1:]}. {default}Variable: {setting.variable}."
+    option = typer.Option(
+        setting.option, help=help_text, show_default=False, metavar=None if setting.is_flag else "VALUE"
+    )
+    annotation = bool | None if setting.is_flag else str | None
+    return inspect.Parameter(
+        setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
+    )
+
+
+# The options are the settings: one place describes each.
+serve.__signature__ = inspect.Signature([_option(setting) for setting in describe_settings()])  # type: ignore[attr-defined]
+app.command()(serve)

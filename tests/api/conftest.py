@@ -1,0 +1,204 @@
+"""A server without a model: the real application over a memory store and an engine that answers as told."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from xpeft_profiles import BankGeometry, MemoryStore, Profile, write_profile_file
+from xpeft_server.api.app import create_app
+from xpeft_server.api.auth import Keys, NoKeys
+from xpeft_server.api.drain import Drain
+from xpeft_server.api.key_ring import KeyRing
+from xpeft_server.engine.metrics import Metrics
+from xpeft_server.engine.requests import (
+    Classification,
+    ClassifyAnswer,
+    ClassifyRequest,
+    EngineInfo,
+    EngineStatus,
+)
+from xpeft_server.settings import Settings
+
+BANK = "sha256:" + "ab" * 32
+VERSION = "sha256:" + "cd" * 32
+
+
+class FakeEngine:
+    """Answers every text with the first label; ``failure`` is raised instead, ``hold`` is waited for."""
+
+    def __init__(self) -> None:
+        self.geometry = BankGeometry(
+            fingerprint=BANK, blocks=2, adapters=16, hidden=8, width=4, shared_heads={"mood": ("sad", "glad")}
+        )
+        self.info = EngineInfo(
+            plm="tiny",
+            model_type="bert",
+            device="cpu",
+            dtype="float32",
+            kernels={"apply_adapters": "reference"},
+            generates=False,
+            context_length=512,
+            slots=8,
+            max_batch_tokens=1024,
+            queue_limit=64,
+            queue_token_limit=4096,
+            max_inputs=4,
+        )
+        self.checks = {"engine": "ok", "store": "ok"}
+        self.seen: list[ClassifyRequest] = []
+        self.failure: Exception | None = None
+        self.hold: asyncio.Event | None = None
+        self.waiting = asyncio.Event()
+        self.withdrawn = asyncio.Event()
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyAnswer:
+        self.seen.append(request)
+        if self.failure is not None:
+            raise self.failure
+        if self.hold is not None:
+            self.waiting.set()
+            try:
+                await self.hold.wait()
+            except asyncio.CancelledError:
+                self.withdrawn.set()
+                raise
+        one = Classification("refund", 0.75, (0.75, 0.25), 2)
+        return ClassifyAnswer(VERSION, ("refund", "baggage"), (one,) * len(request.inputs), 7, 0.001, 0.002)
+
+    def status(self) -> EngineStatus:
+        return EngineStatus(all(check == "ok" for check in self.checks.values()), dict(self.checks))
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+async def store() -> MemoryStore:
+    store = MemoryStore()
+    await store.open()
+    return store
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(top_profiles=3)
+
+
+@pytest.fixture
+def drain() -> Drain:
+    return Drain()
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(max_inputs=4, max_body_bytes=4096, max_profile_bytes=2048)
+
+
+SECRETS = {
+    "acme-admin": ("acme", "admin"),
+    "acme-infer": ("acme", "infer"),
+    "other-admin": ("other", "admin"),
+    "ops": (None, "operator"),
+}
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    """A key for each of ``SECRETS``, whose names are the secrets too."""
+    path = tmp_path / "keys.json"
+    entries = [
+        {
+            "id": secret,
+            "tenant": tenant,
+            "role": role,
+            "sha256": hashlib.sha256(secret.encode()).hexdigest(),
+            "expires": None,
+        }
+        for secret, (tenant, role) in SECRETS.items()
+    ]
+    path.write_text(json.dumps({"keys": entries}))
+    return path
+
+
+@pytest.fixture
+def keys() -> Keys:
+    return NoKeys()
+
+
+@pytest.fixture
+def app(
+    settings: Settings, engine: FakeEngine, store: MemoryStore, keys: Keys, metrics: Metrics, drain: Drain
+) -> FastAPI:
+    return create_app(settings, engine=engine, store=store, keys=keys, metrics=metrics, drain=drain)
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+        yield client
+
+
+@pytest.fixture
+async def keyed(
+    settings: Settings, engine: FakeEngine, store: MemoryStore, key_file: Path, metrics: Metrics
+) -> AsyncIterator[Callable[[str | None], httpx.AsyncClient]]:
+    """A server with keys: a client for each secret."""
+    app = create_app(settings, engine=engine, store=store, keys=KeyRing(key_file), metrics=metrics)
+    clients: list[httpx.AsyncClient] = []
+
+    def client_of(secret: str | None) -> httpx.AsyncClient:
+        headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
+        transport = httpx.ASGITransport(app)
+        clients.append(httpx.AsyncClient(transport=transport, base_url="http://server", headers=headers))
+        return clients[-1]
+
+    yield client_of
+    for client in clients:
+        await client.aclose()
+
+
+def make_profile(seed: int = 0, *, bank: str = BANK, hidden: int = 8) -> Profile:
+    random = np.random.default_rng(seed)
+    mask = np.zeros((2, 16), np.uint8)
+    mask[:, :3] = 1
+    return Profile(
+        bank=bank,
+        mask_a=mask,
+        mask_b=mask,
+        head_weight=random.normal(size=(2, hidden)).astype(np.float16),
+        labels=("refund", "baggage"),
+    )
+
+
+@pytest.fixture
+def profile_file() -> Callable[..., bytes]:
+    """Builds profile files: another seed is another version."""
+
+    def build(seed: int = 0, *, bank: str = BANK, hidden: int = 8) -> bytes:
+        return write_profile_file(make_profile(seed, bank=bank, hidden=hidden))
+
+    return build
+
+
+@pytest.fixture
+def metric(metrics: Metrics) -> Callable[[str], float]:
+    """The value of one series, as it stands in the text that a scrape gets."""
+
+    def read(series: str) -> float:
+        for line in metrics.render().decode().splitlines():
+            if line.rpartition(" ")[0] == series:
+                return float(line.rpartition(" ")[2])
+        raise AssertionError(f"no series {series}")
+
+    return read

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from xpeft_server.cli.bench import app
+
+BANK = "random:N=8,R=4,seed=0"
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": f"w{n} w{n + 1}"}) + "\n" for n in range(30)), encoding="utf-8")
+    return path
+
+
+def run(*arguments: str, monkeypatch: pytest.MonkeyPatch | None = None) -> Result:
+    if monkeypatch is not None:
+        monkeypatch.setattr(sys, "argv", ["xpeft", "bench", *arguments])
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_ops_shows_a_table_and_writes_lines(
+    tiny_bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "ops.jsonl"
+    options = f"--bank {BANK} --dtype float32 --device cpu --batch 4 --rounds 1 --profiles 4 --texts 8".split()
+    words = ["ops", "--plm", str(tiny_bert), *options, "--data", str(texts), "--json", str(out)]
+    done = run(*words, "--popularity", "distinct", monkeypatch=monkeypatch)
+    assert done.exit_code == 0, done.output
+    assert "mixed distinct" in done.output
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert {line["benchmark"] for line in lines} == {"ops"}
+    assert lines[0]["command"].startswith("xpeft bench ops --plm tiny-bert")
+    assert str(tmp_path) not in out.read_text(encoding="utf-8")
+    assert lines[0]["settings"]["dtype"] == "float32"
+    assert lines[0]["settings"]["data"] == "texts.jsonl"
+
+
+def test_serve_shows_a_table_and_writes_lines(
+    tiny_bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "serve.jsonl"
+    options = f"--bank {BANK} --dtype float32 --device cpu --profiles 3 --rounds 1 --seconds 1 --texts 8".split()
+    words = ["serve", "--plm", str(tiny_bert), *options, "--data", str(texts), "--json", str(out)]
+    done = run(*words, "--concurrency", "4", monkeypatch=monkeypatch)
+    assert done.exit_code == 0, done.output
+    lines = {line["variant"]: line for line in map(json.loads, out.read_text(encoding="utf-8").splitlines())}
+    assert lines.keys() == {"http c=4", "engine batch=4"}
+    assert lines["http c=4"]["ratios"][0]["to"] == "engine batch=4"
+    assert str(tmp_path) not in out.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["ops", "--popularity", "pareto"], "popularity 'pareto'"),
+        (["ops", "--bank", "random:N=x"], "N is 'x'"),
+        (["ops", "--data", "gone.jsonl"], "gone.jsonl"),
+        (["serve", "--popularity", "zipf"], "popularity 'zipf'"),
+        (["serve", "--concurrency", "0"], "'0' is not a whole number"),
+        (["serve", "--url", "ftp://x"], "'ftp://x' is not of the form"),
+        (["serve", "--url", "http://x:1", "--slots", "3"], "leave them out with --url"),
+        (["serve", "--infinity-python", "/nowhere/python"], "infinity_emb is not there"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_in_one_line(words: list[str], says: str, tiny_bert: Path, texts: Path) -> None:
+    rest = [] if "--bank" in words else ["--bank", BANK]
+    data = [] if "--data" in words else ["--data", str(texts)]
+    done = run(words[0], "--plm", str(tiny_bert), *words[1:], *rest, *data)
+    assert done.exit_code == 1
+    last = done.output.strip().splitlines()[-1]
+    assert last.startswith("xpeft: ")
+    assert says in last

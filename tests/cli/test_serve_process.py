@@ -1,0 +1,196 @@
+"""A whole server process with an engine that answers when it is told to: signals, draining, keys."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from typer.testing import CliRunner
+
+from xpeft_server.cli.main import app
+
+# SIGUSR1 lets the engine answer, SIGUSR2 is the death of its device thread.
+PROGRAM = """
+import asyncio, signal
+from xpeft_profiles import BankGeometry
+from xpeft_server.cli import main, running_server
+from xpeft_server.engine.errors import Unavailable
+from xpeft_server.engine.requests import Classification, ClassifyAnswer, EngineInfo, EngineStatus
+
+class Engine:
+    geometry = BankGeometry("sha256:" + "ab" * 32, 2, 16, 8, 4)
+    info = EngineInfo("tiny", "bert", "cpu", "float32", {}, False, 512, 8, 1024, 64, 4096, 4)
+
+    def __init__(self, on_death):
+        self.on_death = on_death
+
+    async def start(self):
+        self.go, self.closed = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, self.go.set)
+        loop.add_signal_handler(signal.SIGUSR2, self.on_death)
+
+    def status(self):
+        return EngineStatus(True, {"engine": "ok"})
+
+    async def classify(self, request):
+        print("waiting", flush=True)
+        parts = [asyncio.ensure_future(event.wait()) for event in (self.go, self.closed)]
+        await asyncio.wait(parts, return_when="FIRST_COMPLETED")
+        if self.closed.is_set():
+            raise Unavailable("the server stopped before it could answer")
+        one = Classification("a", 1.0, (1.0,), 1)
+        return ClassifyAnswer("sha256:" + "cd" * 32, ("a",), (one,), 3, 0.0, 0.0)
+
+    async def close(self):
+        self.closed.set()
+
+running_server.build_engine = lambda settings, store, metrics, on_death: Engine(on_death)
+main.main()
+"""
+
+
+class Process:
+    def __init__(self, *arguments):
+        env = {name: value for name, value in os.environ.items() if not name.startswith("XPEFT_")}
+        command = [sys.executable, "-c", PROGRAM, "serve", "--port", "0", "--store", "memory://", *arguments]
+        self.popen = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1, env=env
+        )
+        self.line = self.popen.stdout.readline()
+        self.url = re.search(r"http://\S+", self.line)[0]
+
+    def call(self, path, body=None, key=None):
+        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers)  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+    def classify(self):
+        return self.call("/v1/classify", {"profile": "p", "input": "a"})
+
+    def ends(self):
+        out, err = self.popen.communicate(timeout=30)
+        return self.popen.returncode, out, err
+
+
+@pytest.fixture
+def start():
+    started = []
+
+    def build(*arguments):
+        started.append(Process(*arguments))
+        return started[-1]
+
+    yield build
+    for process in started:
+        process.popen.kill()
+        process.popen.communicate()
+
+
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_says_where_it_is_and_ends_with_0_when_asked_to(start, number):
+    server = start()
+    for word in ("PLM minilm", "bank random:", "store memory://", "keys off"):
+        assert word in server.line
+    assert server.call("/ready")[0] == 200
+    began = time.monotonic()
+    server.popen.send_signal(number)
+    code, _, err = server.ends()
+    assert code == 0
+    assert time.monotonic() - began < 10
+    assert "Traceback" not in err
+
+
+def test_what_is_in_flight_is_answered_and_nothing_new_is_taken(start, pool):
+    server = start("--drain-seconds", "30")
+    inside = pool.submit(server.classify)
+    assert server.popen.stdout.readline() == "waiting\n"
+    server.popen.send_signal(signal.SIGTERM)
+    while server.call("/ready")[0] != 503:
+        pass
+    assert server.call("/ready")[1]["checks"]["server"] == "draining"
+    assert server.classify()[0] == 503
+    assert server.call("/health")[0] == 200
+    assert not inside.done()
+    server.popen.send_signal(signal.SIGUSR1)
+    assert inside.result()[0] == 200
+    code, out, err = server.ends()
+    assert (code, out) == (0, "")
+    assert "Traceback" not in err
+
+
+def test_who_still_waits_at_the_end_of_the_drain_is_told(start, pool):
+    server = start("--drain-seconds", "4")
+    inside = pool.submit(server.classify)
+    assert server.popen.stdout.readline() == "waiting\n"
+    began = time.monotonic()
+    server.popen.send_signal(signal.SIGTERM)
+    status, body = inside.result()
+    assert (status, body["error"]["code"]) == (503, "unavailable")
+    code, _, err = server.ends()
+    assert code == 0
+    assert time.monotonic() - began < 4
+    assert "Traceback" not in err
+
+
+def test_a_second_signal_ends_at_once(start, pool):
+    server = start("--drain-seconds", "60")
+    inside = pool.submit(server.classify)
+    assert server.popen.stdout.readline() == "waiting\n"
+    server.popen.send_signal(signal.SIGTERM)
+    while server.call("/ready")[0] != 503:
+        pass
+    server.popen.send_signal(signal.SIGTERM)
+    assert server.ends()[0] == -signal.SIGTERM
+    assert inside.exception() is not None
+
+
+def test_a_dead_engine_ends_the_process_with_1(start):
+    server = start()
+    server.popen.send_signal(signal.SIGUSR2)
+    assert server.ends()[0] == 1
+
+
+def test_a_key_is_taken_and_revoked_without_a_restart(start, tmp_path):
+    path = tmp_path / "keys.json"
+    keys = CliRunner()
+
+    def run(*arguments):
+        return keys.invoke(app, ["keys", *arguments, "--file", str(path)]).stdout.strip()
+
+    first = run("create", "--tenant", "acme", "--role", "infer")
+    server = start("--api-keys", str(path))
+    assert "keys on" in server.line
+    assert server.call("/v1/models")[0] == 401
+    assert server.call("/v1/models", key=first)[0] == 200
+    second = run("create", "--tenant", "acme", "--role", "infer")
+    run("revoke", "acme-1")
+    deadline = threading.Event()
+    timer = threading.Timer(20, deadline.set)
+    timer.start()
+    while server.call("/v1/models", key=first)[0] != 401:
+        assert not deadline.is_set()
+    timer.cancel()
+    assert server.call("/v1/models", key=second)[0] == 200

@@ -1,0 +1,139 @@
+"""The settings object: what is taken, what is refused, and what is said about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from xpeft_server.settings import Settings, SettingsInvalid, describe_settings, is_loopback, load_settings
+
+
+def test_the_defaults_serve_this_machine_only():
+    settings = load_settings({}, {})
+    assert settings == Settings()
+    assert is_loopback(settings.host)
+    assert settings.api_keys is None
+
+
+def test_an_option_wins_over_its_variable_and_the_variable_over_the_default():
+    environ = {"XPEFT_PORT": "9000", "XPEFT_SLOTS": "7", "PATH": "/bin"}
+    settings = load_settings({"port": "9001", "slots": None}, environ)
+    assert (settings.port, settings.slots, settings.max_inputs) == (9001, 7, 256)
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(pydantic.ValidationError):
+        Settings().port = 1
+
+
+def test_values_are_parsed_to_their_types():
+    values = {"drain_seconds": "2.5", "metrics_open": "true", "api_keys": "keys.json", "host": "0.0.0.0"}  # noqa: S104
+    settings = load_settings(values, {})
+    assert (settings.drain_seconds, settings.metrics_open, settings.api_keys) == (2.5, True, Path("keys.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "65536"),
+        ("port", "-1"),
+        ("port", "http"),
+        ("device", "tpu"),
+        ("dtype", "float16"),
+        ("slots", "0"),
+        ("slots", "many"),
+        ("max_batch_tokens", "1"),
+        ("queue_limit", "0"),
+        ("queue_token_limit", "0"),
+        ("host_cache_bytes", "-1"),
+        ("max_body_bytes", "8MiB"),
+        ("max_profile_bytes", "0"),
+        ("max_inputs", "0"),
+        ("drain_seconds", "-1"),
+        ("drain_seconds", "nan"),
+        ("drain_seconds", "inf"),
+        ("metrics_open", "perhaps"),
+        ("metrics_top_profiles", "-1"),
+        ("log_level", "loud"),
+    ],
+)
+@pytest.mark.parametrize("by_variable", [True, False])
+def test_a_bad_value_is_refused_by_key_and_value(name, value, by_variable):
+    options, environ = ({}, {f"XPEFT_{name.upper()}": value}) if by_variable else ({name: value}, {})
+    with pytest.raises(SettingsInvalid) as refused:
+        load_settings(options, environ)
+    assert f"{name} = {value!r}" in str(refused.value)
+    assert "--" + name.replace("_", "-") in str(refused.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.com", "localhost.example.com"])  # noqa: S104
+def test_a_host_that_others_reach_needs_keys(host):
+    with pytest.raises(SettingsInvalid, match=r"host = .*api_keys"):
+        load_settings({"host": host}, {})
+    assert load_settings({"host": host, "api_keys": "keys.json"}, {}).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1", "[::1]"])
+def test_loopback_needs_no_keys(host):
+    assert load_settings({"host": host}, {}).host == host
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_profile_bytes": "4096", "max_body_bytes": "2048"},
+        {"max_inputs": "100", "queue_limit": "99"},
+        {"max_batch_tokens": "4096", "queue_token_limit": "1024"},
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_with_both_values(values):
+    with pytest.raises(SettingsInvalid) as refused:
+        load_settings(values, {})
+    for name, value in values.items():
+        assert f"{name} = {value}" in str(refused.value)
+
+
+def test_a_misspelt_variable_is_refused_with_the_nearest_one():
+    with pytest.raises(SettingsInvalid, match=r"XPEFT_QUEUE_LIMITS = '5' .*XPEFT_QUEUE_LIMIT$"):
+        load_settings({}, {"XPEFT_QUEUE_LIMITS": "5"})
+
+
+def test_an_empty_variable_is_refused():
+    with pytest.raises(SettingsInvalid, match="XPEFT_API_KEYS is empty"):
+        load_settings({}, {"XPEFT_API_KEYS": ""})
+
+
+def test_the_variables_of_the_clients_are_no_mistake():
+    load_settings({}, {"XPEFT_URL": "http://127.0.0.1:8000", "XPEFT_API_KEY": "xp_x"})
+
+
+def test_every_setting_is_described_once():
+    described = describe_settings()
+    assert [setting.name for setting in described] == list(Settings.model_fields)
+    for setting in described:
+        assert setting.help
+        assert setting.variable == "XPEFT_" + setting.name.upper()
+        assert setting.option == "--" + setting.name.replace("_", "-")
+    assert {setting.name for setting in described if setting.is_flag} == {"metrics_open"}
+
+
+def test_a_described_default_is_one_that_can_be_typed():
+    typed = {setting.name: setting.default for setting in describe_settings() if setting.default}
+    assert load_settings(typed, {}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("store", "shown"),
+    [
+        ("sqlite:///x.db", "sqlite:///x.db"),
+        ("memory://", "memory://"),
+        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+        ("redis://user:hush@redis:6379/0", "redis://user:***@redis:6379/0"),
+        ("rediss://:hush@redis/0", "rediss://:***@redis/0"),
+        ("redis://redis/0?password=hush&db=1", "redis://redis/0?password=***&db=1"),
+    ],
+)
+def test_the_password_of_the_store_is_not_shown(store, shown):
+    assert Settings(store=store).store_shown == shown
