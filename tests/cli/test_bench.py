@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from xpeft_server.cli.bench import app
@@ -37,7 +38,7 @@ def test_ops_shows_a_table_and_writes_lines(
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert {line["benchmark"] for line in lines} == {"ops"}
     assert lines[0]["command"].startswith("xpeft bench ops --plm tiny-bert")
-    assert str(tmp_path) not in out.read_text(encoding="utf-8")
+    assert str(tiny_bert.parent) not in out.read_text(encoding="utf-8")
     assert lines[0]["settings"]["dtype"] == "float32"
     assert lines[0]["settings"]["data"] == "texts.jsonl"
 
@@ -53,7 +54,7 @@ def test_serve_shows_a_table_and_writes_lines(
     lines = {line["variant"]: line for line in map(json.loads, out.read_text(encoding="utf-8").splitlines())}
     assert lines.keys() == {"http c=4", "engine batch=4"}
     assert lines["http c=4"]["ratios"][0]["to"] == "engine batch=4"
-    assert str(tmp_path) not in out.read_text(encoding="utf-8")
+    assert str(tiny_bert.parent) not in out.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -77,3 +78,13 @@ def test_what_cannot_be_measured_is_told_in_one_line(words: list[str], says: str
     last = done.output.strip().splitlines()[-1]
     assert last.startswith("xpeft: ")
     assert says in last
+
+
+def test_every_command_in_the_benchmarks_readme_has_only_options_that_there_are(project_root: Path) -> None:
+    readme = (project_root / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    commands = [line.split()[2:] for line in readme.splitlines() if line.startswith("xpeft bench ")]
+    known = get_command(app).commands  # type: ignore[attr-defined]
+    assert len(commands) > 5
+    for name, *words in commands:
+        options = {option for parameter in known[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options

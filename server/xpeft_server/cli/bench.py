@@ -59,7 +59,42 @@ Json = Annotated[
     Path | None,
     typer.Option("--json", help="Write a line of JSON for each variant to this file.", show_default=False),
 ]
-_POPULARITY_HELP = "distinct, uniform, zipf:A, identical or skewed"
+Batch = Annotated[int, typer.Option(min=1, help="Texts in a batch.")]
+_POPULARITIES = "distinct, uniform, zipf:A, identical or skewed"
+SpreadList = Annotated[str, typer.Option(help=f"How texts are spread over profiles, comma-separated: {_POPULARITIES}.")]
+Spread = Annotated[str, typer.Option(help=f"How requests are spread over profiles: {_POPULARITIES}.")]
+Peft = Annotated[bool, typer.Option("--peft", help="Also Hugging Face PEFT with a LoRA adapter for each profile.")]
+PeftRank = Annotated[int, typer.Option(min=1, help="Rank of those adapters.")]
+Store = Annotated[
+    str | None,
+    typer.Option(help="The server's profile store; without it, a temporary SQLite file.", show_default=False),
+]
+Slots = Annotated[
+    int | None, typer.Option(min=1, help="The server's --slots; without it, its default.", show_default=False)
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        help="A server that runs already, with this PLM, bank and dtype; it keeps the profiles bench-….",
+        show_default=False,
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(envvar="XPEFT_API_KEY", help="An admin's key of one tenant, with --url.", show_default=False),
+]
+Tenants = Annotated[int, typer.Option(min=1, help="Tenants that own the profiles, with a key each.")]
+Concurrency = Annotated[
+    str, typer.Option(help="Requests in flight, comma-separated; the engine is run in batches of the same sizes.")
+]
+Seconds = Annotated[float, typer.Option(min=0.1, help="Length of one variant's turn in a round.")]
+Requests = Annotated[int | None, typer.Option(min=1, help="End a turn after so many texts.", show_default=False)]
+InfinityPython = Annotated[
+    Path | None,
+    typer.Option(
+        help="python of an environment with infinity_emb: measures that server beside ours.", show_default=False
+    ),
+]
 _RANDOM_BANK = "random:N=100,R=48,seed=0,std=0.1"
 
 
@@ -69,18 +104,14 @@ def ops(
     bank: BankSource = _RANDOM_BANK,
     dtype: DtypeOption = Dtype.AUTO,
     device: DeviceOption = Device.AUTO,
-    batch: Annotated[int, typer.Option(min=1, help="Texts in a batch.")] = 32,
+    batch: Batch = 32,
     rounds: Rounds = 10,
     profiles: Profiles = 32,
-    popularity: Annotated[
-        str, typer.Option(help=f"How texts are spread over profiles, comma-separated: {_POPULARITY_HELP}.")
-    ] = "distinct,uniform,zipf:1.5,identical",
+    popularity: SpreadList = "distinct,uniform,zipf:1.5,identical",
     texts: Texts = 256,
     data: Data = None,
-    peft: Annotated[
-        bool, typer.Option("--peft", help="Also Hugging Face PEFT with a LoRA adapter for each profile.")
-    ] = False,
-    peft_rank: Annotated[int, typer.Option(min=1, help="Rank of those adapters.")] = 48,
+    peft: Peft = False,
+    peft_rank: PeftRank = 48,
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
@@ -118,45 +149,20 @@ def serve(
     bank: BankSource = _RANDOM_BANK,
     dtype: DtypeOption = Dtype.AUTO,
     device: DeviceOption = Device.AUTO,
-    store: Annotated[
-        str | None,
-        typer.Option(help="The server's profile store; without it, a temporary SQLite file.", show_default=False),
-    ] = None,
-    slots: Annotated[
-        int | None, typer.Option(min=1, help="The server's --slots; without it, its default.", show_default=False)
-    ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            help="A server that runs already, with this PLM, bank and dtype; it keeps the profiles bench-….",
-            show_default=False,
-        ),
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(envvar="XPEFT_API_KEY", help="An admin's key of one tenant, with --url.", show_default=False),
-    ] = None,
+    store: Store = None,
+    slots: Slots = None,
+    url: Url = None,
+    api_key: ApiKey = None,
     profiles: Profiles = 32,
-    tenants: Annotated[int, typer.Option(min=1, help="Tenants that own the profiles, with a key each.")] = 32,
-    popularity: Annotated[str, typer.Option(help=f"How requests are spread over profiles: {_POPULARITY_HELP}.")] = (
-        "distinct"
-    ),
-    concurrency: Annotated[
-        str, typer.Option(help="Requests in flight, comma-separated; the engine is run in batches of the same sizes.")
-    ] = "32,1",
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of one variant's turn in a round.")] = 5.0,
-    requests: Annotated[
-        int | None, typer.Option(min=1, help="End a turn after so many texts.", show_default=False)
-    ] = None,
+    tenants: Tenants = 32,
+    popularity: Spread = "distinct",
+    concurrency: Concurrency = "32,1",
+    seconds: Seconds = 5.0,
+    requests: Requests = None,
     rounds: Rounds = 5,
     texts: Texts = 512,
     data: Data = None,
-    infinity_python: Annotated[
-        Path | None,
-        typer.Option(
-            help="python of an environment with infinity_emb: measures that server beside ours.", show_default=False
-        ),
-    ] = None,
+    infinity_python: InfinityPython = None,
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
@@ -205,12 +211,13 @@ def _run(
     json: Path | None,
 ) -> None:
     """Read the texts, measure, show the table, write the lines."""
-    from xpeft_benchmarks.command_line import shown_command
+    from xpeft_benchmarks.command_line import shown_command, shown_word
     from xpeft_benchmarks.results import TABLE_COLUMNS, Context, table_rows, write_lines
     from xpeft_benchmarks.texts import example_texts, read_texts
 
     pool = example_texts() if data is None else read_texts(data)
     settings = {**plan.settings(), "data": "examples" if data is None else data.name}
+    settings = {name: shown_word(value) if isinstance(value, str) else value for name, value in settings.items()}
     context = Context.now(name, shown_command(sys.argv[1:]), settings)
     results = measure(pool)
     show_rows(TABLE_COLUMNS, table_rows(results))

@@ -6,17 +6,17 @@ from typing import Final
 
 import typer
 
-from . import bank, bench, keys, profiles, serve
+from . import bank, bench, keys, profiles, serve, tune
 
 # A part with one command has its name from that command; a part with several is a group.
-COMMANDS: Final = (serve.app,)
+COMMANDS: Final = (serve.app, tune.app)
 GROUPS: Final = {"bank": bank.app, "profiles": profiles.app, "keys": keys.app, "bench": bench.app}
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     help="One frozen language model, one bank of adapters, and a model of their own for every user in a few"
-    " hundred bytes. Start with: xpeft serve, then xpeft profiles put NAME FILE. Every option of a command is"
+    " hundred bytes. Start with: xpeft tune --data FILE --out PROFILE, xpeft serve, xpeft profiles put NAME PROFILE. Every option of a command is"
     " also a variable: --store is XPEFT_STORE.",
 )
 for _command in COMMANDS:

@@ -1,0 +1,32 @@
+"""Everything that a benchmark can be refused for; all other exceptions are bugs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from xpeft_server.model.bank_errors import BankError
+from xpeft_server.model.errors import ModelError
+
+from .connection import ExchangeFailed
+from .peft_mixed import PeftUnavailable
+from .popularity import PopularityInvalid
+from .serve import ConcurrencyInvalid
+from .server_client import ServerRefused
+from .server_process import ServerFailed
+from .stretches import RequestsFailed
+from .texts import TextsInvalid
+from .workers import WorkerFailed
+
+FAILURES: Final = (
+    BankError,
+    ConcurrencyInvalid,
+    ExchangeFailed,
+    ModelError,
+    PeftUnavailable,
+    PopularityInvalid,
+    RequestsFailed,
+    ServerFailed,
+    ServerRefused,
+    TextsInvalid,
+    WorkerFailed,
+)

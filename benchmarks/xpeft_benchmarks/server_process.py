@@ -1,0 +1,114 @@
+"""A server as a process of ours: started, waited for, measured, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_POLL = 0.05  # seconds between two looks at a server that starts
+_START_LIMIT = 180.0  # seconds
+_STOP_LIMIT = 30.0
+
+
+class ServerFailed(Exception):
+    """A server did not start, or ended; the message has the end of what it printed."""
+
+
+class ServerProcess:
+    """Runs until the ``with`` block ends. ``start_seconds``: from its start to the first 200 of ``ready``."""
+
+    def __init__(self, command: Sequence[str], *, port: int, ready: str, environment: Mapping[str, str]) -> None:
+        self.host, self.port = "127.0.0.1", port
+        self._command = command
+        self._ready = ready
+        self._environment = environment
+        self.start_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self._output = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            self._command, stdout=self._output, stderr=subprocess.STDOUT, env=dict(self._environment)
+        )
+        try:
+            self.start_seconds = self._wait_until_ready()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def cpu_seconds(self) -> float:
+        """Of all its threads since it started, user and system."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def rss_bytes(self) -> int:
+        """Memory that it has resident now."""
+        return self._memory("VmRSS:")
+
+    def peak_rss_bytes(self) -> int:
+        """The most memory that it has had resident since it started."""
+        return self._memory("VmHWM:")
+
+    def _memory(self, field: str) -> int:
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith(field))
+        return int(line.split()[1]) * 1024
+
+    def _wait_until_ready(self) -> float:
+        start = time.perf_counter()
+        while not self._is_ready():
+            if self._process.poll() is not None:
+                raise ServerFailed(
+                    f"{self._command[0]} ended with exit code {self._process.returncode}: {self._tail()}"
+                )
+            if time.perf_counter() - start > _START_LIMIT:
+                raise ServerFailed(f"{self._command[0]} is not ready after {_START_LIMIT:g} seconds: {self._tail()}")
+            time.sleep(_POLL)
+        return time.perf_counter() - start
+
+    def _is_ready(self) -> bool:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=5)
+        try:
+            connection.request("GET", self._ready)
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _tail(self) -> str:
+        self._output.seek(0)
+        return self._output.read()[-2000:].decode(errors="replace").strip()
+
+    def _end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_STOP_LIMIT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._output.close()
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on at this moment."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from xpeft_profiles import read_profile_file
+from xpeft_server.cli import tune
+from xpeft_server.cli.profiles_client import Answer, ClientError
+from xpeft_server.model.bank import SharedHead
+from xpeft_server.model.bank_file import read_bank_file, write_bank_file
+from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.plm import open_plm_facts
+from xpeft_tuning.settings import TuningSettings
+
+SPEC = "random:N=6,R=4,seed=3"
+
+runner = CliRunner()
+Call = Callable[..., Result]
+
+
+class Server:
+    """Stands for the client of a server: keeps what is put, refuses what it is told to."""
+
+    def __init__(self) -> None:
+        self.profiles: dict[str, bytes] = {}
+        self.asked: list[tuple[str, str | None]] = []
+        self.refusal: dict[str, str] = {}
+
+    def connect(self, url: str, api_key: str | None) -> Server:
+        self.asked.append((url, api_key))
+        return self
+
+    def list(self, *, prefix: str, limit: int | None) -> Iterator[dict[str, Any]]:
+        if "list" in self.refusal:
+            raise ClientError(self.refusal["list"])
+        yield from ({"name": name} for name in self.profiles if name.startswith(prefix))
+
+    def put(self, name: str, file: bytes, *, if_match: str | None, if_none_match: str | None) -> Answer:
+        assert (if_match, if_none_match) == (None, None)
+        if "put" in self.refusal:
+            raise ClientError(self.refusal["put"])
+        status = 200 if name in self.profiles else 201
+        self.profiles[name] = file
+        return Answer(status, {"etag": f'"{read_profile_file(file).version}"'}, b"{}")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server()
+    monkeypatch.setattr(tune, "ProfilesClient", server.connect)
+    return server
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    rows = [
+        (f"w{10 * (row % 2) + row % 7} w{10 * (row % 2) + row % 5}", "no" if row % 2 else "yes") for row in range(40)
+    ]
+    path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+    return path
+
+
+@pytest.fixture
+def xpeft(tiny_bert: Path, data: Path) -> Call:
+    def call(*arguments: str, bank: str = SPEC, **variables: str) -> Result:
+        given = ["--plm", str(tiny_bert), "--bank", bank, "--device", "cpu", "--data", str(data), *arguments]
+        return runner.invoke(tune.app, given, env=variables)
+
+    return call
+
+
+def test_a_file_is_written_that_fits_the_bank_and_says_what_was_asked(
+    xpeft: Call, tmp_path: Path, tiny_bert: Path
+) -> None:
+    out = tmp_path / "p.safetensors"
+    result = xpeft("--out", str(out), "--epochs", "2", "--description", "yes or no", "--k", "2")
+    assert result.exit_code == 0, result.output
+    profile = read_profile_file(out.read_bytes())
+    profile.check_fits(open_bank(SPEC, open_plm_facts(str(tiny_bert))).geometry)
+    assert (profile.k, profile.labels, profile.description) == (2, ("yes", "no"), "yes or no")
+    assert f"wrote {out} ({out.stat().st_size} bytes)" in result.stdout
+
+
+def test_accuracies_of_the_majority_of_a_head_alone_and_of_the_profile_are_printed(xpeft: Call, tmp_path: Path) -> None:
+    result = xpeft("--out", str(tmp_path / "p"), "--epochs", "2")
+    shown = {line.rsplit("  ", 1)[0].strip(): line.rsplit("  ", 1)[1].strip() for line in _table(result)}
+    assert shown["rows"] == "32 tuned on, 8 held out"
+    assert shown["always the most frequent label"] == "0.500"
+    assert float(shown["this profile"]) > 0.8
+    assert float(shown["a head alone, without masks"]) > 0.8
+    assert shown["version"].startswith("sha256:")
+    assert "On these rows the masks add no accuracy" in result.stdout
+    assert "epoch 2/2" in result.stderr
+
+
+def _table(result: Result) -> list[str]:
+    return [line.rstrip() for line in result.stdout.splitlines() if "  " in line.strip()]
+
+
+def test_rows_that_are_not_held_out_are_said_to_be_none(xpeft: Call, tmp_path: Path) -> None:
+    result = xpeft("--out", str(tmp_path / "p"), "--epochs", "1", "--held-out", "0")
+    assert "40 tuned on, none held out" in result.stdout
+    assert "the rows it was tuned on" in result.stdout
+
+
+def test_the_same_seed_writes_the_same_bytes(xpeft: Call, tmp_path: Path) -> None:
+    one, two, other = (tmp_path / name for name in ("one", "two", "other"))
+    for out, seed in ((one, "4"), (two, "4"), (other, "5")):
+        assert xpeft("--out", str(out), "--epochs", "1", "--seed", seed).exit_code == 0
+    assert one.read_bytes() == two.read_bytes() != other.read_bytes()
+
+
+def test_labels_on_the_command_line_decide_the_order(xpeft: Call, tmp_path: Path) -> None:
+    out = tmp_path / "p"
+    assert xpeft("--out", str(out), "--epochs", "1", "--labels", "no,yes").exit_code == 0
+    assert read_profile_file(out.read_bytes()).labels == ("no", "yes")
+
+
+def test_soft_masks_and_a_head_of_the_bank_are_taken_by_option(xpeft: Call, tmp_path: Path, tiny_bert: Path) -> None:
+    facts = open_plm_facts(str(tiny_bert))
+    plain, file, out = open_bank(SPEC, facts), tmp_path / "bank.safetensors", tmp_path / "p"
+    head = SharedHead(torch.eye(2, facts.hidden), torch.zeros(2), ("no", "yes"))
+    write_bank_file(replace(plain, heads={"polar": head}), file, overwrite=False)
+    result = xpeft("--out", str(out), "--epochs", "1", "--soft", "--head", "shared:polar", bank=str(file))
+    assert result.exit_code == 0, result.output
+    profile = read_profile_file(out.read_bytes())
+    profile.check_fits(read_bank_file(file).geometry)
+    assert (profile.hard, profile.shared_head, profile.labels) == (False, "polar", None)
+    assert "head alone" not in result.stdout
+
+
+def test_a_url_and_a_name_upload_the_profile_and_print_its_version(xpeft: Call, server: Server) -> None:
+    arguments = ("--url", "http://host", "--api-key", "xp_1", "--profile", "polar", "--epochs", "1")
+    first, second = xpeft(*arguments), xpeft(*arguments)
+    version = read_profile_file(server.profiles["polar"]).version
+    assert first.stdout.splitlines()[-1] == f"created polar {version}"
+    assert second.stdout.splitlines()[-1] == f"stored polar {version}"
+    assert server.asked == [("http://host", "xp_1")] * 2
+
+
+def test_variables_stand_for_options(xpeft: Call, server: Server) -> None:
+    result = xpeft(
+        "--profile", "polar", XPEFT_URL="http://there", XPEFT_API_KEY="xp_2", XPEFT_TUNE_EPOCHS="1", XPEFT_TUNE_K="1"
+    )
+    assert result.exit_code == 0, result.output
+    assert server.asked == [("http://there", "xp_2")]
+    assert read_profile_file(server.profiles["polar"]).k == 1
+
+
+def test_a_server_in_the_environment_gets_nothing_without_a_name(xpeft: Call, server: Server, tmp_path: Path) -> None:
+    assert xpeft("--out", str(tmp_path / "p"), "--epochs", "1", XPEFT_URL="http://there").exit_code == 0
+    assert server.asked == []
+
+
+def test_what_cannot_be_uploaded_is_still_in_the_file(xpeft: Call, server: Server, tmp_path: Path) -> None:
+    server.refusal["put"] = "409 Conflict (bank_mismatch): another bank"
+    out = tmp_path / "p"
+    result = xpeft("--url", "http://host", "--profile", "polar", "--epochs", "1", "--out", str(out))
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        1,
+        "xpeft: 409 Conflict (bank_mismatch): another bank",
+    )
+    assert out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "there is nowhere to put the profile: give --out, or --url and --profile"),
+        (("--profile", "polar"), "--profile polar needs a server: give --url, or XPEFT_URL"),
+        (("--url", "http://host", "--out", "x"), "--url needs a name to upload to: give --profile"),
+        (("--url", "http://host", "--profile", "a/b"), "name: 'a/b' is not a name"),
+        (("--out", "x", "--head", "polar"), "head is 'polar', it must be shared:NAME"),
+        (("--out", "x", "--head", "shared:polar"), "shared_head is 'polar', the bank's heads are: none"),
+        (("--out", "x", "--epochs", "0"), "epochs is 0, it must be at least 1"),
+        (("--out", "x", "--k", "7"), "k is 7, the bank has N=6 adapters to choose from"),
+        (("--out", "x", "--labels", "yes"), "line 2: label is 'no', it must be one of yes"),
+        (("--out", "x", "--labels", "yes,no,maybe"), "label 'maybe' has no train row"),
+        (("--out", "x", "--bank", "random:Q=1"), "unknown key in 'Q=1'"),
+        (("--out", "x", "--plm", "/nowhere"), "plm: '/nowhere' cannot be loaded"),
+        (("--out", "x", "--data", "/nowhere"), "/nowhere cannot be read: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_code_1(
+    arguments: tuple[str, ...],
+    message: str,
+    xpeft: Call,
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = xpeft(*arguments)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not (tmp_path / "x").exists()
+    assert server.profiles == {}
+
+
+def test_a_file_is_never_replaced_without_force(xpeft: Call, tmp_path: Path) -> None:
+    out = tmp_path / "p"
+    out.write_bytes(b"precious")
+    result = xpeft("--out", str(out), "--epochs", "1")
+    assert "is there already" in result.stderr
+    assert out.read_bytes() == b"precious"
+    assert xpeft("--out", str(out), "--epochs", "1", "--force").exit_code == 0
+
+
+def test_a_server_that_refuses_is_found_out_before_anything_is_tuned(
+    xpeft: Call, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.refusal["list"] = "401 Unauthorized (invalid_key): no such key"
+    monkeypatch.setattr(tune, "_tune", lambda *_: pytest.fail("tuned although nothing can be uploaded"))
+    result = xpeft("--url", "http://host", "--profile", "polar")
+    assert (result.exit_code, result.stderr) == (1, "xpeft: 401 Unauthorized (invalid_key): no such key\n")
+
+
+def test_every_setting_has_an_option_that_the_help_explains() -> None:
+    shown = " ".join(runner.invoke(tune.app, ["--help"], env={"COLUMNS": "400"}).stdout.split())
+    for setting in fields(TuningSettings):
+        if setting.name not in ("kind", "shared_head"):
+            assert f"--{setting.name.replace('_', '-')} " in shown
+            assert setting.metadata["help"][1:] in shown
+    assert "--soft " in shown
+    assert "--head " in shown
