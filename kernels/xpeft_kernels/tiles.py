@@ -22,14 +22,14 @@ class PaddedTiles:
     Args:
         slots: ``[K]`` int64, slot of each run, runs of one stack next to each other.
         slices: padded rows and runs of each stack; all runs of a stack have the same number of rows.
-        owners: ``[G]`` int64, padded row → run.
+        row_slots: ``[G]`` int64, slot of each padded row.
         gather: ``[G]`` int64, padded row → packed token (padding repeats the run's first token).
         scatter: ``[T]`` int64, packed token → padded row.
     """
 
     slots: Tensor
     slices: tuple[tuple[slice, slice], ...]
-    owners: Tensor
+    row_slots: Tensor
     gather: Tensor
     scatter: Tensor
 
@@ -85,7 +85,7 @@ class Tiles:
                 (slice(int(offset[run]), int(offset[end])), slice(run, end))
                 for run, end in zip(first, [*first[1:], len(rows)], strict=True)
             ),
-            owners=self._index(np.repeat(np.arange(len(rows)), rows)),
+            row_slots=self._index(np.repeat(slot, rows)),
             gather=self._index(gather),
             scatter=self._index(scatter),
         )

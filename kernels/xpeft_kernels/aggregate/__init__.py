@@ -26,7 +26,8 @@ def aggregate_adapters(
         slots: ``[L, S, D']`` with D' ≥ D, dtype of ``bank``; written in place, other slots untouched.
         slot_ids: ``[P]`` int64, all different.
         split: where mask a's part of a row ends.
-    Raises: ValueError if the shapes do not fit. Accumulated in float32; X-PEFT (arXiv 2401.16137), section 3.
+    Raises: ValueError if shapes or the masks' dtype do not fit.
+    Accumulated in float32; X-PEFT (arXiv 2401.16137), section 3.
     """
     AGGREGATE(bank.device.type, impl)(bank, masks, slots, slot_ids, split=split)
 

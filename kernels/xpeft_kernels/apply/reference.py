@@ -29,12 +29,13 @@ def apply_adapters_ref(
     """
     if hidden.shape != (tiles.tokens, form.hidden):
         raise ValueError(f"hidden is {tuple(hidden.shape)}, tiles and form say {(tiles.tokens, form.hidden)}")
+    if residual is not None and residual.shape != hidden.shape:
+        raise ValueError(f"residual is {tuple(residual.shape)}, hidden {tuple(hidden.shape)}")
     if slots.shape[1] != form.slot_row:
         raise ValueError(f"slot rows have {slots.shape[1]} elements, the form needs {form.slot_row}")
     plan = tiles.padded
-    rows = slots.index_select(0, plan.slots)
     tokens = hidden.index_select(0, plan.gather)
-    out = _through_adapters(tokens, rows, plan, form).index_select(0, plan.scatter)
+    out = _through_adapters(tokens, slots, plan, form).index_select(0, plan.scatter)
     if residual is not None:
         out = out + residual if out.requires_grad else out.add_(residual)
     if norm is not None:
@@ -42,36 +43,32 @@ def apply_adapters_ref(
     return out
 
 
-def _through_adapters(tokens: Tensor, rows: Tensor, plan: PaddedTiles, form: AdapterForm) -> Tensor:
-    """h + act(LN_R(h Â)) B̂ for padded tokens, in place where no gradient is asked for.
-
-    Args:
-        tokens: ``[G, H]`` in stacks of runs.
-        rows: ``[K, D]``, the adapter row of each run.
-    """
-    wide = form.hidden * form.width
-    down = rows[:, :wide].view(-1, form.hidden, form.width)
-    up = rows[:, form.split : form.split + wide].view(-1, form.width, form.hidden)
-    stacks = [(tokens[rows_], down[runs], up[runs]) for rows_, runs in plan.slices]
-    z = torch.cat([torch.bmm(h.view(len(a), -1, form.hidden), a).view(-1, form.width) for h, a, _ in stacks])
+def _through_adapters(tokens: Tensor, slots: Tensor, plan: PaddedTiles, form: AdapterForm) -> Tensor:
+    """h + act(LN_R(h Â)) B̂ for padded tokens ``[G, H]``, in place where no gradient is asked for."""
+    wide, split, end = form.hidden * form.width, form.split, form.bank_row
+    down = slots[:, :wide].index_select(0, plan.slots).view(-1, form.hidden, form.width)
+    up = slots[:, split : split + wide].index_select(0, plan.slots).view(-1, form.width, form.hidden)
+    z = torch.cat([torch.bmm(_stack(tokens, *each), down[each[1]]).view(-1, form.width) for each in plan.slices])
     if form.down_bias:
-        z = z + rows[:, wide : form.split].index_select(0, plan.owners)
+        z = z + slots[:, wide:split].index_select(0, plan.row_slots)
     if form.layer_norm:
-        weight, bias = rows[:, form.bank_row :].index_select(0, plan.owners).chunk(2, dim=1)
+        weight, bias = slots[:, end:].index_select(0, plan.row_slots).chunk(2, dim=1)
         z = torch.addcmul(bias, functional.layer_norm(z, (form.width,), eps=LN_EPS), weight)
     z = functional.relu(z) if form.activation == "relu" else functional.gelu(z)
-    out = _add_up(tokens, z, [(h, b) for h, _, b in stacks], plan)
-    if form.up_bias:
-        out = out + rows[:, form.split + wide : form.bank_row].index_select(0, plan.owners)
-    return out
+    out = _add_up(tokens, z, up, plan)
+    return out + slots[:, split + wide : end].index_select(0, plan.row_slots) if form.up_bias else out
 
 
-def _add_up(tokens: Tensor, z: Tensor, stacks: list[tuple[Tensor, Tensor]], plan: PaddedTiles) -> Tensor:
-    """``tokens`` + z B̂, stack by stack. Args: z: ``[G, R]``; stacks: views of ``tokens`` and their B̂ ``[k, R, H]``."""
-    width, hidden = z.shape[1], tokens.shape[1]
-    grad = torch.is_grad_enabled()
-    outs = []
-    for (rows_, _), (h, b) in zip(plan.slices, stacks, strict=True):
-        z_stack, h_stack = z[rows_].view(len(b), -1, width), h.view(len(b), -1, hidden)
-        outs.append(torch.baddbmm(h_stack, z_stack, b) if grad else h_stack.baddbmm_(z_stack, b))
-    return torch.cat([out.view(-1, hidden) for out in outs]) if grad else tokens
+def _add_up(tokens: Tensor, z: Tensor, up: Tensor, plan: PaddedTiles) -> Tensor:
+    """``tokens`` + z B̂, stack by stack. Args: z: ``[G, R]``; up: ``[K, R, H]``, one a run."""
+    if torch.is_grad_enabled():
+        sums = [torch.baddbmm(_stack(tokens, *each), _stack(z, *each), up[each[1]]) for each in plan.slices]
+        return torch.cat([each.view(-1, tokens.shape[1]) for each in sums])
+    for each in plan.slices:
+        _stack(tokens, *each).baddbmm_(_stack(z, *each), up[each[1]])
+    return tokens
+
+
+def _stack(values: Tensor, rows: slice, runs: slice) -> Tensor:
+    """``[G, X]`` → ``[runs, rows of each, X]``, a view."""
+    return values[rows].view(runs.stop - runs.start, -1, values.shape[1])

@@ -51,12 +51,12 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def family_of(config: PreTrainedConfig) -> Family:
+def family_of(model_type: str) -> Family:
     """Raises: UnsupportedModel naming the model type and the supported ones."""
-    family = FAMILIES.get(config.model_type)
+    family = FAMILIES.get(model_type)
     if family is None:
         known = ", ".join(FAMILIES)
-        raise UnsupportedModel(f"plm: model type {config.model_type!r} is not supported (supported: {known})")
+        raise UnsupportedModel(f"plm: model type {model_type!r} is not supported (supported: {known})")
     return family
 
 

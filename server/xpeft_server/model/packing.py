@@ -14,6 +14,7 @@ from xpeft_kernels import MIN_ROWS, Tiles
 
 from .tokenizing import TokenizedText
 
+_FEW_THREADS = 8
 _VECTORS = 32
 """Floats that PyTorch's widest CPU code takes in one go (two AVX-512 registers)."""
 
@@ -30,18 +31,19 @@ def packed_order(slots: Sequence[int], lengths: Sequence[int]) -> NDArray[np.int
 
 
 def even_rows(tokens: int, width: int, threads: int) -> int:
-    """Fewest rows, ``tokens`` and 16 at least, at which an activation on CPU treats all rows alike.
+    """Fewest rows, ``tokens`` and 16 at least, at which products and activations on CPU treat all rows alike.
 
-    PyTorch cuts ``[rows, width]`` into one piece a thread and computes what a piece has beyond whole vectors in scalar
-    code, which rounds SiLU and GELU otherwise: every piece has to be whole vectors. How many pieces it makes is in
-    ATen/Parallel.h and, for GELU, in cpu/Activation.cpp.
+    From 12 threads on, MKL multiplies one to three odd rows otherwise (measured up to 128 threads). PyTorch cuts
+    ``[rows, width]`` into one piece a thread and computes what a piece has beyond whole vectors in scalar code, which
+    rounds SiLU and GELU otherwise: every piece has to be whole vectors. How many pieces it makes is in ATen/Parallel.h
+    and, for GELU, in cpu/Activation.cpp.
 
     Args:
         width: elements of a row inside the feed-forward; 0 asks for 16 rows only.
         threads: of PyTorch.
     """
     rows = max(tokens, MIN_ROWS)
-    while not _splits_evenly(rows * width, threads):
+    while (threads > _FEW_THREADS and rows % 4) or not _splits_evenly(rows * width, threads):
         rows += 1
     return rows
 

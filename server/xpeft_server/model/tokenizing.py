@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,13 +32,17 @@ class TextTokenizer:
     Args:
         tokenizer: a fast tokenizer of transformers.
         limit: tokens that the model takes.
-    Raises: ModelUnusable if the tokenizer has no fast form.
+    Raises: ModelUnusable if the tokenizer has no fast form, or no vocabulary (transformers makes an empty one where
+        its files are missing).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
             raise ModelUnusable(f"plm: its tokenizer ({type(tokenizer).__name__}) has no fast form (tokenizer.json)")
+        self.vocabulary: Mapping[str, int] = backend.get_vocab()
+        if not self.vocabulary.keys() - set(tokenizer.all_special_tokens):
+            raise ModelUnusable(f"plm: its tokenizer knows no word: {sorted(self.vocabulary)} (no tokenizer.json?)")
         self.limit = min(limit, tokenizer.model_max_length)
         self._whole = Tokenizer.from_str(backend.to_str())
         self._whole.no_truncation()
