@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+
+from xpeft_server.model.bank import Bank, SharedHead
+from xpeft_tuning.errors import SettingsInvalid
+from xpeft_tuning.settings import TuningSettings
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kind", "firm"),
+        ("k", 0),
+        ("epochs", 0),
+        ("batch_rows", 0),
+        ("batch_tokens", -1),
+        ("lr_masks", -0.1),
+        ("lr_norm", float("nan")),
+        ("lr_head", float("inf")),
+        ("head_penalty", -1.0),
+        ("held_out", 1.0),
+        ("stop_on", "luck"),
+        ("patience", 0),
+        ("seed", -1),
+    ],
+)
+def test_an_impossible_setting_is_refused_by_name_and_value(name: str, value: Any) -> None:
+    with pytest.raises(SettingsInvalid, match=f"^{name} is {value!r}, it must be"):
+        TuningSettings(**{name: value})
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert all(setting.metadata["help"] for setting in fields(TuningSettings))
+
+
+def test_k_is_half_of_the_bank_unless_it_is_given() -> None:
+    assert [TuningSettings().chosen(adapters) for adapters in (1, 8, 100)] == [1, 4, 50]
+    assert TuningSettings(k=3).chosen(100) == 3
+
+
+def test_what_the_bank_has_not_is_refused(bank: Bank) -> None:
+    with pytest.raises(SettingsInvalid, match="k is 9, the bank has N=8 adapters"):
+        TuningSettings(k=9).check_fits(bank)
+    with pytest.raises(SettingsInvalid, match="shared_head is 'x', the bank's heads are: none"):
+        TuningSettings(shared_head="x").check_fits(bank)
+    head = SharedHead(torch.zeros(2, bank.hidden), torch.zeros(2), ("a", "b"))
+    TuningSettings(shared_head="x", k=8).check_fits(replace(bank, heads={"x": head}))

@@ -1,0 +1,25 @@
+"""Why a profile cannot be tuned.
+
+TuningError
+├── DatasetInvalid     a data file or a row in it breaks a rule (the message names line, field and value)
+├── DataTooSmall       the rows are in order, but there is nothing to learn from them
+└── SettingsInvalid    a setting is impossible, in itself or over this bank
+"""
+
+from __future__ import annotations
+
+
+class TuningError(Exception):
+    """Root of the tree; the message is one sentence for whoever started the tuning."""
+
+
+class DatasetInvalid(TuningError):
+    pass
+
+
+class DataTooSmall(TuningError):
+    pass
+
+
+class SettingsInvalid(TuningError):
+    pass

@@ -1,0 +1,35 @@
+"""Logits over the bank to mask weights: a hard choice with a gradient, or a softmax."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def top_k(logits: Tensor, k: int) -> Tensor:
+    """The k largest of each row; of equals, those that come first.
+
+    Args: logits: ``[..., N]``, 1 ≤ k ≤ N.
+    Returns: ``[..., N]`` bool, exactly k a row.
+    """
+    chosen = logits.argsort(dim=-1, descending=True, stable=True)[..., :k]
+    return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, chosen, True)
+
+
+def hard_weights(logits: Tensor, k: int) -> Tensor:
+    """A k-hot choice scaled by 1/k, with the gradient of the softmax (straight-through).
+
+    Semantics: forward ``top_k(logits, k) / k``; backward as if it were ``softmax(logits)``.
+    Source: X-PEFT (arXiv 2401.16137), section 3.2; straight-through: arXiv 1308.3432.
+
+    Args: logits: ``[..., N]``.
+    Returns: ``[..., N]``, rows sum to 1.
+    """
+    soft = soft_weights(logits)
+    hard = top_k(logits, k).to(logits.dtype) / k
+    return hard + (soft - soft.detach())
+
+
+def soft_weights(logits: Tensor) -> Tensor:
+    """``softmax(logits)`` over the bank, ``[..., N]``."""
+    return logits.softmax(dim=-1)

@@ -1,0 +1,91 @@
+"""What tuning can be told. Light to import: the command line reads its options from here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+from .errors import SettingsInvalid
+
+if TYPE_CHECKING:
+    from xpeft_server.model.bank import Bank
+
+Kind = Literal["hard", "soft"]
+StopOn = Literal["loss", "accuracy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningSettings:
+    """How one profile is tuned; the defaults are for tens to hundreds of rows.
+
+    ``metadata["help"]`` of a field says what it is; learning rates are AdamW's, fall linearly to zero, and keep
+    their part as it starts where they are 0. The same seed gives the same profile on the same machine with as many
+    threads.
+
+    Raises: SettingsInvalid, naming setting and value.
+    """
+
+    kind: Kind = field(default="hard", metadata={"help": "hard masks choose k adapters, soft ones weigh them all"})
+    k: int | None = field(
+        default=None, metadata={"help": "adapters that each row of a hard mask chooses; half of the bank if left out"}
+    )
+    epochs: int = field(default=15, metadata={"help": "passes over the train rows, at most"})
+    batch_rows: int = field(default=16, metadata={"help": "rows behind one step"})
+    batch_tokens: int = field(
+        default=4096, metadata={"help": "tokens on the device at once; a step with more goes through in parts"}
+    )
+    lr_masks: float = field(default=0.1, metadata={"help": "peak learning rate of the masks"})
+    lr_norm: float = field(default=0.02, metadata={"help": "peak learning rate of the LayerNorm affine"})
+    lr_head: float = field(default=0.001, metadata={"help": "peak learning rate of the profile's own head"})
+    head_penalty: float | None = field(
+        default=None,
+        metadata={"help": "weight of the head's squared norm in the loss; chosen by cross-validation if left out"},
+    )
+    shared_head: str | None = field(
+        default=None, metadata={"help": "one of the bank's heads, used as it is; none: a head of its own"}
+    )
+    held_out: float = field(
+        default=0.2, metadata={"help": "share of each label's rows that only measures, where the rows have no split"}
+    )
+    stop_on: StopOn | None = field(
+        default=None,
+        metadata={
+            "help": "keep the epoch with the best loss or accuracy on dev rows (drawn if there are none); else the last"
+        },
+    )
+    patience: int = field(
+        default=5, metadata={"help": "epochs without a better one after which --stop-on ends the tuning"}
+    )
+    seed: int = field(default=0, metadata={"help": "seed of everything random"})
+    description: str | None = field(default=None, metadata={"help": "a line about the profile, kept in it"})
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise SettingsInvalid(f"kind is {self.kind!r}, it must be hard or soft")
+        if self.stop_on is not None and self.stop_on not in get_args(StopOn):
+            raise SettingsInvalid(f"stop_on is {self.stop_on!r}, it must be loss, accuracy or none")
+        for name in ("k", "epochs", "batch_rows", "batch_tokens", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsInvalid(f"{name} is {value}, it must be at least 1")
+        for name in ("lr_masks", "lr_norm", "lr_head", "head_penalty"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise SettingsInvalid(f"{name} is {value}, it must be a number from 0 up")
+        if not 0 <= self.held_out < 1:
+            raise SettingsInvalid(f"held_out is {self.held_out}, it must be from 0 to below 1")
+        if not 0 <= self.seed < 2**63:
+            raise SettingsInvalid(f"seed is {self.seed}, it must be from 0 to 2^63 - 1")
+
+    def chosen(self, adapters: int) -> int:
+        """k over a bank of N adapters."""
+        return max(1, adapters // 2) if self.k is None else self.k
+
+    def check_fits(self, bank: Bank) -> None:
+        """Raises: SettingsInvalid if the bank cannot do what is asked."""
+        if self.kind == "hard" and self.chosen(bank.adapters) > bank.adapters:
+            raise SettingsInvalid(f"k is {self.k}, the bank has N={bank.adapters} adapters to choose from")
+        if self.shared_head is not None and self.shared_head not in bank.heads:
+            there = ", ".join(bank.heads) or "none"
+            raise SettingsInvalid(f"shared_head is {self.shared_head!r}, the bank's heads are: {there}")
