@@ -38,7 +38,7 @@ def test_every_token_has_one_place_in_the_stacks_and_finds_back(slots: list[int]
     plan = tiles.padded
     token = torch.arange(tiles.tokens)
     assert torch.equal(token[plan.gather][plan.scatter], token)
-    assert plan.gather.shape == plan.owners.shape
+    assert plan.gather.shape == plan.row_slots.shape
     assert plan.scatter.unique().numel() == tiles.tokens
 
 
@@ -47,7 +47,7 @@ def test_a_row_of_a_stack_belongs_to_its_runs_slot_padding_too(slots: list[int],
     tiles = Tiles.of(slots, lengths)
     plan = tiles.padded
     of_token = torch.from_numpy(np.repeat(slots, lengths))
-    assert torch.equal(plan.slots[plan.owners], of_token[plan.gather])
+    assert torch.equal(plan.row_slots, of_token[plan.gather])
 
 
 @pytest.mark.parametrize(("slots", "lengths"), BATCHES)
@@ -61,8 +61,8 @@ def test_stacks_are_rectangles_of_a_multiple_of_16_rows(slots: list[int], length
         at_row, at_run = rows.stop, runs.stop
         height, rest = divmod(rows.stop - rows.start, runs.stop - runs.start)
         assert (rest, height % MIN_ROWS) == (0, 0)
-        owners = plan.owners[rows].view(-1, height)
-        assert torch.equal(owners, torch.arange(runs.start, runs.stop)[:, None].expand_as(owners))
+        of_run = plan.row_slots[rows].view(-1, height)
+        assert torch.equal(of_run, plan.slots[runs, None].expand_as(of_run))
         heights.append(height)
     assert (at_row, at_run) == (plan.gather.numel(), len(tiles.runs))
     assert heights == sorted(set(heights))
@@ -85,7 +85,7 @@ def test_above_128_rows_less_than_an_eighth_is_wasted_in_few_different_heights()
 def test_a_run_is_as_high_alone_as_beside_others() -> None:
     lengths = [499, 1, 137, 63, 130]
     together = Tiles.of(range(5), lengths).padded
-    assert torch.bincount(together.owners).tolist() == sorted(height_of(length) for length in lengths)
+    assert together.row_slots.bincount().tolist() == [height_of(length) for length in lengths]
 
 
 @pytest.mark.parametrize(

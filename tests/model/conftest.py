@@ -30,15 +30,10 @@ VOCAB, LIMIT, HIDDEN = 200, 80, 64
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 
 _SIZES = {"hidden_size": HIDDEN, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
-_TOKENS = {
-    "vocab_size": VOCAB,
-    "bos_token_id": 0,
-    "cls_token_id": 0,
-    "pad_token_id": 1,
-    "eos_token_id": 2,
-    "sep_token_id": 2,
-}
-_ENCODER = {**_SIZES, **_TOKENS, "max_position_embeddings": LIMIT, "initializer_range": 0.1}
+_IDS = {"bos_token_id": 0, "cls_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
+_TOKENS = {**_IDS, "vocab_size": VOCAB, "initializer_range": 0.1}
+_ENCODER = {**_SIZES, **_TOKENS, "max_position_embeddings": LIMIT}
+_DISTILBERT = {"dim": HIDDEN, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": LIMIT}
 _DECODER = {**_ENCODER, "num_key_value_heads": 2}
 _WINDOW = {**_DECODER, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
 
@@ -46,17 +41,9 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "bert": _ENCODER,
     "roberta": {**_ENCODER, "max_position_embeddings": LIMIT + 2, "type_vocab_size": 1},
     "electra": {**_ENCODER, "embedding_size": 24},
-    "distilbert": {
-        **_TOKENS,
-        "dim": HIDDEN,
-        "n_layers": 2,
-        "n_heads": 4,
-        "hidden_dim": 96,
-        "max_position_embeddings": LIMIT,
-        "initializer_range": 0.1,
-    },
+    "distilbert": {**_TOKENS, **_DISTILBERT},
     "modernbert": {**_ENCODER, "local_attention": 8, "global_attn_every_n_layers": 2},
-    "gpt2": {**_TOKENS, "n_embd": HIDDEN, "n_layer": 2, "n_head": 4, "n_positions": LIMIT, "initializer_range": 0.1},
+    "gpt2": {**_TOKENS, "n_embd": HIDDEN, "n_layer": 2, "n_head": 4, "n_positions": LIMIT},
     "llama": _DECODER,
     "qwen2": _WINDOW,
     "qwen3": {**_WINDOW, "head_dim": 24},

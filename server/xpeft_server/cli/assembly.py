@@ -8,6 +8,7 @@ import torch
 
 from xpeft_kernels import AdapterForm
 from xpeft_profiles import ProfileStore
+from xpeft_server.engine.device_thread import device_executor
 from xpeft_server.engine.engine import Engine, EngineLimits
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.model.bank_source import open_bank
@@ -52,21 +53,27 @@ def choose_slots(asked: int | str, form: AdapterForm, plm: Plm) -> int:
 def build_engine(
     settings: Settings, store: ProfileStore, metrics: Metrics, *, on_death: Callable[[], None] = lambda: None
 ) -> Engine:
-    """Load PLM and bank and make the engine, not yet started.
+    """Load PLM and bank in the thread that will own the device, and make the engine, not yet started.
 
     Raises: SettingsInvalid, ModelError or BankError, each with a message for people.
     """
-    device = choose_device(settings.device)
-    plm = load_plm(settings.plm, device=device, dtype=choose_dtype(settings.dtype, device))
-    bank = open_bank(settings.bank, plm.facts)
-    slots = choose_slots(settings.slots, adapter_form(bank), plm)
-    widest_head = settings.max_profile_bytes // (2 * (plm.facts.hidden + 1))
-    classifier = Classifier(plm, bank, slots=slots, head_rows=max(2 * widest_head, 16 * slots))
+    device = device_executor()
+    classifier = device.submit(load_classifier, settings).result()
     limits = EngineLimits(
-        max_batch_tokens=choose_batch_tokens(settings.max_batch_tokens, device),
+        max_batch_tokens=choose_batch_tokens(settings.max_batch_tokens, classifier.plm.device),
         queue_limit=settings.queue_limit,
         queue_token_limit=settings.queue_token_limit,
         max_inputs=settings.max_inputs,
         host_cache_bytes=settings.host_cache_bytes,
     )
-    return Engine(classifier, store, limits=limits, metrics=metrics, on_death=on_death)
+    return Engine(classifier, store, limits=limits, metrics=metrics, device=device, on_death=on_death)
+
+
+def load_classifier(settings: Settings) -> Classifier:
+    """PLM, bank and slots as the settings say. Raises: as `build_engine`."""
+    device = choose_device(settings.device)
+    plm = load_plm(settings.plm, device=device, dtype=choose_dtype(settings.dtype, device))
+    bank = open_bank(settings.bank, plm.facts)
+    slots = choose_slots(settings.slots, adapter_form(bank), plm)
+    widest_head = settings.max_profile_bytes // (2 * (plm.facts.hidden + 1))
+    return Classifier(plm, bank, slots=slots, head_rows=max(2 * widest_head, 16 * slots))

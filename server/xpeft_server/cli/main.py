@@ -16,7 +16,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     help="One frozen language model, one bank of adapters, and a model of their own for every user in a few"
-    " hundred bytes. Start with: xpeft tune --data FILE --out PROFILE, xpeft serve, xpeft profiles put NAME PROFILE. Every option of a command is"
+    " hundred bytes. Start with: xpeft tune --data FILE --out PROFILE, xpeft serve, xpeft profiles put NAME PROFILE."
+    " Every option of a command is"
     " also a variable: --store is XPEFT_STORE.",
 )
 for _command in COMMANDS:

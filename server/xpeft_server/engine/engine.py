@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from xpeft_server.model.tokenizing import TokenizedText
 
 from .answers import classification
 from .batch import Batch
-from .device_thread import DeviceThread
+from .device_thread import DeviceThread, device_executor
 from .errors import EngineError, InternalError, Unavailable
 from .info import engine_info
 from .metrics import Metrics
@@ -51,6 +52,7 @@ class Engine:
     which versions are current; what turns out stale is computed anew before anybody sees it.
 
     Args:
+        device: an executor of one thread, which becomes the device thread; see `DeviceThread`.
         on_death: called in the event loop when the device thread has died and everybody has been told.
     """
 
@@ -61,6 +63,7 @@ class Engine:
         *,
         limits: EngineLimits,
         metrics: Metrics,
+        device: ThreadPoolExecutor | None = None,
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
         buffers = classifier.buffers
@@ -80,6 +83,7 @@ class Engine:
             classifier,
             self._queue,
             SlotTable(slots=buffers.slots, head_rows=buffers.own_head_rows, metrics=metrics),
+            thread=device or device_executor(),
             max_batch_tokens=limits.max_batch_tokens,
             metrics=metrics,
             on_taken=self._batch_taken,
@@ -96,8 +100,7 @@ class Engine:
     async def start(self) -> None:
         """Warm up and begin; the store may be down, then it is asked again until it answers."""
         await self._watch.start()
-        await asyncio.to_thread(self._classifier.warm_up)
-        self._device.start(asyncio.get_running_loop())
+        await self._device.start()
         self._state = "ok"
 
     def status(self) -> EngineStatus:
