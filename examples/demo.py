@@ -139,7 +139,7 @@ def show_tuned(tuned: dict[str, TunedProfile]) -> None:
         if accuracy <= share:
             fail(f"{name}: held-out accuracy {accuracy:.2f} is not above the majority's share {share:.2f}")
     console.print(table)
-    say("Accuracies are on held-out messages, by the profile exactly as it will be served.")
+    say("Accuracies are on held-out messages, as served; where a head alone has the same, masks add nothing.")
 
 
 @contextmanager

@@ -232,7 +232,9 @@ async def test_when_the_device_thread_dies_every_pending_request_fails_at_once(
             *(ask(engine, f"tenant{n}", "p", words(n, 50)) for n in range(8)), return_exceptions=True
         )
         await told.wait()
-    assert all(isinstance(answer, InternalError) for answer in answers)
+    # Who had not reached the queue yet is turned away at it.
+    assert all(isinstance(answer, InternalError | Unavailable) for answer in answers)
+    assert any(isinstance(answer, InternalError) for answer in answers)
     assert engine.status().checks["engine"] == "failed"
     with pytest.raises(Unavailable):
         await ask(engine, "tenant0", "p", "w1")

@@ -91,7 +91,6 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     settings = [TuningSettings(epochs=2, seed=seed) for seed in (5, 5, 6)]
     first, again, other = (tune_profile(plm, bank, make_dataset(40), each) for each in settings)
     assert write_profile_file(first.profile) == write_profile_file(again.profile)
-    assert first == first._replace(profile=first.profile)
     assert first[1:] == again[1:]
     assert first.profile.version != other.profile.version
 

@@ -36,7 +36,7 @@ class TuningProgress(NamedTuple):
     Args:
         loss: mean of the epoch's steps so far, in nats.
         score: of the profile as it was after the last whole epoch, on the dev rows if they choose, else on the
-            held-out ones; None where there are none.
+            held-out ones; None where there are none, or more than train rows.
     """
 
     epoch: int
@@ -116,7 +116,8 @@ class MaskTuner:
         draft = ProfileDraft(
             self._bank, self._form, self._settings, labels=self._labels, head=head, device=self._plm.device
         )
-        watched = held_out if self._settings.stop_on is None else dev
+        # Without stop_on dev is empty, and held-out rows are looked at between epochs where that costs little.
+        watched = held_out if self._settings.stop_on is None and len(held_out) <= len(train) else dev
         epoch, profile = self._learn(draft, penalty / len(train), train, watched, progress)
         return TunedProfile(
             profile=profile,
