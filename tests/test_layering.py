@@ -156,7 +156,7 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
         ("xpeft_server.cli", "from xpeft_server.cli.screen import console"),
         ("xpeft_tuning", "from xpeft_server.api.app import create_app"),
         ("xpeft_tuning", "import xpeft_benchmarks"),
-        ("xpeft_benchmarks", "from xpeft_server.cli.main import main"),
+        ("xpeft_benchmarks", "from xpeft_server.cli.main import app"),
     ],
 )
 def test_a_forbidden_import_is_found(package: str, source: str) -> None:

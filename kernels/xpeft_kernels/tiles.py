@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,22 +15,25 @@ from torch import Tensor
 MIN_ROWS = 16
 """Fewer rows than this (12, measured with MKL) take another code path in CPU GEMMs and give a row other last bits."""
 
+STACK_COST = 96
+"""Padded rows that take as long as what a stack's ten operations cost beside their arithmetic (MiniLM, two cores)."""
+
 
 @dataclass(frozen=True, slots=True)
-class PaddedTiles:
-    """The tiles of a batch as few rectangular stacks, for batched products.
+class Stack:
+    """Neighbouring runs padded to one height: a rectangle for batched products.
 
     Args:
-        slots: ``[K]`` int64, slot of each run, runs of one stack next to each other.
-        slices: padded rows and runs of each stack; all runs of a stack have the same number of rows.
-        row_slots: ``[G]`` int64, slot of each padded row.
-        gather: ``[G]`` int64, padded row → packed token (padding repeats the run's first token).
-        scatter: ``[T]`` int64, packed token → padded row.
+        slots: ``[K]`` int64, slot of each run.
+        height: padded rows of each run.
+        tokens: T', packed tokens of all K runs, which follow each other.
+        gather: ``[K · height]`` int64, padded row → packed token (padding repeats the run's first token).
+        scatter: ``[T']`` int64, packed token, counted from the stack's first → padded row.
     """
 
     slots: Tensor
-    slices: tuple[tuple[slice, slice], ...]
-    row_slots: Tensor
+    height: int
+    tokens: int
     gather: Tensor
     scatter: Tensor
 
@@ -67,35 +71,47 @@ class Tiles:
         return int(self.runs[-1, 1] + self.runs[-1, 2])
 
     @cached_property
-    def padded(self) -> PaddedTiles:
-        """Stacks of equal height for the reference; built once a batch, used by every block."""
-        rows = _stack_height(self.runs[:, 2])
-        order = np.argsort(rows, kind="stable")
-        slot, start, length, rows = *self.runs[order].T, rows[order]
-        offset = np.r_[0, np.cumsum(rows)]
-        within = np.arange(offset[-1]) - np.repeat(offset[:-1], rows)
-        real = within < np.repeat(length, rows)
-        gather = np.repeat(start, rows) + np.where(real, within, 0)
-        scatter = np.empty(self.tokens, np.int64)
-        scatter[gather[real]] = np.flatnonzero(real)
-        first = np.flatnonzero(np.r_[True, rows[1:] != rows[:-1]]).tolist()
-        return PaddedTiles(
+    def stacks(self) -> tuple[Stack, ...]:
+        """All runs, for the reference; built once a batch, used by every block. Few where runs are sorted by length."""
+        height = _run_height(self.runs[:, 2])
+        cuts = _stack_cuts(height)
+        return tuple(self._stack(run, end, int(height[run:end].max())) for run, end in pairwise(cuts))
+
+    def _stack(self, run: int, end: int, height: int) -> Stack:
+        slot, start, length = self.runs[run:end].astype(np.int64).T
+        within = np.arange(height)
+        real = within < length[:, None]
+        gather = start[:, None] + np.where(real, within, 0)
+        return Stack(
             slots=self._index(slot),
-            slices=tuple(
-                (slice(int(offset[run]), int(offset[end])), slice(run, end))
-                for run, end in zip(first, [*first[1:], len(rows)], strict=True)
-            ),
-            row_slots=self._index(np.repeat(slot, rows)),
-            gather=self._index(gather),
-            scatter=self._index(scatter),
+            height=height,
+            tokens=int(length.sum()),
+            gather=self._index(gather.ravel()),
+            scatter=self._index(np.flatnonzero(real)),
         )
 
-    def _index(self, values: NDArray[np.integer]) -> Tensor:
-        return torch.from_numpy(values.astype(np.int64)).to(self.device, non_blocking=True)
+    def _index(self, values: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(values).to(self.device, non_blocking=True)
 
 
-def _stack_height(length: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Round up to a multiple of 16, above 128 to an eighth of the power of two below: less than an eighth is wasted."""
+def _run_height(length: NDArray[np.int32]) -> NDArray[np.int64]:
+    """At least 16 rows and a multiple of 8, above 64 of an eighth of the power of two below."""
     wide = length.astype(np.int64)
-    step = np.maximum(MIN_ROWS, 2 ** np.floor(np.log2(wide)).astype(np.int64) // 8)
-    return -(-wide // step) * step
+    step = np.maximum(8, 2 ** np.floor(np.log2(wide)).astype(np.int64) // 8)
+    return np.maximum(MIN_ROWS, -(-wide // step) * step)
+
+
+def _stack_cuts(height: NDArray[np.int64]) -> list[int]:
+    """Where neighbours part, so that padded rows and `STACK_COST` a stack are the least in sum. Ends included."""
+    edge = np.r_[0, np.flatnonzero(np.diff(height)) + 1, height.size]
+    tall = height[edge[:-1]]
+    cost, before = np.zeros(edge.size, np.int64), np.zeros(edge.size, np.intp)
+    for end in range(1, edge.size):
+        highest = np.maximum.accumulate(tall[:end][::-1])[::-1]
+        sums = cost[:end] + (edge[end] - edge[:end]) * highest + STACK_COST
+        before[end] = sums.argmin()
+        cost[end] = sums[before[end]]
+    cuts = [edge.size - 1]
+    while cuts[-1]:
+        cuts.append(int(before[cuts[-1]]))
+    return [int(edge[cut]) for cut in reversed(cuts)]

@@ -56,7 +56,7 @@ class Engine:
         self.closed.set()
 
 running_server.build_engine = lambda settings, store, metrics, on_death: Engine(on_death)
-main.main()
+main.app()
 """
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ..form import AdapterForm
-from ..tiles import PaddedTiles, Tiles
+from ..tiles import Stack, Tiles
 from .norm import Norm
 
 LN_EPS = 1e-5
@@ -24,8 +26,9 @@ def apply_adapters_ref(
 ) -> Tensor:
     """See `apply_adapters`.
 
-    Runs of similar length are stacked (see `Tiles.padded`), so that a batch of any number of profiles is a handful
-    of batched products. Differentiable in ``hidden`` and ``slots``; works in place where no gradient is asked for.
+    Neighbouring runs of similar length are stacked (see `Tiles.stacks`), so that a batch of any number of profiles is
+    a handful of batched products; one stack after the other, so that what belongs together is still in the cache.
+    Differentiable in ``hidden`` and ``slots``; works in place where no gradient is asked for.
     """
     if hidden.shape != (tiles.tokens, form.hidden):
         raise ValueError(f"hidden is {tuple(hidden.shape)}, tiles and form say {(tiles.tokens, form.hidden)}")
@@ -33,9 +36,14 @@ def apply_adapters_ref(
         raise ValueError(f"residual is {tuple(residual.shape)}, hidden {tuple(hidden.shape)}")
     if slots.shape[1] != form.slot_row:
         raise ValueError(f"slot rows have {slots.shape[1]} elements, the form needs {form.slot_row}")
-    plan = tiles.padded
-    tokens = hidden.index_select(0, plan.gather)
-    out = _through_adapters(tokens, slots, plan, form).index_select(0, plan.scatter)
+    parts = _SlotParts.of(slots, form)
+    stacks = tiles.stacks
+    if torch.is_grad_enabled():
+        out = torch.cat([_adapted(hidden, parts, each, form).index_select(0, each.scatter) for each in stacks])
+    else:
+        out = torch.empty_like(hidden)
+        for each, rows in zip(stacks, torch.split(out, [each.tokens for each in stacks]), strict=True):
+            torch.index_select(_adapted(hidden, parts, each, form), 0, each.scatter, out=rows)
     if residual is not None:
         out = out + residual if out.requires_grad else out.add_(residual)
     if norm is not None:
@@ -43,32 +51,39 @@ def apply_adapters_ref(
     return out
 
 
-def _through_adapters(tokens: Tensor, slots: Tensor, plan: PaddedTiles, form: AdapterForm) -> Tensor:
-    """h + act(LN_R(h Â)) B̂ for padded tokens ``[G, H]``, in place where no gradient is asked for."""
-    wide, split, end = form.hidden * form.width, form.split, form.bank_row
-    down = slots[:, :wide].index_select(0, plan.slots).view(-1, form.hidden, form.width)
-    up = slots[:, split : split + wide].index_select(0, plan.slots).view(-1, form.width, form.hidden)
-    z = torch.cat([torch.bmm(_stack(tokens, *each), down[each[1]]).view(-1, form.width) for each in plan.slices])
+class _SlotParts(NamedTuple):
+    """Views of slot rows: ``[S, H, R]``, ``[S, R, H]``, and ``[S, 1, ·]`` for what is added or scaled a row."""
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    affine: Tensor
+
+    @classmethod
+    def of(cls, slots: Tensor, form: AdapterForm) -> _SlotParts:
+        wide, split, end = form.hidden * form.width, form.split, form.bank_row
+        return cls(
+            down=torch.unflatten(slots[:, :wide], 1, (form.hidden, form.width)),
+            down_bias=slots[:, None, wide:split],
+            up=torch.unflatten(slots[:, split : split + wide], 1, (form.width, form.hidden)),
+            up_bias=slots[:, None, split + wide : end],
+            affine=slots[:, None, end:],
+        )
+
+
+def _adapted(hidden: Tensor, parts: _SlotParts, stack: Stack, form: AdapterForm) -> Tensor:
+    """h + act(LN_R(h Â + c)) B̂ + d of one stack's tokens, padded ``[K · height, H]``."""
+    tokens = hidden.index_select(0, stack.gather).view(-1, stack.height, form.hidden)
+    z = torch.bmm(tokens, parts.down.index_select(0, stack.slots))
     if form.down_bias:
-        z = z + slots[:, wide:split].index_select(0, plan.row_slots)
+        z = z + parts.down_bias.index_select(0, stack.slots)
     if form.layer_norm:
-        weight, bias = slots[:, end:].index_select(0, plan.row_slots).chunk(2, dim=1)
+        weight, bias = parts.affine.index_select(0, stack.slots).chunk(2, dim=2)
         z = torch.addcmul(bias, functional.layer_norm(z, (form.width,), eps=LN_EPS), weight)
     z = functional.relu(z) if form.activation == "relu" else functional.gelu(z)
-    out = _add_up(tokens, z, up, plan)
-    return out + slots[:, split + wide : end].index_select(0, plan.row_slots) if form.up_bias else out
-
-
-def _add_up(tokens: Tensor, z: Tensor, up: Tensor, plan: PaddedTiles) -> Tensor:
-    """``tokens`` + z B̂, stack by stack. Args: z: ``[G, R]``; up: ``[K, R, H]``, one a run."""
-    if torch.is_grad_enabled():
-        sums = [torch.baddbmm(_stack(tokens, *each), _stack(z, *each), up[each[1]]) for each in plan.slices]
-        return torch.cat([each.view(-1, tokens.shape[1]) for each in sums])
-    for each in plan.slices:
-        _stack(tokens, *each).baddbmm_(_stack(z, *each), up[each[1]])
-    return tokens
-
-
-def _stack(values: Tensor, rows: slice, runs: slice) -> Tensor:
-    """``[G, X]`` → ``[runs, rows of each, X]``, a view."""
-    return values[rows].view(runs.stop - runs.start, -1, values.shape[1])
+    up = parts.up.index_select(0, stack.slots)
+    out = torch.baddbmm(tokens, z, up) if torch.is_grad_enabled() else tokens.baddbmm_(z, up)
+    if form.up_bias:
+        out = out + parts.up_bias.index_select(0, stack.slots)
+    return out.view(-1, form.hidden)

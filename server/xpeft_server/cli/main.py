@@ -24,7 +24,3 @@ for _command in COMMANDS:
     app.add_typer(_command)
 for _name, _group in GROUPS.items():
     app.add_typer(_group, name=_name)
-
-
-def main() -> None:
-    app()
