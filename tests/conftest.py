@@ -15,6 +15,9 @@ import pytest
 # Before anything imports the hub's client, which reads them once: no test may need the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Before anything imports Triton: without a GPU its interpreter runs the kernels, on CPU tensors.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

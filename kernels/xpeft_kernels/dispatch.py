@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 import logging
+import os
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -37,9 +39,11 @@ class Operator:
 
     def choose(self, device_type: str, impl: Impl = Impl.AUTO) -> Impl:
         """Raises: ImplUnavailable if ``impl`` names one that cannot run on ``device_type``."""
-        usable = [each for each in self._implementations if each is Impl.REFERENCE or device_type == "cuda"]
         if impl is Impl.AUTO:
-            return Impl.TRITON if Impl.TRITON in usable else Impl.REFERENCE
+            fastest = Impl.TRITON if device_type == "cuda" else Impl.REFERENCE
+            return fastest if fastest in self._implementations else Impl.REFERENCE
+        runs_kernels = device_type == "cuda" or _interpreted()
+        usable = [each for each in self._implementations if each is Impl.REFERENCE or runs_kernels]
         if impl not in usable:
             has = ", ".join(each.value for each in usable)
             raise ImplUnavailable(
@@ -53,6 +57,20 @@ class Operator:
             self._logged.add((device_type, chosen))
             logger.info("%s runs as %s on %s", self.name, chosen.value, device_type)
         return self._implementations[chosen]
+
+
+def deferred(module: str, name: str) -> Callable[..., Any]:
+    """An implementation that is imported, and Triton with it, when it is first called."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        return getattr(import_module(module), name)(*arguments, **options)
+
+    return call
+
+
+def _interpreted() -> bool:
+    """Whether Triton's interpreter stands in for a GPU, as in tests; nobody wants it otherwise."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def chosen_implementations(device_type: str) -> dict[str, str]:

@@ -7,6 +7,9 @@ from typing import Literal
 
 Activation = Literal["relu", "gelu"]
 
+LN_EPS = 1e-5
+"""Under the root of LN_R."""
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterForm:
@@ -20,7 +23,7 @@ class AdapterForm:
         hidden: H, width of the PLM's residual stream.
         width: R, bottleneck.
         activation: applied to the normalised bottleneck; ``gelu`` is the exact one (erf).
-        layer_norm: whether LN_R (eps 1e-5) stands before the activation.
+        layer_norm: whether LN_R (`LN_EPS`) stands before the activation.
         down_bias, up_bias: whether the bank has them.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
@@ -49,6 +49,7 @@ class Tiles:
 
     runs: NDArray[np.int32]
     device: torch.device
+    _pieces: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, slots: Sequence[int], lengths: Sequence[int], device: torch.device | str = "cpu") -> Tiles:
@@ -69,6 +70,22 @@ class Tiles:
     def tokens(self) -> int:
         """T, all packed rows."""
         return int(self.runs[-1, 1] + self.runs[-1, 2])
+
+    def pieces(self, rows: int) -> Tensor:
+        """``[K', 3]`` int32 (slot, start, length) on the device: the runs cut into pieces of at most ``rows`` tokens.
+
+        Built on the host and copied without waiting; made once a batch for each ``rows``.
+        """
+        if rows not in self._pieces:
+            slot, start, length = self.runs.T
+            count = -(-length // rows)
+            step = rows * (np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count))
+            cut = [np.repeat(slot, count), np.repeat(start, count) + step]
+            cut.append(np.minimum(np.repeat(length, count) - step, rows))
+            table = torch.from_numpy(np.stack(cut, axis=1).astype(np.int32))
+            pinned = table.pin_memory() if self.device.type == "cuda" else table
+            self._pieces[rows] = pinned.to(self.device, non_blocking=True)
+        return self._pieces[rows]
 
     @cached_property
     def stacks(self) -> tuple[Stack, ...]:

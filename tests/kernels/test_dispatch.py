@@ -43,11 +43,22 @@ def test_an_explicit_choice_is_what_runs(both: Operator) -> None:
     assert both("cuda", Impl.TRITON)() == "triton"
 
 
-def test_an_explicit_choice_that_cannot_be_had_is_refused_by_name(both: Operator) -> None:
+def test_an_explicit_choice_that_cannot_be_had_is_refused_by_name(
+    both: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ImplUnavailable, match=r"both: .*'triton' cannot run on 'cpu' \(it has: reference\)"):
         both("cpu", Impl.TRITON)
     with pytest.raises(ImplUnavailable, match=r"one: .*'triton' cannot run on 'cuda'"):
         Operator("one", {Impl.REFERENCE: reference})("cuda", Impl.TRITON)
+
+
+def test_the_interpreter_runs_a_kernel_on_cpu_only_for_who_asks_for_it(
+    both: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert both("cpu", Impl.TRITON)() == "triton"
+    assert both("cpu", Impl.AUTO)() == "reference"
 
 
 def test_what_runs_is_logged_once_a_device(both: Operator, caplog: pytest.LogCaptureFixture) -> None:
@@ -63,7 +74,7 @@ def test_every_operator_says_what_auto_means() -> None:
         "apply_adapters": "reference",
         "apply_heads": "reference",
     }
-    assert chosen_implementations("cuda").keys() == chosen_implementations("cpu").keys()
+    assert chosen_implementations("cuda") == dict.fromkeys(chosen_implementations("cpu"), "triton")
 
 
 FORM = AdapterForm(8, 4)
@@ -79,7 +90,10 @@ CALLS: dict[str, Callable[[Impl], object]] = {
 
 
 @pytest.mark.parametrize("operator", CALLS)
-def test_each_operator_runs_as_auto_and_as_reference_and_not_as_a_kernel_on_cpu(operator: str) -> None:
+def test_each_operator_runs_as_auto_and_as_reference_and_not_as_a_kernel_on_cpu(
+    operator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     CALLS[operator](Impl.AUTO)
     CALLS[operator](Impl.REFERENCE)
     with pytest.raises(ImplUnavailable, match=f"{operator}: implementation 'triton' cannot run on 'cpu'"):

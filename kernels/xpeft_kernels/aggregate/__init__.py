@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..dispatch import Impl, Operator
+from ..dispatch import Impl, Operator, deferred
 from .reference import aggregate_adapters_ref
 
-AGGREGATE = Operator("aggregate_adapters", {Impl.REFERENCE: aggregate_adapters_ref})
+AGGREGATE = Operator(
+    "aggregate_adapters",
+    {Impl.REFERENCE: aggregate_adapters_ref, Impl.TRITON: deferred(f"{__name__}.kernel", "aggregate_adapters_triton")},
+)
 
 
 def aggregate_adapters(

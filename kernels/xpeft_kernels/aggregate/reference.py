@@ -6,19 +6,14 @@ import torch
 from torch import Tensor
 
 from ..tiles import MIN_ROWS
+from .checks import check_aggregate
 
 
 def aggregate_adapters_ref(bank: Tensor, masks: Tensor, slots: Tensor, slot_ids: Tensor, *, split: int) -> None:
     """See `aggregate_adapters`. Rows are padded to 16, so that a slot's bits do not depend on who is filled with it."""
+    check_aggregate(bank, masks, slots, slot_ids, split=split)
     blocks, adapters, row = bank.shape
     profiles = slot_ids.numel()
-    width = -(-adapters // 8) if masks.dtype == torch.uint8 else adapters
-    if masks.dtype != torch.uint8 and not masks.is_floating_point():
-        raise ValueError(f"masks are {masks.dtype}, they must be bits in uint8 or floating-point weights")
-    if masks.shape != (profiles, 2, blocks, width):
-        raise ValueError(f"masks are {tuple(masks.shape)}, the bank needs {(profiles, 2, blocks, width)}")
-    if slots.shape[0] != blocks or slots.shape[2] < row or not 0 < split < row:
-        raise ValueError(f"slots {tuple(slots.shape)} or split {split} do not fit a bank {tuple(bank.shape)}")
     bits, scale = _weights(masks, adapters)
     rows = -(-profiles // MIN_ROWS) * MIN_ROWS
     weights = bits.new_zeros(2, blocks, rows, adapters)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..dispatch import Impl, Operator
+from ..dispatch import Impl, Operator, deferred
 from ..form import AdapterForm
 from ..tiles import Tiles
 from .norm import Norm
 from .reference import apply_adapters_ref
 
-APPLY = Operator("apply_adapters", {Impl.REFERENCE: apply_adapters_ref})
+APPLY = Operator(
+    "apply_adapters",
+    {Impl.REFERENCE: apply_adapters_ref, Impl.TRITON: deferred(f"{__name__}.kernel", "apply_adapters_triton")},
+)
 
 
 def apply_adapters(

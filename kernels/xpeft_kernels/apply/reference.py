@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..form import AdapterForm
+from ..form import LN_EPS, AdapterForm
 from ..tiles import Stack, Tiles
+from .checks import check_apply
 from .norm import Norm
-
-LN_EPS = 1e-5
 
 
 def apply_adapters_ref(
@@ -30,12 +29,7 @@ def apply_adapters_ref(
     a handful of batched products; one stack after the other, so that what belongs together is still in the cache.
     Differentiable in ``hidden`` and ``slots``; works in place where no gradient is asked for.
     """
-    if hidden.shape != (tiles.tokens, form.hidden):
-        raise ValueError(f"hidden is {tuple(hidden.shape)}, tiles and form say {(tiles.tokens, form.hidden)}")
-    if residual is not None and residual.shape != hidden.shape:
-        raise ValueError(f"residual is {tuple(residual.shape)}, hidden {tuple(hidden.shape)}")
-    if slots.shape[1] != form.slot_row:
-        raise ValueError(f"slot rows have {slots.shape[1]} elements, the form needs {form.slot_row}")
+    check_apply(hidden, slots, tiles, form, residual=residual)
     parts = _SlotParts.of(slots, form)
     stacks = tiles.stacks
     if torch.is_grad_enabled():

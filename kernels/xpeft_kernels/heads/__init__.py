@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..dispatch import Impl, Operator
+from ..dispatch import Impl, Operator, deferred
 from .reference import apply_heads_ref
 
-HEADS = Operator("apply_heads", {Impl.REFERENCE: apply_heads_ref})
+HEADS = Operator(
+    "apply_heads",
+    {Impl.REFERENCE: apply_heads_ref, Impl.TRITON: deferred(f"{__name__}.kernel", "apply_heads_triton")},
+)
 
 
 def apply_heads(

@@ -1,0 +1,18 @@
+"""What apply_adapters refuses, whichever implementation runs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..form import AdapterForm
+from ..tiles import Tiles
+
+
+def check_apply(hidden: Tensor, slots: Tensor, tiles: Tiles, form: AdapterForm, *, residual: Tensor | None) -> None:
+    """Raises: ValueError with the shapes that do not fit."""
+    if hidden.shape != (tiles.tokens, form.hidden):
+        raise ValueError(f"hidden is {tuple(hidden.shape)}, tiles and form say {(tiles.tokens, form.hidden)}")
+    if residual is not None and residual.shape != hidden.shape:
+        raise ValueError(f"residual is {tuple(residual.shape)}, hidden {tuple(hidden.shape)}")
+    if slots.shape[1] != form.slot_row:
+        raise ValueError(f"slot rows have {slots.shape[1]} elements, the form needs {form.slot_row}")

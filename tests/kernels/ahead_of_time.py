@@ -1,0 +1,133 @@
+"""Compiles every kernel for GPUs that need not be there, and prints what each needs, as JSON lines.
+
+A program of its own: in the tests' process Triton interprets. Run: python ahead_of_time.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from xpeft_kernels import AdapterForm
+from xpeft_kernels.aggregate import kernel as aggregate
+from xpeft_kernels.apply import kernel as apply
+from xpeft_kernels.heads import kernel as heads
+
+ARCHITECTURES = (80, 90, 100)
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+EVEN = {"split", "row", "stride_slot", "stride_slot_block", "hidden"}
+"""Numbers that are multiples of 16 in every bank whose H is; Triton compiles a version of its own for such."""
+
+
+class Case(NamedTuple):
+    """A kernel as it is launched: types of its arguments, values of its constants."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    options: dict[str, int]
+
+
+def cases() -> Iterator[Case]:
+    for dtype, torch_dtype in DTYPES.items():
+        for hidden, width in ((768, 48), (768, 64), (384, 48), (2048, 16), (4096, 256), (400, 8)):
+            for tokens in (128, 32768):
+                yield apply_case(AdapterForm(hidden, width), tokens, dtype, torch_dtype)
+        full = AdapterForm(768, 64, "gelu", down_bias=True, up_bias=True)
+        yield apply_case(full, 2048, dtype, torch_dtype)
+        for profiles in (16, 32):
+            for masks in ("u8", "fp16"):
+                yield aggregate_case(profiles, masks, dtype)
+        yield heads_case(dtype)
+
+
+def apply_case(form: AdapterForm, tokens: int, dtype: str, torch_dtype: torch.dtype) -> Case:
+    launch = apply.Launch.of(tokens, form, torch_dtype.itemsize)
+    types = dict.fromkeys(("hidden", "residual", "out", "slots", "norm_weight", "norm_bias"), f"*{dtype}")
+    types |= {"pieces": "*i32", "stride_slot": "i32", "split": "i32", "norm_eps": "fp32", "ln_eps": "fp32"}
+    constants = {
+        "H": form.hidden,
+        "R": form.width,
+        "GELU": form.activation == "gelu",
+        "LAYER_NORM": form.layer_norm,
+        "DOWN_BIAS": form.down_bias,
+        "UP_BIAS": form.up_bias,
+        "RESIDUAL": True,
+        "NORM": True,
+        "NORM_BIAS": True,
+        "BLOCK_T": launch.rows,
+        "BLOCK_H": launch.columns,
+        "BLOCK_R": launch.width,
+    }
+    name = f"apply_adapters {dtype} H={form.hidden} R={form.width} rows={launch.rows} {form.activation}"
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    return Case(name, apply._apply_adapters_kernel, types, constants, options)
+
+
+def aggregate_case(profiles: int, masks: str, dtype: str) -> Case:
+    types = {"bank": f"*{dtype}", "masks": f"*{masks}", "slots": f"*{dtype}", "slot_ids": "*i64"}
+    types |= dict.fromkeys(("profiles", "adapters", "split", "row", "mask_width"), "i32")
+    types |= dict.fromkeys(("stride_slot_block", "stride_slot"), "i32")
+    soft = masks != "u8"
+    constants = {
+        "HARD": not soft,
+        "EXACT": soft and dtype == "bf16",
+        "BLOCK_P": profiles,
+        "BLOCK_N": aggregate.BLOCK_N,
+        "BLOCK_D": aggregate.BLOCK_D,
+    }
+    name = f"aggregate_adapters {dtype} masks={masks} P={profiles}"
+    return Case(name, aggregate._aggregate_adapters_kernel, types, constants, {"num_warps": 4, "num_stages": 4})
+
+
+def heads_case(dtype: str) -> Case:
+    types = {"pooled": f"*{dtype}", "weight": "*fp32", "bias": "*fp32", "rows": "*i64", "owners": "*i64"}
+    types |= {"logits": "*fp32", "count": "i32", "hidden": "i32"}
+    constants = {"BLOCK_J": heads.BLOCK_J, "BLOCK_H": heads.BLOCK_H}
+    return Case(f"apply_heads {dtype}", heads._apply_heads_kernel, types, constants, {"num_warps": 4})
+
+
+def needs(case: Case, architecture: int) -> dict[str, Any]:
+    """Registers a thread, bytes spilled a thread, bytes of shared memory a program."""
+    names = case.kernel.arg_names
+    signature = {name: "constexpr" if name in case.constants else case.types[name] for name in names}
+    constants = {(names.index(name),): value for name, value in case.constants.items()}
+    even = {name for name in case.types if case.types[name][0] == "*" or name in EVEN}
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
+    source = ASTSource(case.kernel, signature, constants, aligned)
+    target = GPUTarget("cuda", architecture, 32)
+    compiled = triton.compile(source, target=target, options=case.options)
+    return {
+        "kernel": case.name,
+        "architecture": architecture,
+        "shared": compiled.metadata.shared,
+        **resources(compiled.asm["cubin"]),
+    }
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """What the assembler gave the only function in a cubin."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+    return {"registers": found["REG"], "spilled": found["STACK"] + found["LOCAL"]}
+
+
+if __name__ == "__main__":
+    for each in cases():
+        for architecture in ARCHITECTURES:
+            print(json.dumps(needs(each, architecture)), flush=True)
