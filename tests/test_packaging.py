@@ -28,7 +28,7 @@ PACKAGES = {
     "xpeft_tuning": "tuning",
     "xpeft_benchmarks": "benchmarks",
 }
-EXTRAS = ("tuning", "demo", "bench", "dev")
+EXTRAS = ("tuning", "demo", "gpu", "dev")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def _third_party_imports(package: str) -> set[str]:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_what_a_package_imports_is_a_dependency_that_the_project_declares(package: str) -> None:
-    extra = {"xpeft_tuning": "tuning", "xpeft_benchmarks": "bench"}.get(package)
+    extra = {"xpeft_tuning": "tuning", "xpeft_kernels": "gpu"}.get(package)
     declared = PROJECT["dependencies"] + (PROJECT["optional-dependencies"][extra] if extra else [])
     names = {canonicalize_name(Requirement(r).name) for r in declared}
     distributions = importlib.metadata.packages_distributions()
