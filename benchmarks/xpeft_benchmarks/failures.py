@@ -13,6 +13,7 @@ from .popularity import PopularityInvalid
 from .serve import ConcurrencyInvalid
 from .server_client import ServerRefused
 from .server_process import ServerFailed
+from .shapes import ShapeUnknown, TokensInvalid
 from .stretches import RequestsFailed
 from .texts import TextsInvalid
 from .workers import WorkerFailed
@@ -27,6 +28,8 @@ FAILURES: Final = (
     RequestsFailed,
     ServerFailed,
     ServerRefused,
+    ShapeUnknown,
     TextsInvalid,
+    TokensInvalid,
     WorkerFailed,
 )

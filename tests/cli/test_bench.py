@@ -43,6 +43,18 @@ def test_ops_shows_a_table_and_writes_lines(
     assert lines[0]["settings"]["data"] == "texts.jsonl"
 
 
+def test_shapes_shows_a_table_and_writes_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "shapes.jsonl"
+    options = ["--tokens", "64", "--adapters", "3", "--width", "8", "--device", "cpu", "--dtype", "float32", "--rounds", "1"]
+    words = ["shapes", "--shape", "minilm", *options]
+    done = run(*words, "--json", str(out), monkeypatch=monkeypatch)
+    assert done.exit_code == 0, done.output
+    lines = {line["variant"]: line for line in map(json.loads, out.read_text(encoding="utf-8").splitlines())}
+    assert lines["minilm T=64 mixed"]["ratios"][0]["to"] == "minilm T=64 bare"
+    assert lines["minilm T=64 mixed"]["settings"]["width"] == 8
+    assert "shape 'gpt9' is not known" in run("shapes", "--shape", "gpt9").output
+
+
 def test_serve_shows_a_table_and_writes_lines(
     tiny_bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,12 @@ InfinityPython = Annotated[
         help="python of an environment with infinity_emb: measures that server beside ours.", show_default=False
     ),
 ]
+ShapeName = Annotated[str, typer.Option(help="bert-base, minilm or llama-1b-decode.")]
+Tokens = Annotated[
+    str, typer.Option(help="Tokens in a batch, comma-separated; without it, the shape's own.", show_default=False)
+]
+Adapters = Annotated[int, typer.Option(min=1, max=1024, help="N, adapters in the bank.")]
+Width = Annotated[int, typer.Option(min=1, max=256, help="R, their bottleneck.")]
 _RANDOM_BANK = "random:N=100,R=48,seed=0,std=0.1"
 
 
@@ -141,6 +147,42 @@ def ops(
             seed=seed,
         )
         _run("ops", plan, lambda pool: run_ops(plan, pool, on_step=_step), data, json)
+
+
+@app.command()
+def shapes(
+    shape: ShapeName = "bert-base",
+    tokens: Tokens = "",
+    adapters: Adapters = 100,
+    width: Width = 48,
+    dtype: DtypeOption = Dtype.AUTO,
+    device: DeviceOption = Device.AUTO,
+    rounds: Rounds = 10,
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """Whole forwards of a known model shape with random weights: bare, every sequence another profile, all the same.
+
+    Also with profiles made from their masks first. On a GPU each is one CUDA graph.
+
+    Example: xpeft bench shapes --shape bert-base --tokens 512,2048 --json bert-base.jsonl
+    """
+    from xpeft_benchmarks.shapes import ShapesPlan, parse_tokens, run_shapes, shape_of
+
+    with _failures_told():
+        device_name, dtype_name = _chosen(device, dtype)
+        chosen = shape_of(shape)
+        plan = ShapesPlan(
+            shape=shape,
+            adapters=adapters,
+            width=width,
+            tokens=parse_tokens(tokens, chosen.sequence),
+            device=device_name,
+            dtype=dtype_name,
+            rounds=rounds,
+            seed=seed,
+        )
+        _report("shapes", plan.settings(), lambda: run_shapes(plan, chosen, on_step=_step), json)
 
 
 @app.command()
@@ -210,16 +252,22 @@ def _run(
     data: Path | None,
     json: Path | None,
 ) -> None:
-    """Read the texts, measure, show the table, write the lines."""
-    from xpeft_benchmarks.command_line import shown_command, shown_word
-    from xpeft_benchmarks.results import TABLE_COLUMNS, Context, table_rows, write_lines
+    """Read the texts, then measure and report."""
     from xpeft_benchmarks.texts import example_texts, read_texts
 
     pool = example_texts() if data is None else read_texts(data)
     settings = {**plan.settings(), "data": "examples" if data is None else data.name}
+    _report(name, settings, lambda: measure(pool), json)
+
+
+def _report(name: str, settings: dict[str, object], measure: Callable[[], list[Result]], json: Path | None) -> None:
+    """Measure, show the table, write the lines."""
+    from xpeft_benchmarks.command_line import shown_command, shown_word
+    from xpeft_benchmarks.results import TABLE_COLUMNS, Context, table_rows, write_lines
+
     settings = {name: shown_word(value) if isinstance(value, str) else value for name, value in settings.items()}
     context = Context.now(name, shown_command(sys.argv[1:]), settings)
-    results = measure(pool)
+    results = measure()
     show_rows(TABLE_COLUMNS, table_rows(results))
     say(f"{context.machine['cpu']}, {context.machine['cores']} cores, {context.date}")
     if json is not None:

@@ -76,6 +76,20 @@ def load_plm(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtyp
         raise
     except Exception as error:  # four libraries read these files, and each has its own errors for damaged ones
         raise ModelUnusable(f"plm: {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
+    return prepared(name, model, tokenizer, device=device, dtype=dtype)
+
+
+def prepared(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: TextTokenizer,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Plm:
+    """A base model of a supported family, already of this dtype, as a PLM: it is changed and belongs to the PLM."""
+    config = model.config
+    family = family_of(str(config.model_type))
     _check_vocabulary(tokenizer, model)
     facts = _facts(model, config, family)
     feed_forward = _last_matrix(model, family).numel() // facts.hidden if torch.device(device).type == "cpu" else 0
