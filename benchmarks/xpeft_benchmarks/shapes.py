@@ -44,7 +44,7 @@ class Shape:
 
 
 SHAPES: Mapping[str, Shape] = {
-    "bert-base": Shape(_BERT, 64, (512, 2048, 8192, 32768)),
+    "bert-base": Shape(_BERT, 64, (128, 512, 2048, 8192, 32768)),
     "minilm": Shape(
         {**_BERT, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
         64,

@@ -45,8 +45,8 @@ def test_ops_shows_a_table_and_writes_lines(
 
 def test_shapes_shows_a_table_and_writes_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "shapes.jsonl"
-    options = ["--tokens", "64", "--adapters", "3", "--width", "8", "--device", "cpu", "--dtype", "float32", "--rounds", "1"]
-    words = ["shapes", "--shape", "minilm", *options]
+    options = "--tokens 64 --adapters 3 --width 8 --device cpu --dtype float32 --rounds 1"
+    words = ["shapes", "--shape", "minilm", *options.split()]
     done = run(*words, "--json", str(out), monkeypatch=monkeypatch)
     assert done.exit_code == 0, done.output
     lines = {line["variant"]: line for line in map(json.loads, out.read_text(encoding="utf-8").splitlines())}
