@@ -17,12 +17,12 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from xpeft_kernels import Impl, Norm, aggregate_adapters, apply_adapters
+from xpeft_kernels import Impl, aggregate_adapters
 from xpeft_server.model.bank_spec import RandomBankSpec
 from xpeft_server.model.packing import PackedBatch, pack
 from xpeft_server.model.plm import Plm, prepared
 from xpeft_server.model.random_bank import random_bank
-from xpeft_server.model.slots import SlotAdapters, SlotBuffers, bank_rows
+from xpeft_server.model.slots import SlotAdapters, SlotBuffers
 from xpeft_server.model.tokenizing import TextTokenizer, TokenizedText
 
 from .results import Result
@@ -120,11 +120,10 @@ def run_shapes(plan: ShapesPlan, shape: Shape, *, on_step: Callable[[str], None]
 
 @dataclass(frozen=True)
 class Stage:
-    """The model, a bank's rows and masks for 32 profiles, and filled slots for a profile a sequence."""
+    """The model, its bank, masks for 32 profiles, and filled slots for a profile a sequence."""
 
     plm: Plm
     buffers: SlotBuffers
-    bank: Tensor
     masks: Tensor
     sequence: int
 
@@ -135,12 +134,11 @@ class Stage:
         bank = random_bank(spec, plm=plm.facts)
         slots = max(_FILL, max(plan.tokens or shape.tokens) // shape.sequence)
         buffers = SlotBuffers(bank, slots=slots, head_rows=1, device=plm.device, dtype=plm.dtype)
-        buffers.adapters.normal_(0, 0.02)
+        buffers.adapters.normal_(0, 0.1, generator=torch.Generator(plm.device).manual_seed(plan.seed))
         chosen = np.random.default_rng(plan.seed).random((_FILL, 2, bank.blocks, bank.adapters)) < 0.5
         chosen[..., 0] = True
         masks = torch.from_numpy(np.packbits(chosen, axis=-1, bitorder="little")).to(plm.device)
-        rows = bank_rows(bank, device=plm.device, dtype=plm.dtype)
-        return cls(plm, buffers, rows, masks, shape.sequence)
+        return cls(plm, buffers, masks, shape.sequence)
 
     def batch(self, tokens: int, slots: Sequence[int] | None) -> PackedBatch:
         """Sequences of equal length, each in its slot."""
@@ -152,22 +150,15 @@ class Stage:
     def fill(self, profiles: int) -> None:
         """The first ``profiles`` slots, from masks."""
         ids = torch.arange(profiles, device=self.plm.device)
-        split = self.buffers.form.split
-        aggregate_adapters(self.bank, self.masks[:profiles], self.buffers.adapters, ids, split=split)
+        buffers = self.buffers
+        aggregate_adapters(buffers.bank, self.masks[:profiles], buffers.adapters, ids, split=buffers.form.split)
 
     def forward(self, batch: PackedBatch, impl: Impl = Impl.AUTO) -> Tensor:
         """Bare without tiles."""
         if batch.tiles is None:
             return self.plm.forward(batch)
-        if impl is Impl.AUTO:
-            return self.plm.forward(batch, SlotAdapters(self.buffers.adapters, batch.tiles, self.buffers.form))
-        tiles, buffers = batch.tiles, self.buffers
-
-        def adapters(block: int, hidden: Tensor, residual: Tensor | None, norm: Norm | None) -> Tensor:
-            rows = buffers.adapters[block]
-            return apply_adapters(hidden, rows, tiles, buffers.form, residual=residual, norm=norm, impl=impl)
-
-        return self.plm.forward(batch, adapters)
+        buffers = self.buffers
+        return self.plm.forward(batch, SlotAdapters(buffers.adapters, batch.tiles, buffers.form, impl=impl))
 
 
 def random_plm(config: Mapping[str, Any], *, device: str, dtype: torch.dtype) -> Plm:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 PROGRAM = Path(__file__).with_name("ahead_of_time.py")
-# An SM of sm_80 has 164 KiB of shared memory, of which three programs take at most 54 KiB each.
-MOST_SHARED = 54 * 1024
+# An SM of sm_80 has 164 KiB of shared memory; a program takes 1 KiB beside its own.
+MOST_SHARED = 53 * 1024
 # 65,536 registers an SM, 128 threads a program: three programs as well.
 MOST_REGISTERS = 168
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from xpeft_benchmarks.popularity import parse_popularities
 from xpeft_kernels import AdapterForm, Impl, Norm, Tiles, apply_adapters
 from xpeft_kernels.apply import kernel
 
@@ -102,13 +103,7 @@ def test_other_sizes(hidden: int, width: int) -> None:
 @pytest.mark.parametrize("popularity", POPULARITIES)
 def test_every_popularity(popularity: str) -> None:
     rng = np.random.default_rng(0)
-    drawn = {
-        "distinct": rng.permutation(24),
-        "uniform": rng.integers(0, 24, 24),
-        "zipf:1.5": np.minimum(rng.zipf(1.5, 24), 24) - 1,
-        "identical": np.full(24, 7),
-        "skewed": np.r_[np.full(20, 3), [1, 2, 4, 5]],
-    }[popularity]
+    (drawn,) = (each.draw(24, 24, rng) for each in parse_popularities(popularity))
     lengths = rng.integers(1, 24, 24)
     check(Tiles.of(np.sort(drawn).tolist(), lengths.tolist(), DEVICE), AdapterForm(HIDDEN, 48), DTYPES[-1])
 

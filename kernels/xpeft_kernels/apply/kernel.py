@@ -151,18 +151,9 @@ def _apply_adapters_kernel(  # type: ignore[no-untyped-def]
             b_mean += b_delta * (columns / (start + columns))
             b_square += tl.sum(b_off * b_off, 1) + b_delta * b_delta * (start * columns / (start + columns))
     if NORM:
-        b_scale = tl.rsqrt(b_square / H + norm_eps)
         tl.debug_barrier()
-        for start in range(0, H, BLOCK_H):
-            o_h = start + tl.arange(0, BLOCK_H)
-            m_h = o_h < H
-            m_th = m_t[:, None] & m_h[None, :]
-            p_out = out + o_row + o_h[None, :]
-            b_y = (tl.load(p_out, m_th, other=0.0).to(tl.float32) - b_mean[:, None]) * b_scale[:, None]
-            b_y *= tl.load(norm_weight + o_h, m_h, other=0.0).to(tl.float32)[None, :]
-            if NORM_BIAS:
-                b_y += tl.load(norm_bias + o_h, m_h, other=0.0).to(tl.float32)[None, :]
-            tl.store(p_out, b_y.to(out.dtype.element_ty), m_th)
+        b_scale = tl.rsqrt(b_square / H + norm_eps)
+        _normalise(out + o_row, m_t, b_mean, b_scale, norm_weight, norm_bias, H, NORM_BIAS, BLOCK_H)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -207,3 +198,28 @@ def _bottleneck(  # type: ignore[no-untyped-def]
     # Columns beyond R meet rows of B̂ that are loaded as zeros.
     b_z = 0.5 * b_z * (1.0 + tl.erf(b_z * 0.7071067811865476)) if GELU else tl.maximum(b_z, 0.0)
     return b_z.to(hidden.dtype.element_ty)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _normalise(  # type: ignore[no-untyped-def]
+    p_rows,
+    m_t,
+    b_mean,
+    b_scale,
+    norm_weight,
+    norm_bias,
+    H: tl.constexpr,
+    NORM_BIAS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """LayerNorm of a piece's rows in place, their mean and reciprocal deviation given, ``[BLOCK_T]`` each."""
+    for start in range(0, H, BLOCK_H):
+        o_h = start + tl.arange(0, BLOCK_H)
+        m_h = o_h < H
+        m_th = m_t[:, None] & m_h[None, :]
+        p_out = p_rows + o_h[None, :]
+        b_y = (tl.load(p_out, m_th, other=0.0).to(tl.float32) - b_mean[:, None]) * b_scale[:, None]
+        b_y *= tl.load(norm_weight + o_h, m_h, other=0.0).to(tl.float32)[None, :]
+        if NORM_BIAS:
+            b_y += tl.load(norm_bias + o_h, m_h, other=0.0).to(tl.float32)[None, :]
+        tl.store(p_out, b_y.to(p_rows.dtype.element_ty), m_th)

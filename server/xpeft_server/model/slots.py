@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xpeft_kernels import AdapterForm, Norm, Tiles, aggregate_adapters, apply_adapters
+from xpeft_kernels import AdapterForm, Impl, Norm, Tiles, aggregate_adapters, apply_adapters
 from xpeft_profiles import Profile
 
 from .bank import Bank
@@ -52,6 +52,7 @@ class SlotBuffers:
     """Preallocated for S slots and ``head_rows`` label rows; the bank's shared heads come behind those.
 
     Args:
+        bank: ``[L, N, D]`` rows of the form, as `bank_rows`.
         adapters: ``[L, S, D']`` rows of the form, dtype of the model.
         head_weight, head_bias: ``[rows, H]`` and ``[rows]`` float32.
     """
@@ -59,7 +60,7 @@ class SlotBuffers:
     def __init__(self, bank: Bank, *, slots: int, head_rows: int, device: torch.device, dtype: torch.dtype) -> None:
         self.form = adapter_form(bank)
         self.own_head_rows = head_rows
-        self._bank = bank_rows(bank, device=device, dtype=dtype)
+        self.bank = bank_rows(bank, device=device, dtype=dtype)
         # Not zeroed: on CPU a slot takes memory when it is first filled, and no other is ever read.
         self.adapters = torch.empty(bank.blocks, slots, self.form.slot_row, device=device, dtype=dtype)
         shared = {name: head.weight.shape[0] for name, head in bank.heads.items()}
@@ -99,7 +100,7 @@ class SlotBuffers:
         if hard:
             masks = np.packbits(masks, axis=-1, bitorder="little")
         ids = self._device(np.array([fill.slot for fill in fills]))
-        aggregate_adapters(self._bank, self._device(masks), self.adapters, ids, split=self.form.split)
+        aggregate_adapters(self.bank, self._device(masks), self.adapters, ids, split=self.form.split)
 
     def _write_affine(self, fills: Sequence[SlotFill]) -> None:
         """LN_R's weight and bias of each profile, identity where it brings none."""
@@ -126,10 +127,12 @@ class SlotBuffers:
 class SlotAdapters:
     """The slots as the `Adapters` of one batch's forward."""
 
-    def __init__(self, rows: Tensor, tiles: Tiles, form: AdapterForm) -> None:
+    def __init__(self, rows: Tensor, tiles: Tiles, form: AdapterForm, *, impl: Impl = Impl.AUTO) -> None:
         self._rows = rows
         self._tiles = tiles
         self._form = form
+        self._impl = impl
 
     def __call__(self, block: int, hidden: Tensor, residual: Tensor | None, norm: Norm | None) -> Tensor:
-        return apply_adapters(hidden, self._rows[block], self._tiles, self._form, residual=residual, norm=norm)
+        rows = self._rows[block]
+        return apply_adapters(hidden, rows, self._tiles, self._form, residual=residual, norm=norm, impl=self._impl)

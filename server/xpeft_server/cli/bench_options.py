@@ -1,0 +1,87 @@
+"""The options of ``xpeft bench``'s commands."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Dtype(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+Plm = Annotated[
+    str, typer.Option(envvar="XPEFT_PLM", help="Language model: a path, a hub id, or minilm for the demo package's.")
+]
+BankSource = Annotated[str, typer.Option(envvar="XPEFT_BANK", help="Adapter bank: a file, or random:N=…,R=…,seed=….")]
+DtypeOption = Annotated[Dtype, typer.Option(help="Number format of the model.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where the model runs.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help='.jsonl or .jsonl.gz with a "text" a line; without it, the example messages of a checkout.',
+        show_default=False,
+    ),
+]
+Texts = Annotated[int, typer.Option(min=1, help="Texts drawn from the data.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Interleaved rounds; medians are taken over them.")]
+Profiles = Annotated[int, typer.Option(min=1, help="Different random profiles.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the choice of texts and profiles.")]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", help="Write a line of JSON for each variant to this file.", show_default=False),
+]
+Batch = Annotated[int, typer.Option(min=1, help="Texts in a batch.")]
+_POPULARITIES = "distinct, uniform, zipf:A, identical or skewed"
+SpreadList = Annotated[str, typer.Option(help=f"How texts are spread over profiles, comma-separated: {_POPULARITIES}.")]
+Spread = Annotated[str, typer.Option(help=f"How requests are spread over profiles: {_POPULARITIES}.")]
+Peft = Annotated[bool, typer.Option("--peft", help="Also Hugging Face PEFT with a LoRA adapter for each profile.")]
+PeftRank = Annotated[int, typer.Option(min=1, help="Rank of those adapters.")]
+Store = Annotated[
+    str | None,
+    typer.Option(help="The server's profile store; without it, a temporary SQLite file.", show_default=False),
+]
+Slots = Annotated[
+    int | None, typer.Option(min=1, help="The server's --slots; without it, its default.", show_default=False)
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        help="A server that runs already, with this PLM, bank and dtype; it keeps the profiles bench-….",
+        show_default=False,
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(envvar="XPEFT_API_KEY", help="An admin's key of one tenant, with --url.", show_default=False),
+]
+Tenants = Annotated[int, typer.Option(min=1, help="Tenants that own the profiles, with a key each.")]
+Concurrency = Annotated[
+    str, typer.Option(help="Requests in flight, comma-separated; the engine is run in batches of the same sizes.")
+]
+Seconds = Annotated[float, typer.Option(min=0.1, help="Length of one variant's turn in a round.")]
+Requests = Annotated[int | None, typer.Option(min=1, help="End a turn after so many texts.", show_default=False)]
+InfinityPython = Annotated[
+    Path | None,
+    typer.Option(
+        help="python of an environment with infinity_emb: measures that server beside ours.", show_default=False
+    ),
+]
+ShapeName = Annotated[str, typer.Option(help="bert-base, minilm or llama-1b-decode.")]
+Tokens = Annotated[
+    str, typer.Option(help="Tokens in a batch, comma-separated; without it, the shape's own.", show_default=False)
+]
+Adapters = Annotated[int, typer.Option(min=1, max=1024, help="N, adapters in the bank.")]
+Width = Annotated[int, typer.Option(min=1, max=256, help="R, their bottleneck.")]
+RANDOM_BANK = "random:N=100,R=48,seed=0,std=0.1"
