@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from xpeft_server.model.packing import pack
 from xpeft_server.model.plm import Plm, load_plm
@@ -37,6 +38,18 @@ def test_each_texts_last_token_is_the_original_models(lab: Any, critic: Plm) -> 
         found = critic.forward(batch)[batch.ends - 1]
     expected = torch.stack([original.hidden(text)[-1] for text in texts])
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_the_logits_of_every_token_are_the_original_models(critic: Plm) -> None:
+    texts = critic.tokenizer.encode([(prompt, None) for prompt in PROMPTS])
+    original = AutoModelForCausalLM.from_pretrained(critic.name, dtype=torch.float32).eval()
+    assert critic.vocabulary_head is not None
+    with torch.inference_mode():
+        hidden = critic.forward(pack(texts, None, feed_forward=critic.feed_forward))
+        logits = critic.vocabulary_head(hidden[: sum(map(len, texts))]).split([len(text) for text in texts])
+        for text, found in zip(texts, logits, strict=True):
+            expected = original(torch.from_numpy(text.ids[None].astype(np.int64))).logits[0]
+            torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_profiles_classify_by_the_last_token_and_company_does_not_matter(lab: Any, critic: Plm) -> None:

