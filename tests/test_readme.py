@@ -90,6 +90,21 @@ def test_the_commands_tune_upload_classify_and_count(readme: str, shell: dict[st
     assert 'xpeft_profile_uploads_total{outcome="created"} 1.0' in metrics
 
 
+@pytest.mark.usefixtures("server")
+def test_the_command_that_tunes_over_http_starts_a_job_that_succeeds(
+    readme: str, shell: dict[str, object], port: int
+) -> None:
+    job = json.loads(run(block(readme, "tune-http"), shell, port))
+    assert (job["object"], job["profile"]) == ("tuning.job", "baggage-desk")
+    deadline = time.monotonic() + 180
+    while job["finished"] is None:
+        assert time.monotonic() < deadline, job
+        time.sleep(0.2)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/jobs/{job['id']}", timeout=10) as answer:
+            job = json.load(answer)
+    assert (job["status"], job["error"]) == ("succeeded", None)
+
+
 def settings_table() -> str:
     rows = ["| option | variable | default | meaning |", "|---|---|---|---|"]
     for each in describe_settings():

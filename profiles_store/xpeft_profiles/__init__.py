@@ -11,10 +11,13 @@ from .errors import (
     RecordDamaged,
     StoreUnavailable,
     StoreUrlInvalid,
+    TooManyJobs,
 )
 from .file_reader import read_profile_file
 from .file_writer import write_profile_file
 from .geometry import BankGeometry
+from .job_record import UNFINISHED, JobKey, JobRecord, JobStatus, new_job_id
+from .job_store import JobPage, JobStore, StoredJob
 from .memory_store import MemoryStore
 from .names import ProfileKey, check_name
 from .profile import Profile
@@ -26,9 +29,15 @@ from .store import ListPage, Match, ProfileListing, ProfileStore, PutOutcome, St
 from .store_url import open_store
 
 __all__ = [
+    "UNFINISHED",
     "BankGeometry",
     "BankMismatch",
     "CursorInvalid",
+    "JobKey",
+    "JobPage",
+    "JobRecord",
+    "JobStatus",
+    "JobStore",
     "ListPage",
     "Match",
     "MemoryStore",
@@ -45,10 +54,13 @@ __all__ = [
     "SqliteStore",
     "StoreUnavailable",
     "StoreUrlInvalid",
+    "StoredJob",
     "StoredProfile",
+    "TooManyJobs",
     "check_name",
     "decode_record",
     "encode_record",
+    "new_job_id",
     "open_store",
     "read_profile_file",
     "write_profile_file",

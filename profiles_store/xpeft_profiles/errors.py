@@ -6,6 +6,7 @@ ProfileStoreError
 ├── RecordDamaged         a stored record fails its checksum or its format
 ├── PreconditionFailed    If-Match or If-None-Match does not hold (``current_version``: what is there)
 ├── CursorInvalid         a page cursor that this server did not hand out
+├── TooManyJobs           the tenant has as many unfinished tuning jobs as it may have
 ├── StoreUrlInvalid       a store URL that names no store
 └── StoreUnavailable      the store cannot be reached, or cannot do what it was asked
 """
@@ -54,6 +55,14 @@ class PreconditionFailed(ProfileStoreError):
 
 class CursorInvalid(ProfileStoreError):
     pass
+
+
+class TooManyJobs(ProfileStoreError):
+    """``retry_after``: seconds."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"{most} tuning jobs are queued or running, and a tenant may have no more at a time")
+        self.retry_after = 10.0
 
 
 class StoreUrlInvalid(ProfileStoreError):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from .job_store import JobStore
 from .listing import check_limit, decode_cursor, listing_of, page_of
+from .memory_job_store import MemoryJobStore
 from .names import ProfileKey, check_name
 from .profile import Profile
 from .record_writer import encode_record
@@ -19,6 +21,7 @@ class MemoryStore:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        self.jobs: JobStore = MemoryJobStore(clock)
         self._profiles: dict[ProfileKey, StoredProfile] = {}
 
     async def open(self) -> None:

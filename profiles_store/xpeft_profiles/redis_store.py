@@ -11,10 +11,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from .errors import PreconditionFailed, StoreUnavailable
+from .job_store import JobStore
 from .listing import check_limit, decode_cursor, listing_of, page_of
 from .names import ProfileKey, check_name
 from .profile import Profile
 from .record_writer import encode_record
+from .redis_job_store import RedisJobStore
 from .redis_scripts import DELETE, PUT, TIMES, open_envelope, precondition_arguments
 from .store import NO_CONDITION, ListPage, Match, ProfileListing, PutOutcome, StoredProfile
 
@@ -54,6 +56,7 @@ class RedisStore:
             retry=Retry(NoBackoff(), 0),
         )
         self._client = redis.asyncio.Redis.from_pool(pool)
+        self.jobs: JobStore = RedisJobStore(self._client, read=self._read, once=self._once)
         self._put_script = self._client.register_script(PUT)
         self._delete_script = self._client.register_script(DELETE)
         where = pool.connection_kwargs

@@ -10,6 +10,7 @@ from pathlib import Path
 from .errors import StoreUnavailable
 from .listing import listing_of, page_of
 from .names import ProfileKey
+from .sqlite_jobs import SCHEMA as JOBS_SCHEMA
 from .store import ListPage, Match, PutOutcome, StoredProfile
 
 # "xpef" in the file's header says whose database it is.
@@ -43,7 +44,7 @@ WHERE tenant = ? AND name > ? AND name >= ? AND name < ? || char(0x10FFFF) ORDER
 
 
 def connect_writer(path: Path, busy_seconds: float) -> sqlite3.Connection:
-    """The one connection that writes; it makes the file and the table if need be.
+    """The one connection that writes; it makes the file and the tables if need be.
 
     Raises: sqlite3.Error; StoreUnavailable if the file belongs to another program or a newer server.
     """
@@ -51,6 +52,7 @@ def connect_writer(path: Path, busy_seconds: float) -> sqlite3.Connection:
     try:
         with transaction(connection):
             _ensure_schema(connection, path)
+            connection.execute(JOBS_SCHEMA)
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise StoreUnavailable(f"{path} cannot be put into WAL mode, it stays in {mode!r}")

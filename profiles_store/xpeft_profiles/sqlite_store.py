@@ -12,10 +12,12 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from . import sqlite_database as database
 from .errors import StoreUnavailable
+from .job_store import JobStore
 from .listing import check_limit, decode_cursor
 from .names import ProfileKey, check_name
 from .profile import Profile
 from .record_writer import encode_record
+from .sqlite_job_store import SqliteJobStore
 from .store import NO_CONDITION, ListPage, Match, PutOutcome, StoredProfile
 from .version_cache import VersionCache
 
@@ -51,6 +53,7 @@ class SqliteStore:
         self._path = path.absolute()
         self._busy_seconds = busy_seconds
         self._clock = clock
+        self.jobs: JobStore = SqliteJobStore(self._read, self._write, clock)
         self._opening = asyncio.Lock()
         self._file: OpenFile | None = None
 

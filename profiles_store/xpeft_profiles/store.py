@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from .errors import PreconditionFailed, RecordDamaged
+from .job_store import JobStore
 from .names import ProfileKey
 from .profile import Profile, record_version
 from .record_reader import decode_record
@@ -92,6 +93,10 @@ class ProfileStore(Protocol):
     @property
     def scheme(self) -> str:
         """``memory``, ``sqlite`` or ``redis``."""
+
+    @property
+    def jobs(self) -> JobStore:
+        """The tuning jobs in the same database, open and closed with it."""
 
     async def open(self) -> None:
         """Connect; may be called again until it works."""

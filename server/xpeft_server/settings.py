@@ -85,6 +85,16 @@ class Settings(BaseModel):
     max_body_bytes: int = Field(default=8 << 20, ge=1024, le=1 << 30, description="largest JSON body, in bytes")
     max_profile_bytes: int = Field(default=1 << 20, ge=1024, le=1 << 30, description="largest profile file, in bytes")
     max_inputs: int = Field(default=256, ge=1, le=1 << 16, description="most texts in one request")
+    tuning_jobs_per_tenant: int = Field(
+        default=4,
+        ge=0,
+        le=10_000,
+        description="most tuning jobs of a tenant that are queued or running; beyond it jobs get 429, 0 takes none",
+    )
+    max_tuning_rows: int = Field(default=10_000, ge=2, le=1 << 20, description="most examples in one tuning job")
+    tuning_share: float = Field(
+        default=0.5, gt=0, le=1, description="largest share of the device's time that tuning takes from serving"
+    )
     drain_seconds: float = Field(
         default=10.0, ge=0, le=3600, description="time for what is in flight to finish after SIGTERM, in seconds"
     )

@@ -26,6 +26,12 @@ from xpeft_server.engine.requests import (
     EngineInfo,
     EngineStatus,
 )
+from xpeft_server.jobs.errors import JobFailure
+from xpeft_server.jobs.publisher import Publisher
+from xpeft_server.jobs.request_checks import check_examples
+from xpeft_server.jobs.requests import TuningRequest
+from xpeft_server.jobs.tuner import Tuner
+from xpeft_server.jobs.worker_port import Progress, Tuned
 from xpeft_server.settings import Settings
 
 BANK = "sha256:" + "ab" * 32
@@ -78,6 +84,55 @@ class FakeEngine:
         return EngineStatus(all(check == "ok" for check in self.checks.values()), dict(self.checks))
 
 
+class FakeWorker:
+    """Works on a job until it is told how that ends."""
+
+    def __init__(self) -> None:
+        self.seen: list[TuningRequest] = []
+        self.killed: list[TuningRequest] = []
+        self.closed = False
+        self._running: asyncio.Future[Tuned] | None = None
+
+    async def tune(self, request: TuningRequest, progress: Callable[[Progress], None]) -> Tuned:
+        self.seen.append(request)
+        self.progress = progress
+        self._running = asyncio.get_running_loop().create_future()
+        try:
+            return await self._running
+        except asyncio.CancelledError:
+            self.killed.append(request)
+            raise
+        finally:
+            self._running = None
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def begins(self, jobs: int = 1) -> None:
+        """Wait until it works on the job of this number, from 1."""
+        async with asyncio.timeout(10):
+            while len(self.seen) < jobs or self._running is None:
+                await asyncio.sleep(0)
+
+    def ends(self, outcome: bytes | JobFailure) -> None:
+        """With a profile file, or a failure."""
+        assert self._running is not None
+        if isinstance(outcome, JobFailure):
+            self._running.set_exception(outcome)
+        else:
+            self._running.set_result(Tuned(outcome, REPORT))
+
+
+REPORT = {
+    "rows": {"train": 3, "held_out": 1},
+    "accuracy": {"train": 1.0, "held_out": 1.0, "head_alone": 0.5, "majority": 0.5},
+    "correlation": None,
+    "loss": {"train": 0.1, "held_out": 0.2, "head_alone": 0.4, "majority": None},
+    "epoch": 2,
+    "cut": 0,
+}
+
+
 @pytest.fixture
 def engine() -> FakeEngine:
     return FakeEngine()
@@ -102,7 +157,7 @@ def drain() -> Drain:
 
 @pytest.fixture
 def settings() -> Settings:
-    return Settings(max_inputs=4, max_body_bytes=4096, max_profile_bytes=2048)
+    return Settings(max_inputs=4, max_body_bytes=4096, max_profile_bytes=2048, max_tuning_rows=8)
 
 
 SECRETS = {
@@ -137,10 +192,39 @@ def keys() -> Keys:
 
 
 @pytest.fixture
+def worker() -> FakeWorker:
+    return FakeWorker()
+
+
+@pytest.fixture
+async def tuner(
+    settings: Settings, engine: FakeEngine, store: MemoryStore, metrics: Metrics, worker: FakeWorker
+) -> AsyncIterator[Tuner]:
+    """The real one over the fake worker; of what it checks only the examples are."""
+    tuner = Tuner(
+        store,
+        worker=worker,
+        publisher=Publisher(store, geometry=engine.geometry, max_bytes=settings.max_profile_bytes),
+        check=lambda request: check_examples(request, settings.max_tuning_rows),
+        most=settings.tuning_jobs_per_tenant,
+        metrics=metrics,
+    )
+    await tuner.start()
+    yield tuner
+    await tuner.close()
+
+
+@pytest.fixture
 def app(
-    settings: Settings, engine: FakeEngine, store: MemoryStore, keys: Keys, metrics: Metrics, drain: Drain
+    settings: Settings,
+    engine: FakeEngine,
+    store: MemoryStore,
+    tuner: Tuner,
+    keys: Keys,
+    metrics: Metrics,
+    drain: Drain,
 ) -> FastAPI:
-    return create_app(settings, engine=engine, store=store, keys=keys, metrics=metrics, drain=drain)
+    return create_app(settings, engine=engine, store=store, tuner=tuner, keys=keys, metrics=metrics, drain=drain)
 
 
 @pytest.fixture
@@ -151,10 +235,10 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def keyed(
-    settings: Settings, engine: FakeEngine, store: MemoryStore, key_file: Path, metrics: Metrics
+    settings: Settings, engine: FakeEngine, store: MemoryStore, tuner: Tuner, key_file: Path, metrics: Metrics
 ) -> AsyncIterator[Callable[[str | None], httpx.AsyncClient]]:
     """A server with keys: a client for each secret."""
-    app = create_app(settings, engine=engine, store=store, keys=KeyRing(key_file), metrics=metrics)
+    app = create_app(settings, engine=engine, store=store, tuner=tuner, keys=KeyRing(key_file), metrics=metrics)
     clients: list[httpx.AsyncClient] = []
 
     def client_of(secret: str | None) -> httpx.AsyncClient:

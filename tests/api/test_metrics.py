@@ -29,6 +29,8 @@ FAMILIES = {
     "requests_running": "gauge",
     "requests_waiting": "gauge",
     "profiles_resident": "gauge",
+    "tuning_jobs": "counter",
+    "tuning_jobs_unfinished": "gauge",
     "store_up": "gauge",
     "build_info": "gauge",
     "kernel_info": "gauge",
@@ -40,10 +42,26 @@ def families(metrics: Metrics) -> dict:
 
 
 def test_every_family_is_there_before_any_traffic_and_no_other():
-    found = families(Metrics())
-    ours = {name.removeprefix("xpeft_"): family.type for name, family in found.items() if name.startswith("xpeft_")}
-    assert ours == FAMILIES
-    assert all(name.startswith(("xpeft_", "process_")) for name in found)
+    found = list(text_string_to_metric_families(Metrics().render().decode()))
+    ours = [(each.name.removeprefix("xpeft_"), each.type) for each in found if each.name.startswith("xpeft_")]
+    assert sorted(ours) == sorted(FAMILIES.items())
+    assert all(each.name.startswith(("xpeft_", "process_")) for each in found)
+
+
+def test_tuning_jobs_are_there_at_zero():
+    lines = Metrics().render().decode().splitlines()
+    for outcome in ("succeeded", "failed", "cancelled"):
+        assert f'xpeft_tuning_jobs_total{{outcome="{outcome}"}} 0.0' in lines
+    for status in ("queued", "running"):
+        assert f'xpeft_tuning_jobs_unfinished{{status="{status}"}} 0.0' in lines
+
+
+def test_the_jobs_that_wait_or_run_are_counted_at_each_scrape():
+    metrics = Metrics()
+    metrics.tuning_jobs.set_function(lambda: {"queued": 3})
+    lines = metrics.render().decode().splitlines()
+    assert 'xpeft_tuning_jobs_unfinished{status="queued"} 3.0' in lines
+    assert 'xpeft_tuning_jobs_unfinished{status="running"} 0.0' in lines
 
 
 def test_fixed_labels_are_there_at_zero():

@@ -65,7 +65,7 @@ async def test_every_error_is_the_envelope(document):
 
 async def test_bodies_and_answers_have_examples(document):
     schemas = document["components"]["schemas"]
-    for name in ("ClassifyBody", "ClassifyReplyBody", "ProfileBody", "ErrorEnvelope"):
+    for name in ("ClassifyBody", "ClassifyReplyBody", "ProfileBody", "TuneBody", "TuningJobBody", "ErrorEnvelope"):
         assert schemas[name]["examples"]
 
 

@@ -112,13 +112,14 @@ async def test_the_same_name_is_another_profile_for_another_tenant(keyed, profil
     assert len(versions) == 2
 
 
-async def test_open_metrics_need_no_key(settings, engine, store, key_file, metrics, keyed):
+async def test_open_metrics_need_no_key(settings, engine, store, tuner, key_file, metrics):
     import httpx
 
     app = create_app(
         settings.model_copy(update={"metrics_open": True}),
         engine=engine,
         store=store,
+        tuner=tuner,
         keys=KeyRing(key_file),
         metrics=metrics,
     )

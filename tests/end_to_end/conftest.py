@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -78,6 +79,23 @@ class Server:
             cursor = page["next_cursor"]
             if cursor is None:
                 return found
+
+    def worker(self) -> int:
+        """The process id of its one child, as soon as there is one."""
+        deadline = time.monotonic() + 60
+        while len(children := self._children()) != 1:
+            assert time.monotonic() < deadline, children
+            time.sleep(0.01)
+        return children[0]
+
+    def _children(self) -> list[int]:
+        children = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                state, parent, *_ = stat.read_text().rpartition(")")[2].split()
+                if int(parent) == self.process.pid and state not in "ZX":
+                    children.append(int(stat.parent.name))
+        return children
 
     def kill(self) -> None:
         self.process.kill()

@@ -10,6 +10,11 @@ from .auth import Role
 
 PROFILES_PREFIX: Final = "/v1/profiles/"
 PROFILE: Final = "/v1/profiles/{name}"
+TUNE: Final = "/v1/profiles/{name}/tune"
+TUNE_SUFFIX: Final = "/tune"
+JOBS_PREFIX: Final = "/v1/jobs/"
+JOB: Final = "/v1/jobs/{id}"
+CANCEL: Final = "/v1/jobs/{id}/cancel"
 UNMATCHED: Final = "unmatched"
 
 _EVERY_KEY: Final = frozenset(Role)
@@ -33,6 +38,10 @@ ACCESS: Final[Mapping[str, Methods]] = MappingProxyType(
         "/v1/models": _readable_by(_READ),
         "/v1/profiles": _readable_by(_READ),
         PROFILE: {**_readable_by(_READ), "PUT": _WRITE, "DELETE": _WRITE},
+        TUNE: {"POST": _WRITE},
+        "/v1/jobs": _readable_by(_READ),
+        JOB: _readable_by(_READ),
+        CANCEL: {"POST": _WRITE},
         "/health": _readable_by(_EVERY_KEY),
         "/ready": _readable_by(_EVERY_KEY),
         "/info": _readable_by(_EVERY_KEY),
@@ -51,4 +60,11 @@ def template_of(path: str) -> str:
     """The route's template for a decoded path, ``unmatched`` where there is none."""
     if path in ACCESS:
         return path
-    return PROFILE if path.startswith(PROFILES_PREFIX) else UNMATCHED
+    if path.startswith(PROFILES_PREFIX):
+        name = path.removeprefix(PROFILES_PREFIX)
+        return TUNE if name.endswith(TUNE_SUFFIX) else PROFILE
+    if path.startswith(JOBS_PREFIX):
+        id_, cancel, rest = path.removeprefix(JOBS_PREFIX).partition("/cancel")
+        if id_ and "/" not in id_ and not rest:
+            return CANCEL if cancel else JOB
+    return UNMATCHED

@@ -17,12 +17,20 @@ from .drain import Drain
 from .engine_port import EnginePort
 from .gate import Gate
 from .generation import Generation
+from .jobs import Jobs
 from .models import Models
 from .openapi import DocumentedApi
 from .probes import Probes
 from .profiles import Profiles
-from .routes import classify_operations, openai_operations, probe_operations, profile_operations
+from .routes import (
+    classify_operations,
+    openai_operations,
+    probe_operations,
+    profile_operations,
+    tuning_operations,
+)
 from .trace import Trace
+from .tuner_port import TunerPort
 
 
 def create_app(
@@ -30,11 +38,12 @@ def create_app(
     *,
     engine: EnginePort,
     store: ProfileStore,
+    tuner: TunerPort,
     keys: Keys,
     metrics: Metrics,
     drain: Drain | None = None,
 ) -> FastAPI:
-    """Put the HTTP layer together. Whoever calls it starts and stops engine, store and keys.
+    """Put the HTTP layer together. Whoever calls it starts and stops engine, store, tuner and keys.
 
     Args:
         drain: shared with whoever stops the server; a server without one never drains.
@@ -45,6 +54,7 @@ def create_app(
     operations = [
         *classify_operations(Classifier(settings, engine=engine, metrics=metrics)),
         *profile_operations(Profiles(settings, engine=engine, store=store, metrics=metrics)),
+        *tuning_operations(Jobs(settings, tuner=tuner)),
         *openai_operations(Generation(engine=engine), Models(engine=engine, store=store)),
         *probe_operations(Probes(settings, engine=engine, store=store, metrics=metrics, drain=drain)),
     ]

@@ -21,6 +21,7 @@ from xpeft_profiles import (
     ProfileInvalid,
     RecordDamaged,
     StoreUnavailable,
+    TooManyJobs,
 )
 from xpeft_server.engine.errors import (
     DamagedProfile,
@@ -31,6 +32,7 @@ from xpeft_server.engine.errors import (
     Unavailable,
     WrongBank,
 )
+from xpeft_server.jobs.errors import InvalidTuning, JobFinished, JobNotFound, TuningOff
 
 NO_HEADERS: Final[Mapping[str, str]] = {}
 _RETRY_AFTER: Final = 1.0
@@ -89,6 +91,11 @@ _TABLE: Final[Mapping[type[Exception], _Rule]] = {
     PreconditionFailed: _Rule(412, "precondition_failed"),
     CursorInvalid: _Rule(422, "invalid_cursor"),
     StoreUnavailable: _Rule(503, "store_unavailable"),
+    TuningOff: _Rule(403, TuningOff.code),
+    InvalidTuning: _Rule(422, InvalidTuning.code),
+    TooManyJobs: _Rule(429, "too_many_jobs"),
+    JobNotFound: _Rule(404, JobNotFound.code),
+    JobFinished: _Rule(409, JobFinished.code),
 }
 
 _TYPES: Final[Mapping[int, str]] = {

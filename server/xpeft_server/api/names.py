@@ -8,7 +8,7 @@ from starlette.types import Scope
 
 from xpeft_profiles import ProfileInvalid, check_name
 
-from .access import PROFILES_PREFIX
+from .access import PROFILES_PREFIX, TUNE_SUFFIX
 from .errors import ApiError
 
 # Asks for the bare model, by intent; no profile can be called so.
@@ -19,6 +19,15 @@ def profile_in_path(scope: Scope) -> str:
     """The name in ``/v1/profiles/{name}``, as it was sent. Raises: ApiError 422 for what is no name."""
     path: str = scope["path"]
     return _checked(path.removeprefix(PROFILES_PREFIX), param="name")
+
+
+def profile_to_write(scope: Scope) -> str:
+    """The name in ``/v1/profiles/{name}`` or ``…/tune``. Raises: ApiError 422 for what is no name, or is reserved."""
+    path: str = scope["path"]
+    name = _checked(path.removeprefix(PROFILES_PREFIX).removesuffix(TUNE_SUFFIX), param="name")
+    if name == RESERVED:
+        raise ApiError(422, "reserved_name", f"{RESERVED!r} stands for the bare model", param="name")
+    return name
 
 
 def asked_profile(profile: str | None, model: str | None) -> str:

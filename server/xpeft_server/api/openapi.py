@@ -30,7 +30,7 @@ class DocumentedApi(FastAPI):
         """Route and document one operation; a GET answers HEAD too, which the document leaves out."""
         if operation.body is not None:
             self._bodies.add(operation.body)
-        # The last part of a profile's path may hold anything: what is no name is refused by name, not by silence.
+        # A profile's place in a path may hold anything: what is no name is refused by name, not by silence.
         path = operation.path.replace("{name}", "{name:path}")
         self.router.add_api_route(
             path,

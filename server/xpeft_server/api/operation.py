@@ -8,14 +8,15 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel
 from starlette.requests import Request
+from starlette.types import ASGIApp
 
-from .replies import Reply
 from .wire import ErrorEnvelope
 
-Handler = Callable[[Request], Awaitable[Reply]]
+Handler = Callable[[Request], Awaitable[ASGIApp]]
 Schema = dict[str, Any]
 
 FILE_CONTENT: Final = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+EVENT_CONTENT: Final = {"text/event-stream": {"schema": {"type": "string"}}}
 _EVERYWHERE: Final = (401, 403, 500, 503)
 _HEADERS_IN_DOCUMENT: Final = {
     name: {"schema": {"type": "string"}, "description": text}
@@ -39,6 +40,7 @@ class Operation:
     body: type[BaseModel] | None = None
     takes_file: bool = False
     gives_file: bool = False
+    gives_events: bool = False
     parameters: Sequence[Schema] = field(default_factory=tuple)
 
     def responses(self) -> dict[int | str, Schema]:
@@ -50,6 +52,8 @@ class Operation:
                 found[status]["model"] = model
             if self.gives_file:
                 found[status]["content"] = FILE_CONTENT
+            if self.gives_events:
+                found[status]["content"] = EVENT_CONTENT
         for status in sorted({*self.errors, *_EVERYWHERE} - found.keys()):
             found[status] = {"model": ErrorEnvelope}
         return found
@@ -82,6 +86,10 @@ def query(name: str, schema: Schema, description: str) -> Schema:
 def path_name() -> Schema:
     schema = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"}
     return {**_parameter("path", "name", schema, "the profile's name"), "required": True}
+
+
+def path_id() -> Schema:
+    return {**_parameter("path", "id", {"type": "string"}, "the job's id"), "required": True}
 
 
 def _parameter(place: str, name: str, schema: Schema, description: str) -> Schema:

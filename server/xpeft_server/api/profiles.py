@@ -32,7 +32,7 @@ from .context import context_of
 from .engine_port import EnginePort
 from .errors import ApiError
 from .media import prefers_file
-from .names import RESERVED, no_such_profile, profile_in_path
+from .names import no_such_profile, profile_in_path, profile_to_write
 from .paging import asked_limit, known_parameters
 from .replies import Reply, json_reply
 
@@ -64,9 +64,7 @@ class Profiles:
         return json_reply(document, status=status, headers=[etag(outcome.version)])
 
     async def _put(self, request: Request) -> tuple[ProfileKey, PutOutcome, Profile, int]:
-        key = _key(request)
-        if key.name == RESERVED:
-            raise ApiError(422, "reserved_name", f"{RESERVED!r} stands for the bare model", param="name")
+        key = ProfileKey(context_of(request.scope).principal.tenant, profile_to_write(request.scope))
         match = match_of(request.scope)
         data = await read_body(request.scope, request.receive, limit=self._max_bytes, media_type=FILE)
         profile, size = await asyncio.to_thread(self._read, data)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from .access import PROFILE
+from .access import CANCEL, JOB, PROFILE, TUNE
 from .classify import Classifier
 from .generation import Generation
+from .jobs import Jobs
 from .models import Models
-from .operation import Operation, header, path_name, query
+from .operation import Operation, header, path_id, path_name, query
 from .paging import DEFAULT_LIMIT, MOST
 from .probes import Probes
 from .profiles import Profiles
+from .tuning_wire import TuneBody, TuningJobBody, TuningJobListBody
 from .wire import (
     ClassifyBody,
     ClassifyReplyBody,
@@ -83,6 +85,49 @@ def profile_operations(profiles: Profiles) -> list[Operation]:
                 query("cursor", {"type": "string"}, "next_cursor of the page before"),
                 query("prefix", {"type": "string"}, "what the names begin with"),
             ),
+        ),
+    ]
+
+
+def tuning_operations(jobs: Jobs) -> list[Operation]:
+    return [
+        Operation(
+            method="POST",
+            path=TUNE,
+            handler=jobs.submit,
+            summary="Tune a profile on examples: a job, which puts the profile into its place when it succeeds",
+            answers={202: TuningJobBody},
+            errors=(400, 413, 415, 422, 429),
+            body=TuneBody,
+            parameters=(path_name(), _IF_MATCH, _IF_NONE_MATCH),
+        ),
+        Operation(
+            method="GET",
+            path=JOB,
+            handler=jobs.get,
+            summary="Show a tuning job; with Accept: text/event-stream, follow it until it is over",
+            answers={200: TuningJobBody},
+            errors=(404,),
+            gives_events=True,
+            parameters=(path_id(),),
+        ),
+        Operation(
+            method="GET",
+            path="/v1/jobs",
+            handler=jobs.list,
+            summary="List tuning jobs, the newest first",
+            answers={200: TuningJobListBody},
+            errors=(422,),
+            parameters=(_LIMIT, query("cursor", {"type": "string"}, "next_cursor of the page before")),
+        ),
+        Operation(
+            method="POST",
+            path=CANCEL,
+            handler=jobs.cancel,
+            summary="Cancel a tuning job",
+            answers={200: TuningJobBody},
+            errors=(404, 409),
+            parameters=(path_id(),),
         ),
     ]
 

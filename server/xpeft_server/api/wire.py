@@ -10,8 +10,9 @@ from pydantic_core import PydanticCustomError
 _TEXT: Final = ":text"
 _TEXTS: Final = ":texts"
 _PAIRS: Final = ":pairs"
-# How the members of ``input`` are called in pydantic's locations; they are no part of a field's name.
-UNION_TAGS: Final = frozenset({_TEXT, _TEXTS, _PAIRS})
+_NUMBER: Final = ":number"
+# How the members of ``input`` and of a label are called in pydantic's locations; they are no part of a field's name.
+UNION_TAGS: Final = frozenset({_TEXT, _TEXTS, _PAIRS, _NUMBER})
 
 UNKNOWN_FIELD: Final = "unknown_field"
 _VERSION: Final = "sha256:" + "4f" * 32
@@ -56,6 +57,18 @@ InputBody = Annotated[
         custom_error_type="input_type",
         custom_error_message='must be a text, a list of texts or a list of {"text", "text_pair"}',
     ),
+]
+
+
+def _kind_of_label(value: object) -> str | None:
+    if isinstance(value, str):
+        return _TEXT
+    return _NUMBER if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+LabelBody = Annotated[
+    Annotated[Text, Tag(_TEXT)] | Annotated[float, Tag(_NUMBER)],
+    Discriminator(_kind_of_label, custom_error_type="label_type", custom_error_message="must be a text or a number"),
 ]
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Final
 
 import typer
@@ -28,21 +28,34 @@ from xpeft_server.settings import Settings
 
 from .assembly import build_engine
 from .listening import address_of
+from .tuner_assembly import build_tuner
 
 log = logging.getLogger(__name__)
 
 # Of the time to drain, so much is kept for telling who still waits and for closing: a second, or a quarter if less.
 _CLOSING_SECONDS: Final = 1
 _CLOSING_SHARE: Final = 0.25
+# The store is told of interrupted tuning jobs even where there is no time to drain.
+_TELLING_SECONDS: Final = 0.5
 
 
 class RunningServer:
     """Everything between two signals. ``run`` gives the exit code: 0 when asked to stop, 1 if the engine died.
 
+    Args:
+        environ: what processes that it starts get, but for what was meant for the server itself.
     Raises: SettingsInvalid, ModelError or BankError if the engine cannot be built.
     """
 
-    def __init__(self, settings: Settings, *, store: ProfileStore, keys: Keys, socket: socket.socket) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        store: ProfileStore,
+        keys: Keys,
+        socket: socket.socket,
+        environ: Mapping[str, str],
+    ) -> None:
         self._settings = settings
         self._store = store
         self._keys = keys
@@ -52,7 +65,16 @@ class RunningServer:
         self._died = False
         metrics = Metrics(top_profiles=settings.metrics_top_profiles)
         self._engine: Engine = build_engine(settings, store, metrics, on_death=self._engine_died)
-        app = create_app(settings, engine=self._engine, store=store, keys=keys, metrics=metrics, drain=self._drain)
+        self._tuner = build_tuner(settings, self._engine, store, metrics, environ=environ)
+        app = create_app(
+            settings,
+            engine=self._engine,
+            store=store,
+            tuner=self._tuner,
+            keys=keys,
+            metrics=metrics,
+            drain=self._drain,
+        )
         self._http = _Http(app, announce=self._announce)
 
     def run(self) -> int:
@@ -67,6 +89,7 @@ class RunningServer:
         watching = loop.create_task(self._keys.watch()) if isinstance(self._keys, KeyRing) else None
         try:
             await self._engine.start()
+            await self._tuner.start()
             serving = loop.create_task(self._http.serve(sockets=[self._socket]))
             serving.add_done_callback(lambda _: self._stop.set())
             await self._stop.wait()
@@ -75,6 +98,7 @@ class RunningServer:
         finally:
             if watching is not None:
                 watching.cancel()
+            await self._tuner.close()
             await self._store.close()
 
     def _signalled(self, number: int) -> None:
@@ -94,8 +118,9 @@ class RunningServer:
         _end_by_force_after(seconds + _CLOSING_SECONDS)
         self._drain.begin()
         grace = seconds - min(_CLOSING_SECONDS, seconds * _CLOSING_SHARE)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._drain.wait_until_empty(), grace)
+        # Who follows a tuning job is inside until it is over, and this ends them all.
+        ending = [asyncio.ensure_future(self._tuner.close()), asyncio.ensure_future(self._drain.wait_until_empty())]
+        await asyncio.wait(ending, timeout=max(grace, _TELLING_SECONDS))
         await self._engine.close()
         self._http.should_exit = True
 

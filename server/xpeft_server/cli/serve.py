@@ -54,7 +54,7 @@ def _run(settings: Settings) -> int:
     from .running_server import RunningServer
 
     try:
-        server = RunningServer(settings, store=store, keys=keys, socket=socket)
+        server = RunningServer(settings, store=store, keys=keys, socket=socket, environ=os.environ)
     except BankError as error:
         _refuse(f"bank = {settings.bank!r} cannot be used: {error}")
     except (SettingsInvalid, ModelError) as error:

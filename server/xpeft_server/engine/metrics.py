@@ -12,9 +12,11 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from .profile_requests import ProfileRequests
+from .tuning_states import TuningStates
 
 OUTCOMES: Final = ("ok", "client_error", "overloaded", "cancelled", "server_error")
 UPLOAD_OUTCOMES: Final = ("created", "replaced", "identical", "refused", "failed")
+TUNING_OUTCOMES: Final = ("succeeded", "failed", "cancelled")
 TIERS: Final = ("host", "device")
 # Where a profile came from when it was made resident: the host's records, or a store of this scheme.
 LOAD_SOURCES: Final = ("host", "memory", "sqlite", "redis")
@@ -45,6 +47,7 @@ class Metrics:
         self._define_tokens()
         self._define_profiles(top_profiles)
         self._define_batches()
+        self._define_tuning()
         self._define_facts()
         ProcessCollector(registry=self._registry)
 
@@ -106,6 +109,12 @@ class Metrics:
         self.batch_profiles = self._histogram("batch_profiles", "Different profiles in a batch.", _COUNTS)
         self.requests_running = self._gauge("requests_running", "Requests in the batch on the device.")
         self.requests_waiting = self._gauge("requests_waiting", "Requests in the queue.")
+
+    def _define_tuning(self) -> None:
+        jobs = self._counter("tuning_jobs", "Tuning jobs that ended.", ("outcome",))
+        self.tuning_outcomes = {outcome: jobs.labels(outcome) for outcome in TUNING_OUTCOMES}
+        self.tuning_jobs = TuningStates("xpeft_tuning_jobs_unfinished", "Tuning jobs that wait or are worked on.")
+        self._registry.register(self.tuning_jobs)
 
     def _define_facts(self) -> None:
         self.store_up = self._gauge("store_up", "1 while the profile store answers, else 0.")

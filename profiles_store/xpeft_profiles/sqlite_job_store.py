@@ -1,0 +1,65 @@
+"""Tuning jobs of ``sqlite://``: a table beside the profiles, read and written by the same threads."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from . import sqlite_jobs as jobs
+from .job_record import JobKey, JobRecord
+from .job_store import JobPage, StoredJob
+from .listing import check_limit, decode_cursor
+from .names import check_name
+from .sqlite_database import transaction
+
+T = TypeVar("T")
+
+
+class InThread(Protocol):
+    """Does work with a connection in the thread that uses it. Raises: StoreUnavailable."""
+
+    async def __call__(self, work: Callable[[sqlite3.Connection], T], /) -> T: ...
+
+
+class SqliteJobStore:
+    """``read`` and ``write`` are the profile store's. ``clock`` gives seconds since 1970."""
+
+    def __init__(self, read: InThread, write: InThread, clock: Callable[[], float]) -> None:
+        self._read = read
+        self._write = write
+        self._clock = clock
+
+    async def add(self, record: JobRecord, *, lease: float, most: int, keep: int) -> None:
+        check_name(record.tenant, param="tenant")
+        check_name(record.profile)
+
+        def add(connection: sqlite3.Connection) -> None:
+            with transaction(connection):
+                jobs.add(connection, record, lease, most, keep, self._clock())
+
+        await self._write(add)
+
+    async def get(self, key: JobKey) -> StoredJob | None:
+        return await self._read(lambda connection: jobs.get(connection, key, self._clock()))
+
+    async def replace(self, record: JobRecord, *, lease: float) -> bool:
+        return await self._write(lambda connection: jobs.replace(connection, record, lease, self._clock()))
+
+    async def renew(self, keys: Sequence[JobKey], *, lease: float) -> list[bool]:
+        if not keys:
+            return []
+
+        def renew(connection: sqlite3.Connection) -> list[bool]:
+            with transaction(connection):
+                return jobs.renew(connection, keys, self._clock() + lease)
+
+        return await self._write(renew)
+
+    async def unfinished(self) -> list[StoredJob]:
+        return await self._read(lambda connection: jobs.unfinished(connection, self._clock()))
+
+    async def list(self, tenant: str, *, limit: int, cursor: str | None = None) -> JobPage:
+        check_limit(limit)
+        before = decode_cursor(cursor)
+        return await self._read(lambda connection: jobs.page(connection, tenant, before, limit, self._clock()))

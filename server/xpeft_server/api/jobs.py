@@ -1,0 +1,86 @@
+"""POST /v1/profiles/{name}/tune, and /v1/jobs: tuning on the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Scope
+
+from xpeft_profiles import JobKey, ProfileKey
+from xpeft_server.jobs.requests import TuningExample, TuningRequest
+from xpeft_server.settings import Settings
+
+from .access import JOBS_PREFIX
+from .bodies import read_body
+from .conditions import match_of
+from .context import context_of
+from .event_stream import Document, EventStream
+from .json_bodies import parse_json
+from .media import prefers_events
+from .names import profile_to_write
+from .paging import asked_limit, known_parameters
+from .replies import JSON, Reply, json_reply
+from .tuner_port import TunerPort
+from .tuning_wire import TuneBody, job_document
+
+_VARY = (b"vary", b"accept")
+
+
+class Jobs:
+    """The tuning jobs of the caller's tenant; those of others do not exist for it."""
+
+    def __init__(self, settings: Settings, *, tuner: TunerPort) -> None:
+        self._max_bytes = settings.max_body_bytes
+        self._tuner = tuner
+
+    async def submit(self, request: Request) -> Reply:
+        scope = request.scope
+        profile = ProfileKey(context_of(scope).principal.tenant, profile_to_write(scope))
+        match = match_of(scope)
+        data = await read_body(scope, request.receive, limit=self._max_bytes, media_type=JSON)
+        # Thousands of rows take longer than the event loop has time for.
+        body = await asyncio.to_thread(parse_json, data, TuneBody)
+        asked = TuningRequest(
+            profile=profile,
+            examples=tuple(TuningExample(row.text, row.label, row.text_pair, row.split) for row in body.examples),
+            labels=None if body.labels is None else tuple(body.labels),
+            settings=body.settings.given(),
+            match=match,
+        )
+        record = await self._tuner.submit(asked)
+        location = (b"location", f"{JOBS_PREFIX}{record.id}".encode())
+        return json_reply(job_document(record), status=202, headers=[location])
+
+    async def get(self, request: Request) -> ASGIApp:
+        key = _key(request.scope)
+        record = await self._tuner.get(key)
+        if request.method == "GET" and prefers_events(request.headers.get("accept")):
+            return EventStream(self._documents(key))
+        return json_reply(job_document(record), headers=[_VARY])
+
+    async def _documents(self, key: JobKey) -> AsyncGenerator[Document, None]:
+        async with aclosing(self._tuner.follow(key)) as records:
+            async for record in records:
+                yield Document(job_document(record), is_last=record.finished is not None)
+
+    async def cancel(self, request: Request) -> Reply:
+        return json_reply(job_document(await self._tuner.cancel(_key(request.scope))))
+
+    async def list(self, request: Request) -> Reply:
+        known_parameters(request, "limit", "cursor")
+        parameters = request.query_params
+        records, next_cursor = await self._tuner.list(
+            context_of(request.scope).principal.tenant,
+            limit=asked_limit(parameters.get("limit")),
+            cursor=parameters.get("cursor"),
+        )
+        jobs = [job_document(record) for record in records]
+        return json_reply({"object": "list", "data": jobs, "next_cursor": next_cursor})
+
+
+def _key(scope: Scope) -> JobKey:
+    path: str = scope["path"]
+    return JobKey(context_of(scope).principal.tenant, path.removeprefix(JOBS_PREFIX).partition("/")[0])

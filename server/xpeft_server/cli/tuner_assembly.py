@@ -1,0 +1,41 @@
+"""Puts a server's tuner together from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from xpeft_profiles import ProfileStore
+from xpeft_server.api.engine_port import EnginePort
+from xpeft_server.engine.metrics import Metrics
+from xpeft_server.jobs.publisher import Publisher
+from xpeft_server.jobs.tuner import Tuner
+from xpeft_server.settings import Settings
+
+from .tuning_checks import TuningChecks
+from .worker_process import WorkerProcess, worker_environment
+
+
+def build_tuner(
+    settings: Settings, engine: EnginePort, store: ProfileStore, metrics: Metrics, *, environ: Mapping[str, str]
+) -> Tuner:
+    """The tuner of what the engine serves, not yet started; its worker is started by the first job.
+
+    Args: environ: the server's own, of which the worker gets a part.
+    """
+    setup = {
+        "plm": settings.plm,
+        "bank": settings.bank,
+        "device": engine.info.device.partition(":")[0],
+        "share": settings.tuning_share,
+        "log_level": settings.log_level,
+    }
+    return Tuner(
+        store,
+        worker=WorkerProcess(setup, environ=worker_environment(environ)),
+        publisher=Publisher(store, geometry=engine.geometry, max_bytes=settings.max_profile_bytes),
+        check=TuningChecks(
+            engine.geometry, most_rows=settings.max_tuning_rows, max_profile_bytes=settings.max_profile_bytes
+        ),
+        most=settings.tuning_jobs_per_tenant,
+        metrics=metrics,
+    )

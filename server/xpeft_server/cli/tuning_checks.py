@@ -1,0 +1,112 @@
+"""Whether a tuning job can succeed, as far as that shows without the model: asked before it is accepted."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+
+from xpeft_profiles import BankGeometry, Profile, ProfileInvalid, read_profile_file, write_profile_file
+from xpeft_server.jobs.errors import InvalidTuning
+from xpeft_server.jobs.request_checks import check_examples
+from xpeft_server.jobs.requests import TuningRequest
+from xpeft_tuning.dataset import VALUE, Dataset, Example, Split
+from xpeft_tuning.errors import DatasetInvalid, SettingsInvalid
+from xpeft_tuning.partition import partition
+from xpeft_tuning.settings import TuningSettings
+from xpeft_tuning.trainee import head_labels
+
+
+def dataset_of(request: TuningRequest) -> Dataset:
+    """The request's examples as tuning takes them."""
+    examples = tuple(
+        Example(row.text, row.label, row.text_pair, cast("Split | None", row.split)) for row in request.examples
+    )
+    if request.labels is not None:
+        return Dataset(examples, request.labels)
+    names = dict.fromkeys(row.label for row in examples)
+    return Dataset(examples, (VALUE,) if isinstance(examples[0].label, float) else tuple(map(str, names)))
+
+
+class TuningChecks:
+    """Called with a request. Raises: InvalidTuning, naming field and value.
+
+    Args:
+        geometry: of the bank that is served.
+        most_rows, max_profile_bytes: see the settings of the same meaning.
+    """
+
+    def __init__(self, geometry: BankGeometry, *, most_rows: int, max_profile_bytes: int) -> None:
+        self._geometry = geometry
+        self._most_rows = most_rows
+        self._max_profile_bytes = max_profile_bytes
+
+    def __call__(self, request: TuningRequest) -> None:
+        check_examples(request, self._most_rows)
+        settings = self._settings(request)
+        dataset = dataset_of(request)
+        if dataset.task == "regress" and settings.stop_on == "accuracy":
+            raise _wrong_setting("stop_on", "accuracy", "the labels are numbers: it must be loss or none")
+        shared = None if settings.shared_head is None else self._geometry.shared_heads[settings.shared_head]
+        try:
+            labels = head_labels(dataset, settings, shared)
+        except DatasetInvalid as error:
+            raise InvalidTuning(str(error), param="labels") from None
+        _check_learnable(dataset, settings, labels if shared is None else ())
+        self._check_profile(settings, labels)
+
+    def _settings(self, request: TuningRequest) -> TuningSettings:
+        try:
+            settings = TuningSettings(**request.settings)
+        except SettingsInvalid as error:
+            raise InvalidTuning(f"settings: {error}", param="settings") from None
+        adapters, heads = self._geometry.adapters, self._geometry.shared_heads
+        if settings.kind == "hard" and settings.chosen(adapters) > adapters:
+            raise _wrong_setting("k", settings.k, f"the bank has N={adapters} adapters to choose from")
+        if settings.shared_head is not None and settings.shared_head not in heads:
+            raise _wrong_setting("shared_head", settings.shared_head, f"the bank's are: {', '.join(heads) or 'none'}")
+        return settings
+
+    def _check_profile(self, settings: TuningSettings, labels: tuple[str, ...]) -> None:
+        """A profile of the same shapes and words goes through what an upload goes through."""
+        geometry = self._geometry
+        shape = (geometry.blocks, geometry.adapters)
+        if settings.kind == "hard":
+            mask = np.broadcast_to(np.arange(geometry.adapters) < settings.chosen(geometry.adapters), shape)
+        else:
+            mask = np.full(shape, 1 / geometry.adapters, np.float32)
+        own = settings.has_own_head
+        try:
+            profile = Profile(
+                bank=geometry.fingerprint,
+                mask_a=mask,
+                mask_b=mask,
+                ln_weight=np.ones((geometry.blocks, geometry.width), np.float16) if geometry.layer_norm else None,
+                head_weight=np.zeros((len(labels), geometry.hidden), np.float16) if own else None,
+                labels=labels if own else None,
+                shared_head=None if own else settings.shared_head,
+                description=settings.description,
+            )
+            read_profile_file(write_profile_file(profile), max_bytes=self._max_profile_bytes)
+        except ProfileInvalid as error:
+            param = {"description": "settings.description"}.get(error.param or "", "labels")
+            raise InvalidTuning(f"the profile would be refused: {error.message}", param=param) from None
+
+
+def _check_learnable(dataset: Dataset, settings: TuningSettings, labels: tuple[str, ...]) -> None:
+    """Args: labels: of an own head, each of which needs a row to be learned from."""
+    parts = partition(dataset, held_out=settings.held_out, choose=settings.stop_on is not None, seed=settings.seed)
+    seen = {row.label for row in parts.train}
+    if len(seen) < 2:
+        there = ", ".join(map(repr, sorted(seen, key=str))) or "none"
+        raise InvalidTuning(f"the train rows have one label at most ({there}), they need two", param="examples")
+    if dataset.task == "classify":
+        for label in labels:
+            if label not in seen:
+                raise InvalidTuning(f"label {label!r} has no train row to learn it from", param="examples")
+    if settings.stop_on is not None and not parts.dev:
+        raise _wrong_setting("stop_on", settings.stop_on, "no label has rows enough to choose an epoch by")
+
+
+def _wrong_setting(name: str, value: object, reason: str) -> InvalidTuning:
+    return InvalidTuning(f"settings.{name} is {value!r}: {reason}", param=f"settings.{name}")

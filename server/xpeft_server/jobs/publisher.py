@@ -1,0 +1,40 @@
+"""The tuned profile goes live: through the checks of an upload, into the store that every server reads."""
+
+from __future__ import annotations
+
+import asyncio
+
+from xpeft_profiles import BankGeometry, PreconditionFailed, Profile, ProfileStore, read_profile_file
+
+from .requests import TuningRequest
+
+
+class Publisher:
+    """Args: ``geometry``: of the bank that is served; ``max_bytes``: of a profile file."""
+
+    def __init__(self, store: ProfileStore, *, geometry: BankGeometry, max_bytes: int) -> None:
+        self._store = store
+        self._geometry = geometry
+        self._max_bytes = max_bytes
+
+    async def check(self, file: bytes) -> Profile:
+        """Raises: ProfileInvalid, BankMismatch."""
+        return await asyncio.to_thread(self._read, file)
+
+    async def put(self, request: TuningRequest, profile: Profile, *, again: bool) -> str:
+        """The version that is there now.
+
+        Args: again: an earlier try got no answer, so it may have been the one that changed what is there.
+        Raises: PreconditionFailed, StoreUnavailable.
+        """
+        try:
+            return (await self._store.put(request.profile, profile, match=request.match)).version
+        except PreconditionFailed as error:
+            if again and error.current_version == profile.version:
+                return profile.version
+            raise
+
+    def _read(self, file: bytes) -> Profile:
+        profile = read_profile_file(file, max_bytes=self._max_bytes)
+        profile.check_fits(self._geometry)
+        return profile

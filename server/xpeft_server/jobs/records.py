@@ -1,0 +1,69 @@
+"""Jobs as this process knows them and as the store has them, those of other servers too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from xpeft_profiles import JobKey, JobRecord, JobStore, StoredJob
+
+from .failures import INTERRUPTED
+from .job import Job
+from .process_identity import provably_dead
+
+LEASE = 10.0
+"""Seconds without a word of its owner after which a job counts as interrupted."""
+
+
+class Records:
+    """Of its own jobs this process has the newest record, here in ``own``; of others the store has.
+
+    What nobody answers for any more is written down as failed when it is read, so that it stays so for everybody.
+    """
+
+    def __init__(self, store: JobStore, *, is_dead: Callable[[str], bool] = provably_dead) -> None:
+        self._store = store
+        self._is_dead = is_dead
+        self.own: dict[JobKey, Job] = {}
+
+    async def get(self, key: JobKey) -> JobRecord | None:
+        if key in self.own:
+            return self.own[key].record
+        stored = await self._store.get(key)
+        return None if stored is None else await self._judged(stored)
+
+    async def page(self, tenant: str, *, limit: int, cursor: str | None) -> tuple[list[JobRecord], str | None]:
+        """Newest first, and the cursor of the next page."""
+        page = await self._store.list(tenant, limit=limit, cursor=cursor)
+        return [await self._judged(stored) for stored in page.jobs], page.next_cursor
+
+    async def end(self, record: JobRecord) -> JobRecord | None:
+        """Write a finished record over an unfinished one; what is there afterwards, None if the job is gone."""
+        if await self._store.replace(record, lease=LEASE):
+            return record
+        stored = await self._store.get(record.key)
+        return stored and stored.record
+
+    async def end_orphans(self) -> int:
+        """Interrupt all whose owner has lapsed or is dead for certain; how many there were."""
+        orphans = [each.record for each in await self._store.unfinished() if self._is_orphan(each)]
+        for record in orphans:
+            await self._store.replace(interrupted(record), lease=LEASE)
+        return len(orphans)
+
+    def _is_orphan(self, stored: StoredJob) -> bool:
+        return stored.record.key not in self.own and (stored.lapsed or self._is_dead(stored.record.owner))
+
+    async def _judged(self, stored: StoredJob) -> JobRecord:
+        own = self.own.get(stored.record.key)
+        if own is not None:
+            return own.record
+        if not stored.lapsed:
+            return stored.record
+        ended = interrupted(stored.record)
+        return await self.end(ended) or ended
+
+
+def interrupted(record: JobRecord) -> JobRecord:
+    return replace(record, status="failed", finished=time.time(), error=INTERRUPTED)

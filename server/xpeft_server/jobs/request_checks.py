@@ -1,0 +1,59 @@
+"""What must be true of the examples, whatever model and bank there are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from xpeft_profiles.errors import shown
+
+from .errors import InvalidTuning, TooManyRows
+from .requests import TuningExample, TuningRequest
+
+_LARGEST: Final = 65_504.0  # of float16, in which a profile keeps its head
+
+
+def check_examples(request: TuningRequest, most: int) -> None:
+    """Raises: InvalidTuning, naming field and value."""
+    rows = request.examples
+    if not rows:
+        raise InvalidTuning("examples are empty: give at least one of each label", param="examples")
+    if len(rows) > most:
+        raise TooManyRows(f"there are {len(rows)} examples, more than the {most} of one job", param="examples")
+    for number, row in enumerate(rows):
+        _check_example(number, row, rows[0])
+    if request.labels is not None:
+        _check_labels(request.labels, rows)
+
+
+def _check_example(number: int, row: TuningExample, first: TuningExample) -> None:
+    for field in ("text", "label", "text_pair"):
+        if getattr(row, field) == "":
+            raise _wrong(number, field, "is empty")
+    if isinstance(row.label, float) is not isinstance(first.label, float):
+        raise _wrong(number, "label", f"is {shown(row.label)}; either all labels are numbers or none is")
+    if isinstance(row.label, float) and not abs(row.label) <= _LARGEST:
+        raise _wrong(number, "label", f"is {row.label}, it must be a number from -{_LARGEST} to {_LARGEST}")
+    if (row.split is None) is not (first.split is None):
+        raise _wrong(number, "split", f"is {row.split!r}; either every example has a split or none does")
+
+
+def _check_labels(labels: tuple[str, ...], rows: tuple[TuningExample, ...]) -> None:
+    if not labels or not all(labels):
+        raise InvalidTuning(f"labels are {shown(list(labels))}, none of them may be empty", param="labels")
+    label, times = Counter(labels).most_common(1)[0]
+    if times > 1:
+        raise InvalidTuning(f"labels name {shown(label)} {times} times", param="labels")
+    if isinstance(rows[0].label, float):
+        if len(labels) > 1:
+            raise InvalidTuning(f"there are {len(labels)} labels, but they are numbers: give one name", param="labels")
+        return
+    there = frozenset(labels)
+    for number, row in enumerate(rows):
+        if row.label not in there:
+            raise _wrong(number, "label", f"is {shown(row.label)}, which is none of labels")
+
+
+def _wrong(number: int, field: str, reason: str) -> InvalidTuning:
+    where = f"examples[{number}].{field}"
+    return InvalidTuning(f"{where} {reason}", param=where)

@@ -1,0 +1,34 @@
+"""What goes into tuning: plain values, no tensors, no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from xpeft_profiles import Match, ProfileKey
+from xpeft_profiles.store import NO_CONDITION
+
+
+class TuningExample(NamedTuple):
+    """One text, or a pair of texts, and its label or number. ``split``: train, dev, test, or None for all rows."""
+
+    text: str
+    label: str | float
+    text_pair: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TuningRequest:
+    """Examples to tune a profile on.
+
+    ``labels`` None: those of the examples, as they first appear; of numbers, the tuning's own name. ``settings`` has
+    what the tenant has set, by the names of the tuning package. ``match`` is asked when the profile is stored.
+    """
+
+    profile: ProfileKey
+    examples: tuple[TuningExample, ...]
+    labels: tuple[str, ...] | None
+    settings: Mapping[str, Any]
+    match: Match = NO_CONDITION

@@ -1,0 +1,245 @@
+"""Jobs between servers that share a store: leases, orphans, and what happens to a store that does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from xpeft_profiles import JobRecord, StoreUnavailable, new_job_id
+from xpeft_server.jobs.errors import JobFinished, JobNotFound
+from xpeft_server.jobs.process_identity import this_process
+from xpeft_server.jobs.records import LEASE
+
+GONE = {"loss": 0.5}
+
+
+def orphan(jobs: Any, owner: str, **fields: Any) -> JobRecord:
+    """Left in the store by a server that is no more."""
+    created = jobs._clock()
+    record = JobRecord(
+        tenant="acme",
+        id=new_job_id(created),
+        profile="desk",
+        owner=owner,
+        status="running",
+        created=created,
+        **fields,
+    )
+    jobs._records[record.key] = record
+    jobs._leases[record.key] = created + LEASE
+    return record
+
+
+def dead_owner() -> str:
+    place, _, start = this_process().rpartition(" ")
+    return f"{place} {int(start) - 1}"
+
+
+async def test_another_server_shows_the_job_as_its_owner_last_told_it(new_server: Any, clock: Any) -> None:
+    one, two = new_server(), new_server()
+    await one.tuner.start()
+    await two.tuner.start()
+    job = await one.submit()
+    assert await two.tuner.get(job.key) == job
+    await one.worker.begins()
+    one.worker.progress(GONE)
+    await one.round()
+    assert (await two.tuner.get(job.key)).progress == GONE
+    assert (await two.tuner.list("acme", limit=9, cursor=None))[0] == [await one.tuner.get(job.key)]
+
+
+async def test_a_job_that_its_server_keeps_renewing_is_never_interrupted(new_server: Any, clock: Any) -> None:
+    one, two = new_server(), new_server()
+    await one.tuner.start()
+    running, queued = await one.submit("a"), await one.submit("b")
+    await one.worker.begins()
+    for _ in range(20):
+        clock.now += LEASE - 1
+        await one.round()
+        assert (await two.tuner.get(running.key)).status == "running"
+        assert (await two.tuner.get(queued.key)).status == "queued"
+
+
+async def test_a_job_that_nobody_answers_for_reads_as_interrupted_and_stays_so(
+    server: Any, new_server: Any, jobs: Any, clock: Any
+) -> None:
+    job = orphan(jobs, "elsewhere boot pid:[1] 7 99")
+    clock.now += LEASE - 1
+    assert (await server.tuner.get(job.key)).status == "running"
+    clock.now += 1
+    (listed,), _ = await server.tuner.list("acme", limit=9, cursor=None)
+    assert (listed.status, listed.error["code"]) == ("failed", "interrupted")
+    assert listed.finished is not None
+    assert await new_server().tuner.get(job.key) == listed
+    assert await jobs.renew([job.key], lease=LEASE) == [False]
+
+
+async def test_a_server_that_comes_back_late_loses_the_job_that_was_told_interrupted(
+    server: Any, new_server: Any, clock: Any
+) -> None:
+    job = await server.submit()
+    await server.worker.begins()
+    clock.now += LEASE
+    told = await new_server().tuner.get(job.key)
+    assert told.error["code"] == "interrupted"
+    await server.round()
+    await server.becomes(job.key, "failed")
+    await server.worker.kills("desk")
+    assert await server.tuner.get(job.key) == told
+
+
+async def test_a_server_that_starts_ends_the_jobs_of_dead_processes_and_no_others(
+    new_server: Any, jobs: Any, clock: Any
+) -> None:
+    dead, alive = orphan(jobs, dead_owner()), orphan(jobs, this_process())
+    elsewhere = orphan(jobs, "elsewhere boot pid:[1] 7 99")
+    server = new_server()
+    await server.tuner.start()
+    assert (await server.tuner.get(dead.key)).error["code"] == "interrupted"
+    for other in (alive, elsewhere):
+        assert await server.tuner.get(other.key) == other
+
+
+async def test_orphans_are_ended_when_a_store_that_was_down_at_the_start_is_back(new_server: Any, jobs: Any) -> None:
+    job = orphan(jobs, dead_owner())
+    jobs.down = True
+    server = new_server()
+    await server.tuner.start()
+    assert (await server.tuner.get(job.key)).status == "running"
+    jobs.down = False
+    await server.round()
+    assert (await server.tuner.get(job.key)).error["code"] == "interrupted"
+
+
+async def test_while_the_store_is_down_work_goes_on_and_is_told_afterwards(
+    server: Any, new_server: Any, jobs: Any, tuned: Any, clock: Any
+) -> None:
+    job = await server.submit()
+    future = await server.worker.begins()
+    jobs.down = True
+    clock.now += 2 * LEASE
+    await server.round()
+    future.set_result(tuned)
+    done = await server.becomes(job.key, "succeeded")
+    assert (await server.tuner.list("acme", limit=9, cursor=None))[0] == [done]
+    jobs.down = False
+    await server.round()
+    assert await new_server().tuner.get(job.key) == done
+
+
+async def test_a_job_can_be_cancelled_at_another_server(server: Any, new_server: Any) -> None:
+    other = new_server()
+    running, queued = await server.submit("a"), await server.submit("b")
+    await server.worker.begins()
+    for job in (running, queued):
+        assert (await other.tuner.cancel(job.key)).status == "cancelled"
+        assert (await other.tuner.cancel(job.key)).status == "cancelled"
+    await server.round()
+    assert (await server.tuner.get(running.key)).status == "cancelled"
+    await server.worker.kills("a")
+    await server.submit("c")
+    await server.worker.begins(2)
+    assert server.worker.seen == ["a", "c"]
+
+
+async def test_a_finished_job_cannot_be_cancelled_at_another_server(server: Any, new_server: Any, tuned: Any) -> None:
+    job = await server.submit()
+    (await server.worker.begins()).set_result(tuned)
+    await server.becomes(job.key, "succeeded")
+    with pytest.raises(JobFinished, match="succeeded"):
+        await new_server().tuner.cancel(job.key)
+    with pytest.raises(JobNotFound):
+        await new_server().tuner.cancel(job.key._replace(tenant="zeta"))
+
+
+async def test_another_servers_job_is_followed_to_its_end(server: Any, new_server: Any, tuned: Any) -> None:
+    job = await server.submit()
+    future = await server.worker.begins()
+    await server.round()
+    follower = new_server().tuner.follow(job.key)
+    assert (await anext(follower)).status == "running"
+    future.set_result(tuned)
+    assert (await anext(follower)).status == "succeeded"
+    with pytest.raises(StopAsyncIteration):
+        await anext(follower)
+
+
+async def test_a_follower_of_another_servers_job_is_let_go_when_this_one_stops(server: Any, new_server: Any) -> None:
+    job = await server.submit()
+    other = new_server()
+    follower = other.tuner.follow(job.key)
+    await anext(follower)
+    await server.worker.begins()
+    waiting = asyncio.ensure_future(anext(follower, None))
+    await asyncio.sleep(0)
+    await other.tuner.close()
+    assert await waiting is None
+    assert (await server.tuner.get(job.key)).status == "running"
+
+
+async def test_a_server_that_stops_interrupts_what_runs_and_what_waits_and_says_so_to_the_store(
+    server: Any, new_server: Any
+) -> None:
+    running, queued = await server.submit("a"), await server.submit("b")
+    await server.worker.begins()
+    await server.tuner.close()
+    assert server.worker.closed
+    assert server.worker.killed == ["a"]
+    other = new_server()
+    for job in (running, queued):
+        record = await other.tuner.get(job.key)
+        assert (record.status, record.error["code"]) == ("failed", "interrupted")
+
+
+async def test_a_server_stops_while_its_store_is_down(server: Any, jobs: Any) -> None:
+    await server.submit()
+    await server.worker.begins()
+    jobs.down = True
+    await server.tuner.close()
+    assert server.worker.killed == ["desk"]
+
+
+async def test_a_job_that_could_not_be_written_down_is_not_worked_on(server: Any, jobs: Any) -> None:
+    async def refuse(record: JobRecord, **limits: Any) -> None:
+        raise StoreUnavailable("the store is down")
+
+    jobs.add = refuse
+    with pytest.raises(StoreUnavailable):
+        await server.submit()
+    await asyncio.sleep(0)
+    assert server.worker.seen == []
+
+
+async def test_a_job_whose_record_was_dropped_is_stopped(server: Any, jobs: Any) -> None:
+    job = await server.submit()
+    await server.worker.begins()
+    jobs._records.clear()
+    jobs._leases.clear()
+    await server.round()
+    with pytest.raises(JobNotFound):
+        await server.tuner.get(job.key)
+    await server.worker.kills("desk")
+
+
+async def test_a_queued_job_costs_one_renewal_and_no_write(server: Any, jobs: Any) -> None:
+    await server.submit("a")
+    await server.submit("b")
+    await server.worker.begins()
+    written = len(jobs.replaced)
+    for _ in range(3):
+        await server.round()
+    assert len(jobs.replaced) == written
+    server.worker.progress(GONE)
+    await server.round()
+    assert [record.progress for record in jobs.replaced[written:]] == [GONE]
+
+
+async def test_no_record_of_a_job_has_its_examples(server: Any, jobs: Any, tuned: Any) -> None:
+    job = await server.submit()
+    (await server.worker.begins()).set_result(tuned)
+    await server.becomes(job.key, "succeeded")
+    assert "TuningExample" not in repr([*jobs.replaced, job])
+    assert replace(job, status="queued") == job
