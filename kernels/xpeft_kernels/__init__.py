@@ -7,6 +7,7 @@ from .apply import Norm, apply_adapters, apply_adapters_ref
 from .dispatch import Impl, ImplUnavailable, chosen_implementations
 from .form import AdapterForm
 from .heads import apply_heads, apply_heads_ref
+from .padding import Padding
 from .tiles import MIN_ROWS, Tiles
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Impl",
     "ImplUnavailable",
     "Norm",
+    "Padding",
     "Tiles",
     "aggregate_adapters",
     "aggregate_adapters_ref",

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .padding import Padding
+
 MIN_ROWS = 16
 """Fewer rows than this (12, measured with MKL) take another code path in CPU GEMMs and give a row other last bits."""
 
@@ -93,6 +95,13 @@ class Tiles:
         height = _run_height(self.runs[:, 2])
         cuts = _stack_cuts(height)
         return tuple(self._stack(run, end, int(height[run:end].max())) for run, end in pairwise(cuts))
+
+    @cached_property
+    def padding(self) -> Padding:
+        """All stacks' rows in one go, for passes with gradients."""
+        starts = np.r_[0, np.cumsum([each.gather.numel() for each in self.stacks])[:-1]].tolist()
+        scatter = [each.scatter + start for each, start in zip(self.stacks, starts, strict=True)]
+        return Padding(torch.cat([each.gather for each in self.stacks]), torch.cat(scatter))
 
     def _stack(self, run: int, end: int, height: int) -> Stack:
         slot, start, length = self.runs[run:end].astype(np.int64).T

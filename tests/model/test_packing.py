@@ -75,6 +75,11 @@ def test_profiles_of_equal_size_are_not_mixed_up() -> None:
     assert [slots[i] for i in packed_order(slots, [5, 5, 5, 5])] == [1, 1, 9, 9]
 
 
+def test_the_order_of_arrays_is_that_of_lists() -> None:
+    slots, lengths = [7, 2, 7, 5, 2], [3, 4, 1, 9, 2]
+    assert packed_order(np.array(slots), np.array(lengths)).tolist() == packed_order(slots, lengths).tolist()
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_order_is_a_permutation_with_one_run_a_profile(seed: int) -> None:
     rng = np.random.default_rng(seed)

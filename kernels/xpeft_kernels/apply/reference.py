@@ -33,11 +33,14 @@ def apply_adapters_ref(
     parts = _SlotParts.of(slots, form)
     stacks = tiles.stacks
     if torch.is_grad_enabled():
-        out = torch.cat([_adapted(hidden, parts, each, form).index_select(0, each.scatter) for each in stacks])
+        padded = torch.split(tiles.padding.pad(hidden), [each.gather.numel() for each in stacks])
+        through = [_adapted(rows, parts, each, form) for rows, each in zip(padded, stacks, strict=True)]
+        out = tiles.padding.unpad(torch.cat(through))
     else:
         out = torch.empty_like(hidden)
         for each, rows in zip(stacks, torch.split(out, [each.tokens for each in stacks]), strict=True):
-            torch.index_select(_adapted(hidden, parts, each, form), 0, each.scatter, out=rows)
+            padded_rows = _adapted(hidden.index_select(0, each.gather), parts, each, form)
+            torch.index_select(padded_rows, 0, each.scatter, out=rows)
     if residual is not None:
         out = out + residual if out.requires_grad else out.add_(residual)
     if norm is not None:
@@ -66,9 +69,9 @@ class _SlotParts(NamedTuple):
         )
 
 
-def _adapted(hidden: Tensor, parts: _SlotParts, stack: Stack, form: AdapterForm) -> Tensor:
-    """h + act(LN_R(h Â + c)) B̂ + d of one stack's tokens, padded ``[K · height, H]``."""
-    tokens = hidden.index_select(0, stack.gather).view(-1, stack.height, form.hidden)
+def _adapted(rows: Tensor, parts: _SlotParts, stack: Stack, form: AdapterForm) -> Tensor:
+    """h + act(LN_R(h Â + c)) B̂ + d of one stack's padded tokens, ``[K · height, H]``."""
+    tokens = rows.view(-1, stack.height, form.hidden)
     z = torch.bmm(tokens, parts.down.index_select(0, stack.slots))
     if form.down_bias:
         z = z + parts.down_bias.index_select(0, stack.slots)

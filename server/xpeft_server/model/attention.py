@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from .sequence_groups import Bucket, SequenceGroups
+
 PACKED_ATTENTION = "xpeft_packed"
 
 
@@ -19,20 +21,25 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packed_groups: tuple[tuple[int, int], ...],
+    packed_groups: SequenceGroups,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention within each sequence; neighbours of equal length share one call.
+    """Scaled dot-product attention within each sequence.
+
+    Neighbours of equal length share one call, which gives a sequence the same bits whoever is beside it. Where a
+    gradient is asked for, sequences of similar length do, padded: many small calls are slow on the way back.
 
     Args:
         query: ``[1, heads, T, d]``; key and value may have fewer heads (grouped queries).
-        packed_groups: (sequences, length) of each group of neighbours, in packed order, covering all T rows.
+        packed_groups: all T rows.
         sliding_window: tokens at this distance or more are not seen.
     Returns: ``[1, T, heads, d]``.
     """
     causal = bool(getattr(module, "is_causal", False))
+    if query.requires_grad:
+        return _with_gradient(query, key, value, packed_groups, scaling, sliding_window, causal), None
     grouped = query.shape[1] != key.shape[1]
     outputs = []
     start = 0
@@ -62,6 +69,45 @@ def _window(length: int, window: int, causal: bool, device: torch.device) -> Ten
     distance = position[:, None] - position[None, :]
     near = distance.abs() < window
     return near & (distance >= 0) if causal else near
+
+
+def _with_gradient(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    groups: SequenceGroups,
+    scaling: float | None,
+    window: int | None,
+    causal: bool,
+) -> Tensor:
+    """Softmax written out: in bfloat16 on CPU five times faster than the way back through PyTorch's fused one."""
+    padding, buckets = groups.buckets_on(query.device)
+    counts = [each.sequences * each.length for each in buckets]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    repeats = query.shape[1] // key.shape[1]
+    padded = [torch.split(padding.pad(each[0].transpose(0, 1)), counts) for each in (query, key, value)]
+    outputs = []
+    for bucket, q, k, v in zip(buckets, *padded, strict=True):
+        q, k, v = (
+            rows.view(bucket.sequences, bucket.length, *rows.shape[1:]).transpose(1, 2) for rows in (q * scale, k, v)
+        )
+        if repeats > 1:
+            k, v = (each.repeat_interleave(repeats, dim=1) for each in (k, v))
+        seen = _seen(bucket, window, causal, query.device)
+        weights = (q @ k.mT).masked_fill(~seen, torch.finfo(q.dtype).min).softmax(dim=-1)
+        outputs.append((weights @ v).transpose(1, 2).flatten(0, 1))
+    return padding.unpad(torch.cat(outputs))[None]
+
+
+def _seen(bucket: Bucket, window: int | None, causal: bool, device: torch.device) -> Tensor:
+    """``[sequences, 1, length or 1, length]`` bool, which keys each query sees."""
+    seen = bucket.real[:, None, None, :]
+    if not (causal or window):
+        return seen
+    position = torch.arange(bucket.length, device=device)
+    distance = position[:, None] - position[None, :]
+    near = torch.ones_like(distance, dtype=torch.bool) if window is None else distance.abs() < window
+    return seen & (near & (distance >= 0) if causal else near)
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from xpeft_kernels import MIN_ROWS, Tiles
 
+from .sequence_groups import SequenceGroups
 from .tokenizing import TokenizedText
 
 _FEW_THREADS = 8
@@ -19,7 +20,7 @@ _VECTORS = 32
 """Floats that PyTorch's widest CPU code takes in one go (two AVX-512 registers)."""
 
 
-def packed_order(slots: Sequence[int], lengths: Sequence[int]) -> NDArray[np.intp]:
+def packed_order(slots: ArrayLike, lengths: ArrayLike) -> NDArray[np.intp]:
     """Order in which sequences are packed: by profile, profiles and their sequences by length.
 
     Neighbours of equal length share one attention call, and profiles with as many tokens one stack of adapters.
@@ -61,7 +62,7 @@ class PackedBatch:
         input_ids, position_ids: ``[1, T]`` int64; token_type_ids likewise where the model has segments.
         starts, ends: ``[Q]`` int64, first row of each real sequence and the row behind its last.
         owners: ``[T']`` int64, sequence of each row, fillers left out.
-        groups: (sequences, length) of neighbours of equal length, filler included.
+        groups: filler included.
         tiles: rows of each slot, covering all T; None for the bare PLM.
     """
 
@@ -71,7 +72,7 @@ class PackedBatch:
     starts: Tensor
     ends: Tensor
     owners: Tensor
-    groups: tuple[tuple[int, int], ...]
+    groups: SequenceGroups
     tiles: Tiles | None
 
     @property
@@ -120,12 +121,6 @@ def pack(
         starts=put(start[:real]),
         ends=put(end[:real]),
         owners=put(np.repeat(np.arange(real), length[:real])),
-        groups=_equal_neighbours(length),
+        groups=SequenceGroups.of(length),
         tiles=None if slots is None else Tiles.of(slots, length.tolist(), device),
     )
-
-
-def _equal_neighbours(length: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
-    first = np.flatnonzero(np.r_[True, length[1:] != length[:-1]])
-    count = np.diff(np.r_[first, len(length)])
-    return tuple(zip(count.tolist(), length[first].tolist(), strict=True))

@@ -32,6 +32,9 @@ class TextTokenizer:
     Args:
         tokenizer: a fast tokenizer of transformers.
         limit: tokens that the model takes.
+
+    Attributes:
+        end: the token that ends a text, where the tokenizer names one.
     Raises: ModelUnusable if the tokenizer has no fast form, or no vocabulary (transformers makes an empty one where
         its files are missing).
     """
@@ -44,6 +47,7 @@ class TextTokenizer:
         if not self.vocabulary.keys() - set(tokenizer.all_special_tokens):
             raise ModelUnusable(f"plm: its tokenizer knows no word: {sorted(self.vocabulary)} (no tokenizer.json?)")
         self.limit = min(limit, tokenizer.model_max_length)
+        self.end: int | None = tokenizer.eos_token_id
         self._whole = Tokenizer.from_str(backend.to_str())
         self._whole.no_truncation()
         self._whole.no_padding()
@@ -55,6 +59,10 @@ class TextTokenizer:
         pairs = [text if pair is None else (text, pair) for text, pair in texts]
         backend = self._cut if truncate else self._whole
         return [_tokenized(encoding) for encoding in backend.encode_batch_fast(pairs)]
+
+    def encode_bare(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Token lists without special tokens, as long as the texts are."""
+        return [_tokenized(each) for each in self._whole.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def _tokenized(encoding: Encoding) -> TokenizedText:
