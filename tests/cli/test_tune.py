@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,8 +12,8 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from xpeft_profiles import read_profile_file
-from xpeft_server.cli import tune
+from xpeft_profiles import ProfileKey, open_store, read_profile_file
+from xpeft_server.cli import tune, tune_one, tune_sinks
 from xpeft_server.cli.profiles_client import Answer, ClientError
 from xpeft_server.model.bank import SharedHead
 from xpeft_server.model.bank_file import read_bank_file, write_bank_file
@@ -54,7 +56,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
-    monkeypatch.setattr(tune, "ProfilesClient", server.connect)
+    monkeypatch.setattr(tune_sinks, "ProfilesClient", server.connect)
     return server
 
 
@@ -91,7 +93,7 @@ def test_a_file_is_written_that_fits_the_bank_and_says_what_was_asked(
 
 def test_accuracies_of_the_majority_of_a_head_alone_and_of_the_profile_are_printed(xpeft: Call, tmp_path: Path) -> None:
     result = xpeft("--out", str(tmp_path / "p"), "--epochs", "2")
-    shown = {line.rsplit("  ", 1)[0].strip(): line.rsplit("  ", 1)[1].strip() for line in _table(result)}
+    shown = _facts(result)
     assert shown["rows"] == "32 tuned on, 8 held out"
     assert shown["always the most frequent label"] == "0.500"
     assert float(shown["this profile"]) > 0.8
@@ -101,8 +103,9 @@ def test_accuracies_of_the_majority_of_a_head_alone_and_of_the_profile_are_print
     assert "epoch 2/2" in result.stderr
 
 
-def _table(result: Result) -> list[str]:
-    return [line.rstrip() for line in result.stdout.splitlines() if "  " in line.strip()]
+def _facts(result: Result) -> dict[str, str]:
+    lines = [line.strip() for line in result.stdout.splitlines() if "  " in line.strip()]
+    return {line.split("  ")[0]: line.rsplit("  ", 1)[1] for line in lines}
 
 
 def test_rows_that_are_not_held_out_are_said_to_be_none(xpeft: Call, tmp_path: Path) -> None:
@@ -124,17 +127,97 @@ def test_labels_on_the_command_line_decide_the_order(xpeft: Call, tmp_path: Path
     assert read_profile_file(out.read_bytes()).labels == ("no", "yes")
 
 
-def test_soft_masks_and_a_head_of_the_bank_are_taken_by_option(xpeft: Call, tmp_path: Path, tiny_bert: Path) -> None:
+@pytest.fixture
+def bank_with_a_head(tiny_bert: Path, tmp_path: Path) -> Path:
     facts = open_plm_facts(str(tiny_bert))
-    plain, file, out = open_bank(SPEC, facts), tmp_path / "bank.safetensors", tmp_path / "p"
+    file = tmp_path / "bank.safetensors"
     head = SharedHead(torch.eye(2, facts.hidden), torch.zeros(2), ("no", "yes"))
-    write_bank_file(replace(plain, heads={"polar": head}), file, overwrite=False)
-    result = xpeft("--out", str(out), "--epochs", "1", "--soft", "--head", "shared:polar", bank=str(file))
+    write_bank_file(replace(open_bank(SPEC, facts), heads={"polar": head}), file, overwrite=False)
+    return file
+
+
+def test_soft_masks_and_a_head_of_the_bank_are_taken_by_option(
+    xpeft: Call, tmp_path: Path, bank_with_a_head: Path
+) -> None:
+    out = tmp_path / "p"
+    arguments = ("--out", str(out), "--epochs", "1", "--soft", "--head", "shared:polar")
+    result = xpeft(*arguments, bank=str(bank_with_a_head))
     assert result.exit_code == 0, result.output
     profile = read_profile_file(out.read_bytes())
-    profile.check_fits(read_bank_file(file).geometry)
+    profile.check_fits(read_bank_file(bank_with_a_head).geometry)
     assert (profile.hard, profile.shared_head, profile.labels) == (False, "polar", None)
     assert "head alone" not in result.stdout
+
+
+def test_a_head_of_its_own_may_start_as_one_of_the_bank(xpeft: Call, tmp_path: Path, bank_with_a_head: Path) -> None:
+    out = tmp_path / "p"
+    bank = str(bank_with_a_head)
+    result = xpeft("--out", str(out), "--epochs", "1", "--head", "shared+own:polar", bank=bank)
+    assert result.exit_code == 0, result.output
+    profile = read_profile_file(out.read_bytes())
+    assert (profile.shared_head, profile.labels) == (None, ("no", "yes"))
+    assert xpeft("--out", str(out), "--epochs", "1", "--head", "own", "--force", bank=bank).exit_code == 0
+    assert read_profile_file(out.read_bytes()).labels == ("yes", "no")
+
+
+def test_labels_that_are_numbers_are_reported_by_correlation_and_error(xpeft: Call, tmp_path: Path, data: Path) -> None:
+    rows = [{"text": f"w{row % 10} w{row % 10}", "label": row % 10} for row in range(50)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "p"
+    result = xpeft("--out", str(out), "--epochs", "2", "--labels", "stars")
+    assert result.exit_code == 0, result.output
+    assert read_profile_file(out.read_bytes()).labels == ("stars",)
+    shown = _facts(result)
+    assert shown["correlation on"] == "held-out rows"
+    for row in ("this profile", "a head alone, without masks"):
+        correlation, error = re.fullmatch(r"(\S+), mean squared error (\S+)", shown[row]).groups()  # type: ignore[union-attr]
+        assert float(correlation) > 0.8
+        assert 0 < float(error) < 4
+    assert re.search(r"epoch 2/2 .* correlation [01]\.[0-9]{3} ", result.stderr)
+    assert "accuracy" not in result.output
+    assert "most frequent label" not in result.stdout
+
+
+def test_bfloat16_is_another_profile_than_float32(xpeft: Call, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert xpeft("--out", str(one), "--epochs", "1").exit_code == 0
+    assert xpeft("--out", str(two), "--epochs", "1", "--dtype", "bfloat16").exit_code == 0
+    assert read_profile_file(one.read_bytes()).version != read_profile_file(two.read_bytes()).version
+
+
+def test_fields_that_nobody_reads_are_told_once(xpeft: Call, tmp_path: Path, data: Path) -> None:
+    told = "that nobody reads"
+    assert told not in xpeft("--out", str(tmp_path / "one"), "--epochs", "1").output
+    rows = [json.loads(line) | {"lable": "x", "user": 3} for line in data.read_text().splitlines()]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = xpeft("--out", str(tmp_path / "two"), "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    assert [line for line in result.stderr.splitlines() if told in line] == [
+        f"fields of {data} that nobody reads: 'lable', 'user'"
+    ]
+
+
+def test_a_store_gets_the_profile_without_any_server(xpeft: Call, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'profiles.db'}"
+    arguments = ("--store", url, "--profile", "polar", "--epochs", "1")
+    results = [xpeft(*arguments, "--tenant", "air"), xpeft(*arguments, "--tenant", "air"), xpeft(*arguments)]
+    assert [result.exit_code for result in results] == [0, 0, 0], results[0].output
+
+    async def versions() -> list[str | None]:
+        store = open_store(url)
+        await store.open()
+        try:
+            return await store.versions([ProfileKey("air", "polar"), ProfileKey("default", "polar")])
+        finally:
+            await store.close()
+
+    version, same = asyncio.run(versions())
+    assert version == same is not None
+    assert [result.stdout.splitlines()[-1] for result in results] == [
+        f"created polar {version}",
+        f"stored polar {version}",
+        f"created polar {version}",
+    ]
 
 
 def test_a_url_and_a_name_upload_the_profile_and_print_its_version(xpeft: Call, server: Server) -> None:
@@ -155,9 +238,14 @@ def test_variables_stand_for_options(xpeft: Call, server: Server) -> None:
     assert read_profile_file(server.profiles["polar"]).k == 1
 
 
-def test_a_server_in_the_environment_gets_nothing_without_a_name(xpeft: Call, server: Server, tmp_path: Path) -> None:
-    assert xpeft("--out", str(tmp_path / "p"), "--epochs", "1", XPEFT_URL="http://there").exit_code == 0
+def test_a_server_and_a_store_in_the_environment_get_nothing_without_a_name(
+    xpeft: Call, server: Server, tmp_path: Path
+) -> None:
+    store = tmp_path / "s.db"
+    variables = {"XPEFT_URL": "http://there", "XPEFT_TUNE_STORE": f"sqlite:///{store}"}
+    assert xpeft("--out", str(tmp_path / "p"), "--epochs", "1", **variables).exit_code == 0
     assert server.asked == []
+    assert not store.exists()
 
 
 def test_what_cannot_be_uploaded_is_still_in_the_file(xpeft: Call, server: Server, tmp_path: Path) -> None:
@@ -174,12 +262,22 @@ def test_what_cannot_be_uploaded_is_still_in_the_file(xpeft: Call, server: Serve
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "there is nowhere to put the profile: give --out, or --url and --profile"),
-        (("--profile", "polar"), "--profile polar needs a server: give --url, or XPEFT_URL"),
+        ((), "there is nowhere to put the profile: give --out, or --profile and --url or --store"),
+        (("--profile", "polar"), "--profile polar needs a server or a store: give --url, or XPEFT_URL, or --store"),
         (("--url", "http://host", "--out", "x"), "--url needs a name to upload to: give --profile"),
+        (("--store", "sqlite:///s", "--out", "x"), "--store needs a name to upload to: give --profile"),
         (("--url", "http://host", "--profile", "a/b"), "name: 'a/b' is not a name"),
-        (("--out", "x", "--head", "polar"), "head is 'polar', it must be shared:NAME"),
+        (("--store", "sqlite:///s", "--profile", "base"), "name: 'base' stands for the bare model"),
+        (("--store", "memory://", "--profile", "polar"), "store is 'memory://': nothing would be left"),
+        (("--store", "file:///s", "--profile", "polar"), "store: 'file:///s' is not a store URL"),
+        (("--store", "sqlite:///no/s", "--profile", "polar"), "unable to open database file"),
+        (("--store", "sqlite:///s", "--profile", "polar", "--tenant", "a b"), "tenant: 'a b' is not a name"),
+        (("--out", "x", "--tenant", "a"), "--tenant a is a store's: give --store"),
+        (("--out", "x", "--journal", "j"), "--journal j is for many profiles: give --by"),
+        (("--out", "x", "--head", "polar"), "head is 'polar', it must be own, shared:NAME or shared+own:NAME"),
+        (("--out", "x", "--head", "shared:"), "head is 'shared:', it must be own, shared:NAME or shared+own:NAME"),
         (("--out", "x", "--head", "shared:polar"), "shared_head is 'polar', the bank's heads are: none"),
+        (("--out", "x", "--head", "shared+own:polar"), "shared_head is 'polar', the bank's heads are: none"),
         (("--out", "x", "--epochs", "0"), "epochs is 0, it must be at least 1"),
         (("--out", "x", "--k", "7"), "k is 7, the bank has N=6 adapters to choose from"),
         (("--out", "x", "--labels", "yes"), "line 2: label is 'no', it must be one of yes"),
@@ -218,16 +316,25 @@ def test_a_server_that_refuses_is_found_out_before_anything_is_tuned(
     xpeft: Call, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.refusal["list"] = "401 Unauthorized (invalid_key): no such key"
-    monkeypatch.setattr(tune, "_tune", lambda *_: pytest.fail("tuned although nothing can be uploaded"))
+    monkeypatch.setattr(tune_one, "tune_profile", lambda *_: pytest.fail("tuned although nothing can be uploaded"))
     result = xpeft("--url", "http://host", "--profile", "polar")
     assert (result.exit_code, result.stderr) == (1, "xpeft: 401 Unauthorized (invalid_key): no such key\n")
 
 
 def test_every_setting_has_an_option_that_the_help_explains() -> None:
     shown = " ".join(runner.invoke(tune.app, ["--help"], env={"COLUMNS": "400"}).stdout.split())
+    by_hand = {"kind": "--soft ", "shared_head": "--head ", "own_head": "--head "}
     for setting in fields(TuningSettings):
-        if setting.name not in ("kind", "shared_head"):
-            assert f"--{setting.name.replace('_', '-')} " in shown
+        if setting.name not in by_hand:
             assert setting.metadata["help"][1:] in shown
-    assert "--soft " in shown
-    assert "--head " in shown
+        assert by_hand.get(setting.name, f"--{setting.name.replace('_', '-')} ") in shown
+    assert "--shared-head" not in shown
+    assert "--own-head" not in shown
+
+
+def test_the_help_has_an_example_of_one_profile_and_one_of_many() -> None:
+    shown = runner.invoke(tune.app, ["--help"], env={"COLUMNS": "120"}).stdout
+    examples = [line.strip() for line in shown.splitlines() if line.strip().startswith("Example: xpeft tune ")]
+    assert len(examples) == 2
+    assert ["--by user" in example for example in examples] == [False, True]
+    assert max(map(len, shown.splitlines())) <= 120

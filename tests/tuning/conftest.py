@@ -7,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from xpeft_server.model.bank import Bank
 from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.packing import pack
 from xpeft_server.model.plm import Plm, load_plm
-from xpeft_tuning.dataset import Dataset, Example
+from xpeft_server.model.pooling import pool
+from xpeft_tuning.dataset import Dataset, Example, Split
 
 MakeDataset = Callable[..., Dataset]
 
@@ -27,16 +32,56 @@ def bank(plm: Plm) -> Bank:
 
 
 @pytest.fixture(scope="session")
-def make_dataset() -> MakeDataset:
-    """Rows of six words of the label's own ten, in turn from each label."""
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Plm:
+    """A random-weight Llama (L=2, H=32, 64 positions); its tokenizer ("w0" … "w99") adds no special tokens."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    words = ["<unk>", "</s>", *(f"w{number}" for number in range(100))]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>").save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return load_plm(str(folder))
 
-    def make(rows: int, labels: tuple[str, ...] = ("red", "green", "blue"), seed: int = 0) -> Dataset:
+
+@pytest.fixture(scope="session")
+def make_dataset() -> MakeDataset:
+    """Rows of some words of the label's own ten, in turn from each label."""
+
+    def make(rows: int, labels: tuple[str, ...] = ("red", "green", "blue"), seed: int = 0, words: int = 6) -> Dataset:
         rng = np.random.default_rng(seed)
         examples = []
         for row in range(rows):
             number = row % len(labels)
-            words = rng.integers(10 * number, 10 * (number + 1), 6)
-            examples.append(Example(" ".join(f"w{word}" for word in words), labels[number]))
+            chosen = rng.integers(10 * number, 10 * (number + 1), words)
+            examples.append(Example(" ".join(f"w{word}" for word in chosen), labels[number]))
         return Dataset(tuple(examples), labels)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def linear(plm: Plm) -> Dataset:
+    """Numbers that are a linear function of the bare PLM's features, of 120 texts to learn from and 40 others."""
+    rng = np.random.default_rng(5)
+    texts = [" ".join(f"w{word}" for word in rng.integers(0, 100, 6)) for _ in range(160)]
+    batch = pack(plm.tokenizer.encode([(text, None) for text in texts]), None)
+    features = pool(plm.forward(batch), batch, "mean")
+    values = (features - features.mean(0)) @ torch.randn(32, generator=torch.Generator().manual_seed(6))
+    labels = (3 + 2 * values / values.std()).tolist()
+    splits: list[Split] = ["train" if place < 120 else "test" for place in range(160)]
+    rows = [Example(text, label, None, split) for text, label, split in zip(texts, labels, splits, strict=True)]
+    return Dataset(tuple(rows), ("value",))

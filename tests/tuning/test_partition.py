@@ -47,3 +47,16 @@ def test_rows_that_say_their_split_are_not_drawn(choose: bool, sizes: tuple[int,
     parts = partition(Dataset(rows, ("a", "b")), held_out=0.5, choose=choose, seed=0)
     assert tuple(map(len, parts)) == sizes
     assert {row.split for row in parts.train} == {"train"}
+
+
+def test_of_numbers_a_share_of_all_rows_is_held_out() -> None:
+    rows = tuple(Example(f"{number}", float(number)) for number in range(20))
+    parts = partition(Dataset(rows, ("value",)), held_out=0.25, choose=True, seed=0)
+    assert [len(part) for part in parts] == [11, 4, 5]
+    assert sorted(row.label for part in parts for row in part) == [float(number) for number in range(20)]
+
+
+def test_of_completions_a_share_of_all_rows_is_held_out() -> None:
+    rows = tuple(Example("prompt", f"answer {number}") for number in range(20))
+    parts = partition(Dataset(rows, (), completions=True), held_out=0.25, choose=False, seed=0)
+    assert [len(part) for part in parts] == [15, 0, 5]

@@ -23,6 +23,10 @@ from xpeft_tuning.settings import TuningSettings
         ("lr_norm", float("nan")),
         ("lr_head", float("inf")),
         ("head_penalty", -1.0),
+        ("gumbel", -0.5),
+        ("temperature", float("nan")),
+        ("last_temperature", -1.0),
+        ("class_weights", "even"),
         ("held_out", 1.0),
         ("stop_on", "luck"),
         ("patience", 0),
@@ -34,6 +38,12 @@ def test_an_impossible_setting_is_refused_by_name_and_value(name: str, value: An
         TuningSettings(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["temperature", "last_temperature"])
+def test_no_temperature_is_zero(name: str) -> None:
+    with pytest.raises(SettingsInvalid, match=rf"{name} is 0\.0.*: they must be above 0"):
+        TuningSettings(**{name: 0.0})  # type: ignore[arg-type]
+
+
 def test_every_setting_says_what_it_is() -> None:
     assert all(setting.metadata["help"] for setting in fields(TuningSettings))
 
@@ -41,6 +51,22 @@ def test_every_setting_says_what_it_is() -> None:
 def test_k_is_half_of_the_bank_unless_it_is_given() -> None:
     assert [TuningSettings().chosen(adapters) for adapters in (1, 8, 100)] == [1, 4, 50]
     assert TuningSettings(k=3).chosen(100) == 3
+
+
+def test_temperature_goes_geometrically_from_the_first_to_the_last() -> None:
+    settings = TuningSettings(temperature=2.0, last_temperature=0.125)
+    assert [settings.temperature_at(share) for share in (0, 0.25, 0.5, 1)] == pytest.approx([2, 1, 0.5, 0.125])
+
+
+def test_without_a_last_one_temperature_stays() -> None:
+    assert {TuningSettings(temperature=0.7).temperature_at(share / 10) for share in range(11)} == {0.7}
+
+
+@pytest.mark.parametrize(("shared", "own", "brings"), [(None, False, True), ("x", False, False), ("x", True, True)])
+def test_a_profile_brings_a_head_unless_a_shared_one_is_used_as_it_is(
+    shared: str | None, own: bool, brings: bool
+) -> None:
+    assert TuningSettings(shared_head=shared, own_head=own).has_own_head is brings
 
 
 def test_what_the_bank_has_not_is_refused(bank: Bank) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import reprlib
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,17 +15,27 @@ from typing import Any, Literal, get_args
 from .errors import DatasetInvalid
 
 Split = Literal["train", "dev", "test"]
+Task = Literal["classify", "regress", "complete"]
 
-_REQUIRED = ("text", "label")
-_FIELDS = (*_REQUIRED, "text_pair", "split")
+VALUE = "value"
+"""The one label of a head whose answers are numbers, unless another name is asked for."""
+
+_LARGEST = 3.4028234663852886e38
+"""Of float32, which labels become."""
+
+_LABELLED = ("text", "label")
+_COMPLETED = ("prompt", "completion")
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text, or a pair of texts, and its label. ``split`` None: whoever tunes decides what is held out."""
+    """One text, or a pair of texts, and its label: a number for regression, the text that follows for completion.
+
+    ``split`` None: whoever tunes decides what is held out.
+    """
 
     text: str
-    label: str
+    label: str | float
     text_pair: str | None = None
     split: Split | None = None
 
@@ -32,26 +44,51 @@ class Example:
 class Dataset:
     """At least one example, and the labels in the order in which the head will have them.
 
-    Either every example says which split it belongs to, or none does.
+    Either every example says which split it belongs to, or none does; all are of one task.
+
+    Args:
+        labels: distinct; of numbers just one, which says what they are; of completions none.
+        ignored: fields that rows have and nobody reads.
+        completions: whether texts are prompts and labels their completions.
     """
 
     examples: tuple[Example, ...]
     labels: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
+    completions: bool = False
+
+    @property
+    def task(self) -> Task:
+        if self.completions:
+            return "complete"
+        return "regress" if isinstance(self.examples[0].label, float) else "classify"
 
 
 def read_dataset(path: Path, labels: Sequence[str] | None = None) -> Dataset:
     """Read a file of ``{"text", "text_pair"?, "label", "split"?}``, one object a line; empty lines are skipped.
 
+    With ``{"prompt", "completion", "split"?}`` the task is to complete prompts.
+
+    A file whose name ends with ``.gz`` is unpacked.
+
     Raises: DatasetInvalid, naming the file and, for a row, its line, field and value.
     """
+    return read_datasets(path, None, labels)[""]
+
+
+def read_datasets(path: Path, by: str | None, labels: Sequence[str] | None = None) -> dict[str, Dataset]:
+    """Read a file as `read_dataset` does, but a dataset for each value of the field ``by``, in order of appearance.
+
+    Without ``labels`` each has those of its own rows. Raises: DatasetInvalid.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise DatasetInvalid(f"{path} cannot be read: {error.strerror or error}") from None
+        lines = _text(path).split("\n")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetInvalid(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except UnicodeDecodeError as error:
         raise DatasetInvalid(f"{path} is not UTF-8 at byte {error.start}") from None
     try:
-        return parse_dataset(lines, labels)
+        return parse_datasets(lines, by, labels)
     except DatasetInvalid as error:
         raise DatasetInvalid(f"{path}: {error}") from None
 
@@ -61,46 +98,111 @@ def parse_dataset(lines: Iterable[str], labels: Sequence[str] | None = None) -> 
 
     Args:
         lines: JSON objects, the first of which is line 1.
-        labels: the whole label set, in order; None takes the labels in the order of their first row.
+        labels: the whole label set, in order; None takes the labels in the order of their first row. Where labels
+            are numbers it is the one name for what they are.
     Raises: DatasetInvalid.
     """
+    return parse_datasets(lines, None, labels)[""]
+
+
+def parse_datasets(lines: Iterable[str], by: str | None, labels: Sequence[str] | None = None) -> dict[str, Dataset]:
+    """See `read_datasets`."""
     wanted = None if labels is None else _checked_labels(labels)
-    examples: list[Example] = []
+    rows: dict[str, list[Example]] = {}
+    ignored: dict[str, None] = {}
     first: Example | None = None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        example = _parse_example(number, line)
-        if wanted is not None and example.label not in wanted:
-            raise _wrong(number, "label", example.label, f"one of {', '.join(wanted)}")
+    completions = False
+    for number, row in _objects(lines):
+        completions = completions if first else "completion" in row
+        example = _parse_example(number, row, _COMPLETED if completions else _LABELLED)
+        _check_label(number, example, first, None if completions else wanted)
         first = first or example
         if (first.split is None) is not (example.split is None):
             raise DatasetInvalid(f"line {number}: split is {example.split!r}; either every row has one or none does")
-        examples.append(example)
-    if not examples:
+        rows.setdefault("" if by is None else _group(number, by, row), []).append(example)
+        read = (*_COMPLETED, "split", by) if completions else (*_LABELLED, "text_pair", "split", by)
+        ignored.update(dict.fromkeys(field for field in row if field not in read))
+    if not rows:
         raise DatasetInvalid("there are no rows")
-    return Dataset(tuple(examples), wanted or tuple(dict.fromkeys(example.label for example in examples)))
+    names = tuple(_shown(field) for field in ignored)
+    if completions and wanted is not None:
+        raise DatasetInvalid(f"labels name {len(wanted)}, but the rows have completions")
+    if completions:
+        return {name: Dataset(tuple(some), (), names, completions=True) for name, some in rows.items()}
+    return {name: Dataset(tuple(some), wanted or _labels_of(some), names) for name, some in rows.items()}
 
 
-def _parse_example(number: int, line: str) -> Example:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DatasetInvalid(f"line {number} is not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise DatasetInvalid(f"line {number} is {_shown(row)}, it must be an object with text and label")
-    for field in _REQUIRED:
+def _text(path: Path) -> str:
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+
+
+def _objects(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of every line that is not empty."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DatasetInvalid(f"line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DatasetInvalid(f"line {number} is {_shown(row)}, it must be an object with text and label")
+        yield number, row
+
+
+def _parse_example(number: int, row: dict[str, Any], required: tuple[str, str]) -> Example:
+    for field in required:
         if field not in row:
             raise DatasetInvalid(f"line {number} has no {field}")
-    for field, value in row.items():
-        _check_field(number, field, value)
-    return Example(row["text"], row["label"], row.get("text_pair"), row.get("split"))
+    asked, answer = required
+    label = row[answer]
+    if answer == "label" and isinstance(label, int | float) and not isinstance(label, bool):
+        if not abs(label) <= _LARGEST:
+            raise _wrong(number, answer, label, "a finite number, of float32's range")
+        label = float(label)
+    else:
+        _check_field(number, answer, label)
+    pair = "text_pair" if answer == "label" else None
+    for field in filter(None, (asked, pair, "split")):
+        _check_field(number, field, row.get(field))
+    return Example(row[asked], label, row.get(pair) if pair else None, row.get("split"))
+
+
+def _check_label(number: int, example: Example, first: Example | None, wanted: tuple[str, ...] | None) -> None:
+    label = example.label
+    if first is not None and isinstance(label, float) is not isinstance(first.label, float):
+        raise DatasetInvalid(f"line {number}: label is {_shown(label)}; either all labels are numbers or none is")
+    if wanted is None:
+        return
+    if isinstance(label, float):
+        if len(wanted) != 1:
+            raise DatasetInvalid(
+                f"labels name {len(wanted)}, but they are numbers in the data: one name says what they are"
+            )
+    elif label not in wanted:
+        raise _wrong(number, "label", label, f"one of {', '.join(wanted)}")
+
+
+def _labels_of(rows: Sequence[Example]) -> tuple[str, ...]:
+    names = dict.fromkeys(row.label for row in rows)
+    return (VALUE,) if isinstance(rows[0].label, float) else tuple(str(name) for name in names)
+
+
+def _group(number: int, by: str, row: dict[str, Any]) -> str:
+    if by not in row:
+        raise DatasetInvalid(f"line {number} has no {by}")
+    value = row[by]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value:
+        raise _wrong(number, by, value, "a string that is not empty, or a whole number")
+    _check_field(number, by, value)
+    return value
 
 
 def _check_field(number: int, field: str, value: Any) -> None:
-    if field not in _FIELDS:
-        raise DatasetInvalid(f"line {number}: unknown field {_shown(field)}, the fields are {', '.join(_FIELDS)}")
-    if value is None and field not in _REQUIRED:
+    if value is None and field not in (*_LABELLED, *_COMPLETED):
         return
     if not isinstance(value, str) or not value:
         raise _wrong(number, field, value, "a string that is not empty")

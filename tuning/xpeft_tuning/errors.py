@@ -3,6 +3,7 @@
 TuningError
 ├── DatasetInvalid     a data file or a row in it breaks a rule (the message names line, field and value)
 ├── DataTooSmall       the rows are in order, but there is nothing to learn from them
+├── Unservable         what was learned makes no profile: a number is none, or beyond float16
 └── SettingsInvalid    a setting is impossible, in itself or over this bank
 """
 
@@ -18,6 +19,10 @@ class DatasetInvalid(TuningError):
 
 
 class DataTooSmall(TuningError):
+    pass
+
+
+class Unservable(TuningError):
     pass
 
 

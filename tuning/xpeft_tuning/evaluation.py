@@ -1,55 +1,149 @@
-"""How good a profile is when it is served: through the same code, masks, float16 and all."""
+"""How good profiles are when they are served: through the same code, masks, float16 and all."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from xpeft_profiles import Profile
 from xpeft_server.model.bank import Bank
 from xpeft_server.model.classifier import Classifier, ClassifierInput
 from xpeft_server.model.plm import Plm
-from xpeft_server.model.slots import SlotFill
+from xpeft_server.model.slots import SlotAdapters, SlotFill
 
 from .labelled_texts import LabelledTexts
+from .objective import completion_losses
+from .row_batch import Pick, pack_rows, within
 
 
 class Score(NamedTuple):
-    """Share of ``rows`` texts that got their label, and the mean cross-entropy in nats."""
+    """On ``rows`` texts.
 
-    accuracy: float
+    Args:
+        loss: mean cross-entropy in nats, of completions that of a token; or mean squared error.
+        accuracy: share of texts that got their label; None where labels are numbers.
+        correlation: Pearson's, of values and labels that are numbers, or of two labels given and wanted (which is
+            Matthews'); None with more labels, and where either never changes.
+    """
+
     loss: float
     rows: int
+    accuracy: float | None = None
+    correlation: float | None = None
+
+
+class Scored(NamedTuple):
+    """A profile and at least one text, targets in the order of the profile's labels."""
+
+    profile: Profile
+    texts: LabelledTexts
 
 
 class Evaluator:
-    """One slot of a `Classifier`, the server's own.
+    """Slots of a `Classifier`, the server's own.
 
     Args:
-        classes: C, labels of an own head.
+        slots: profiles in one batch.
+        classes: C, labels of the widest own head.
         tokens: packed tokens in one batch.
+        completes: whether texts are prompts with their completions.
     """
 
-    def __init__(self, plm: Plm, bank: Bank, *, classes: int, tokens: int) -> None:
-        self._classifier = Classifier(plm, bank, slots=1, head_rows=classes)
+    def __init__(self, plm: Plm, bank: Bank, *, slots: int, classes: int, tokens: int, completes: bool = False) -> None:
+        self._vocabulary = plm.vocabulary_head if completes else None
+        self._classifier = Classifier(plm, bank, slots=slots, head_rows=slots * classes)
+        self._slots = slots
+        self._classes = classes
         self._tokens = tokens
 
-    def score(self, profile: Profile, texts: LabelledTexts) -> Score:
-        """Args: texts: at least one, targets in the order of the profile's labels."""
-        classifier = self._classifier
-        own = np.arange(0 if profile.labels is None else len(profile.labels))
-        classifier.fill([SlotFill(0, profile, own)])
-        rows = own if profile.shared_head is None else classifier.buffers.shared_head_rows[profile.shared_head]
-        logits = np.empty((len(texts), rows.size), np.float32)
-        for places in texts.within(texts.by_length(), self._tokens):
-            logits[places] = classifier.logits([ClassifierInput(texts.texts[place], 0, rows) for place in places])
-        return score_logits(torch.from_numpy(logits), texts.targets.cpu())
+    def scores(self, pairs: Sequence[Scored]) -> list[Score]:
+        """One score a pair, in their order."""
+        found: list[Score] = []
+        for start in range(0, len(pairs), self._slots):
+            some = pairs[start : start + self._slots]
+            if self._vocabulary is not None:
+                found += [Score(loss, len(pair.texts)) for loss, pair in zip(self._losses(some), some, strict=True)]
+                continue
+            found += [
+                score_logits(torch.from_numpy(logits), pair.texts.targets)
+                for logits, pair in zip(self._logits(some), some, strict=True)
+            ]
+        return found
+
+    @torch.inference_mode()
+    def _losses(self, pairs: Sequence[Scored]) -> list[float]:
+        """Mean over each pair's completions."""
+        assert self._vocabulary is not None  # noqa: S101
+        classifier, nothing = self._classifier, np.empty(0, np.int64)
+        classifier.fill([SlotFill(slot, pair.profile, nothing) for slot, pair in enumerate(pairs)])
+        losses = torch.zeros(len(pairs), device=classifier.plm.device)
+        picks = [Pick(slot, pair.texts, pair.texts.by_length()) for slot, pair in enumerate(pairs)]
+        for run in within(picks, self._tokens):
+            batch = pack_rows(classifier.plm, run)
+            adapters = SlotAdapters(classifier.buffers.adapters, batch.tiles, classifier.buffers.form)
+            hidden = classifier.plm.forward(batch.packed, adapters)
+            each = completion_losses(hidden, batch.packed, batch.targets, self._vocabulary)
+            losses.index_add_(0, batch.slots, each)
+        return [loss / len(pair.texts) for loss, pair in zip(losses.tolist(), pairs, strict=True)]
+
+    def _logits(self, pairs: Sequence[Scored]) -> list[NDArray[np.float32]]:
+        """``[Q, C]`` of each pair."""
+        rows = [self._head_rows(slot, pair.profile) for slot, pair in enumerate(pairs)]
+        own = [
+            each if pair.profile.head_weight is not None else each[:0] for each, pair in zip(rows, pairs, strict=True)
+        ]
+        self._classifier.fill(
+            [SlotFill(slot, pair.profile, head) for slot, (pair, head) in enumerate(zip(pairs, own, strict=True))]
+        )
+        logits = [np.empty((len(pair.texts), head.size), np.float32) for pair, head in zip(pairs, rows, strict=True)]
+        every = [(slot, place) for slot, pair in enumerate(pairs) for place in range(len(pair.texts))]
+        every.sort(key=lambda each: len(pairs[each[0]].texts.texts[each[1]]))
+        for run in self._within([len(pairs[slot].texts.texts[place]) for slot, place in every]):
+            inputs = [ClassifierInput(pairs[slot].texts.texts[place], slot, rows[slot]) for slot, place in every[run]]
+            for (slot, place), values in zip(every[run], self._classifier.logits(inputs), strict=True):
+                logits[slot][place] = values
+        return logits
+
+    def _head_rows(self, slot: int, profile: Profile) -> NDArray[np.int64]:
+        if profile.shared_head is not None:
+            return self._classifier.buffers.shared_head_rows[profile.shared_head]
+        labels = 0 if profile.labels is None else len(profile.labels)
+        return slot * self._classes + np.arange(labels)
+
+    def _within(self, lengths: Sequence[int]) -> Iterator[slice]:
+        """Runs of at most ``tokens`` tokens, at least one text each."""
+        start = total = 0
+        for end, length in enumerate(lengths):
+            total += length
+            if total > self._tokens and end > start:
+                yield slice(start, end)
+                start, total = end, length
+        yield slice(start, len(lengths))
 
 
 def score_logits(logits: torch.Tensor, targets: torch.Tensor) -> Score:
-    """Args: ``[Q, C]`` and ``[Q]``."""
+    """Args: ``[Q, C]`` and ``[Q]`` int64; or ``[Q, 1]`` and ``[Q]`` float32 where labels are numbers."""
+    rows = targets.numel()
+    if targets.is_floating_point():
+        values, wanted = logits[:, 0].double(), targets.double()
+        error = functional.mse_loss(values, wanted).item()
+        return Score(error, rows, correlation=_correlation(values, wanted))
     loss = functional.cross_entropy(logits.double(), targets)
-    return Score((logits.argmax(dim=1) == targets).double().mean().item(), loss.item(), targets.numel())
+    answers = logits.argmax(dim=1)
+    return Score(
+        loss.item(),
+        rows,
+        accuracy=(answers == targets).double().mean().item(),
+        correlation=_correlation(answers.double(), targets.double()) if logits.shape[1] == 2 else None,
+    )
+
+
+def _correlation(values: torch.Tensor, wanted: torch.Tensor) -> float | None:
+    a, b = values - values.mean(), wanted - wanted.mean()
+    size = (a.norm() * b.norm()).item()
+    return (a @ b).item() / size if size > 0 else None

@@ -1,55 +1,48 @@
-"""Examples as the device reads them: tokenised once, batched by rows and tokens."""
+"""Examples as the device reads them: tokenised once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from xpeft_kernels import Tiles
-from xpeft_server.model.packing import PackedBatch, pack, packed_order
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.tokenizing import TokenizedText
 
 from .dataset import Example
-
-
-class TextBatch(NamedTuple):
-    """Texts of slot 0, packed; on the PLM's device.
-
-    Args:
-        places: ``[Q]`` int64, where the packed texts stand in `LabelledTexts`; targets: ``[Q]`` int64.
-    """
-
-    packed: PackedBatch
-    tiles: Tiles
-    places: Tensor
-    targets: Tensor
+from .errors import DatasetInvalid
 
 
 class LabelledTexts:
-    """Tokenised texts and the index of each one's label.
+    """Tokenised texts and what each one's answer is.
 
     Args:
-        examples: any number of rows, also none.
-        labels: what the indices stand for; every example's label is among them.
+        examples: any number of rows, also none; every label is among ``labels``, or is a number.
 
     Attributes:
+        targets: ``[Q]`` on the CPU: int64 places in ``labels``; float32 where labels are numbers; the tokens of each
+            text that are its prompt, int64 ≥ 1, where they are completions.
         cut: how many texts were longer than the model takes and lost their end.
+    Raises: DatasetInvalid for a text that the tokenizer makes nothing of.
     """
 
-    def __init__(self, plm: Plm, examples: Sequence[Example], labels: Sequence[str]) -> None:
-        self._plm = plm
+    def __init__(self, plm: Plm, examples: Sequence[Example], labels: Sequence[str], *, completions: bool) -> None:
+        limit = plm.tokenizer.limit
         pairs = [(row.text, row.text_pair) for row in examples]
-        whole = plm.tokenizer.encode(pairs)
-        self.cut = sum(len(text) > plm.tokenizer.limit for text in whole)
-        self.texts: list[TokenizedText] = plm.tokenizer.encode(pairs, truncate=True) if self.cut else whole
-        index = {label: number for number, label in enumerate(labels)}
-        self.targets = torch.tensor([index[row.label] for row in examples], dtype=torch.int64, device=plm.device)
+        texts = plm.tokenizer.encode(pairs)
+        _check_tokens([row.text for row in examples], texts)
+        if completions:
+            answers = _answers(plm, examples)
+            self.cut = sum(len(text) + len(answer) > limit for text, answer in zip(texts, answers, strict=True))
+            joined = [_joined(text, answer, limit) for text, answer in zip(texts, answers, strict=True)]
+            self.texts = [text for text, _ in joined]
+            self.targets = torch.tensor([prompt for _, prompt in joined], dtype=torch.int64)
+            return
+        self.cut = sum(len(text) > limit for text in texts)
+        self.texts = plm.tokenizer.encode(pairs, truncate=True) if self.cut else texts
+        self.targets = _targets(examples, labels)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -69,13 +62,35 @@ class LabelledTexts:
         if start < len(places):
             yield places[start:]
 
-    def batches(self, places: NDArray[np.integer], tokens: int) -> Iterator[TextBatch]:
-        """The texts at ``places``, packed in runs of at most ``tokens`` tokens."""
-        for run in self.within(places, tokens):
-            order = packed_order([0] * len(run), [len(self.texts[place]) for place in run])
-            chosen = run[order]
-            texts = [self.texts[place] for place in chosen]
-            packed = pack(texts, [0] * len(texts), first_position=self._plm.first_position, device=self._plm.device)
-            assert packed.tiles is not None  # noqa: S101
-            where = torch.from_numpy(chosen.astype(np.int64)).to(self._plm.device)
-            yield TextBatch(packed, packed.tiles, where, self.targets[where])
+
+def _check_tokens(texts: Sequence[str], tokens: Sequence[TokenizedText]) -> None:
+    for text, each in zip(texts, tokens, strict=True):
+        if not len(each):
+            raise DatasetInvalid(f"{text[:40]!r} has no tokens")
+
+
+def _targets(examples: Sequence[Example], labels: Sequence[str]) -> torch.Tensor:
+    values = [row.label for row in examples]
+    if any(isinstance(value, float) for value in values):
+        return torch.tensor(values, dtype=torch.float32)
+    index = {label: number for number, label in enumerate(labels)}
+    return torch.tensor([index[str(value)] for value in values], dtype=torch.int64)
+
+
+def _answers(plm: Plm, examples: Sequence[Example]) -> list[NDArray[np.int32]]:
+    """Tokens of each completion, with the one that ends a text."""
+    end = [] if plm.tokenizer.end is None else [plm.tokenizer.end]
+    texts = plm.tokenizer.encode_bare([str(row.label) for row in examples])
+    _check_tokens([str(row.label) for row in examples], texts)
+    return [np.concatenate([text.ids, np.array(end, np.int32)]) for text in texts]
+
+
+def _joined(prompt: TokenizedText, answer: NDArray[np.int32], limit: int) -> tuple[TokenizedText, int]:
+    """Prompt and answer in one row of at most ``limit`` tokens, and how many of them are the prompt's.
+
+    What is too long loses the answer's end down to half of the row, and then the prompt's beginning.
+    """
+    kept = answer[: max(limit - len(prompt), limit // 2)]
+    given = prompt.ids[max(0, len(prompt) + len(kept) - limit) :]
+    ids = np.concatenate([given, kept])
+    return TokenizedText(ids, np.zeros_like(ids)), len(given)

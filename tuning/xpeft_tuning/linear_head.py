@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 FEWEST = 10
 _FOLDS = 5
 
@@ -24,23 +24,27 @@ class LinearHead(NamedTuple):
         """``[Q, H]`` → logits ``[Q, C]``."""
         return functional.linear(features, self.weight, self.bias)
 
+    @classmethod
+    def zero(cls, classes: int, hidden: int) -> LinearHead:
+        return cls(torch.zeros(classes, hidden), torch.zeros(classes))
 
-def fit_linear_head(features: Tensor, targets: Tensor, classes: int, *, penalty: float) -> LinearHead:
-    """Multinomial logistic regression, solved rather than descended: no learning rate, no randomness.
 
-    Semantics: the minimum over W, b of ``mean(cross_entropy(features Wᵀ + b)) + penalty / Q · ‖W‖² / 2``; a penalty
-    of 1 is the usual C = 1. L-BFGS in float64.
+def fit_linear_head(features: Tensor, targets: Tensor, drawn_to: LinearHead, *, penalty: float) -> LinearHead:
+    """Multinomial logistic or linear regression, solved rather than descended: no learning rate, no randomness.
 
-    Args: features: ``[Q, H]``; targets: ``[Q]`` int64 below ``classes``.
+    Semantics: the minimum over W, b of ``mean(loss(features Wᵀ + b)) + penalty / Q · ‖W - W₀‖² / 2``, where the loss
+    is cross-entropy or, for targets that are numbers, half the squared error; a penalty of 1 is the usual C = 1.
+    L-BFGS in float64, from W₀, b₀.
+
+    Args: features: ``[Q, H]``; targets: ``[Q]`` int64 below C, or float32 with C = 1; drawn_to: W₀ and b₀.
     """
-    inputs = features.double()
-    start = inputs.new_zeros(1, classes, features.shape[1] + 1)
-    kept = torch.ones_like(targets, dtype=torch.bool).unsqueeze(0)
-    solved = _solve(inputs, targets, kept, penalty, start, tolerance=1e-7)[0].float()
+    inputs, centre = features.double(), _joined(drawn_to, features)
+    kept = torch.ones(1, len(targets), dtype=torch.bool, device=features.device)
+    solved = _solve(inputs, targets, kept, penalty, centre, centre[None], tolerance=1e-7)[0].float()
     return LinearHead(solved[:, :-1].contiguous(), solved[:, -1].contiguous())
 
 
-def choose_penalty(features: Tensor, targets: Tensor, classes: int, *, seed: int) -> float:
+def choose_penalty(features: Tensor, targets: Tensor, drawn_to: LinearHead, *, seed: int) -> float:
     """The one of `PENALTIES` with the least loss in cross-validation over the rows, of equals the largest.
 
     Fewer than `FEWEST` rows cannot tell: then it is 1.
@@ -50,22 +54,30 @@ def choose_penalty(features: Tensor, targets: Tensor, classes: int, *, seed: int
     inputs, rows = features.double(), len(targets)
     if rows < FEWEST:
         return 1.0
+    centre = _joined(drawn_to, features)
     order = np.random.Generator(np.random.PCG64(seed)).permutation(rows)
     left_out = torch.zeros(_FOLDS, rows, dtype=torch.bool, device=features.device)
     left_out[torch.arange(rows) % len(left_out), torch.from_numpy(order)] = True
-    solved = inputs.new_zeros(len(left_out), classes, features.shape[1] + 1)
+    solved = centre.expand(len(left_out), -1, -1)
     losses = {}
     for penalty in sorted(PENALTIES, reverse=True):  # each starts where the last one ended
-        solved = _solve(inputs, targets, ~left_out, penalty, solved, tolerance=1e-3)
+        solved = _solve(inputs, targets, ~left_out, penalty, centre, solved, tolerance=1e-3)
         losses[penalty] = float((_losses(inputs, targets, solved) * left_out).sum())
     return min(losses, key=losses.__getitem__)
 
 
-def _solve(inputs: Tensor, targets: Tensor, kept: Tensor, penalty: float, start: Tensor, *, tolerance: float) -> Tensor:
+def _joined(head: LinearHead, features: Tensor) -> Tensor:
+    """``[C, H + 1]`` float64, the bias last."""
+    return torch.cat([head.weight, head.bias[:, None]], dim=1).to(features.device).double()
+
+
+def _solve(
+    inputs: Tensor, targets: Tensor, kept: Tensor, penalty: float, centre: Tensor, start: Tensor, *, tolerance: float
+) -> Tensor:
     """F regressions at once, each over the rows that it keeps.
 
-    Args: inputs: ``[Q, H]``; kept: ``[F, Q]`` bool; start: ``[F, C, H + 1]``, the bias last; tolerance: of the
-        gradient's largest element.
+    Args: inputs: ``[Q, H]``; kept: ``[F, Q]`` bool; centre: ``[C, H + 1]``, the bias last; start: ``[F, C, H + 1]``;
+        tolerance: of the gradient's largest element.
     Returns: ``[F, C, H + 1]``.
     """
     solved = start.clone().requires_grad_()
@@ -77,7 +89,8 @@ def _solve(inputs: Tensor, targets: Tensor, kept: Tensor, penalty: float, start:
     def objective() -> Tensor:
         solver.zero_grad()
         fits = (_losses(inputs, targets, solved) * kept).sum(dim=1)
-        loss = ((fits + penalty * solved[..., :-1].square().sum(dim=(1, 2)) / 2) / rows).sum()
+        away = (solved - centre)[..., :-1]
+        loss = ((fits + penalty * away.square().sum(dim=(1, 2)) / 2) / rows).sum()
         torch.autograd.backward(loss)
         return loss
 
@@ -87,6 +100,8 @@ def _solve(inputs: Tensor, targets: Tensor, kept: Tensor, penalty: float, start:
 
 
 def _losses(inputs: Tensor, targets: Tensor, solved: Tensor) -> Tensor:
-    """Cross-entropy ``[F, Q]`` of every row under each of F heads ``[F, C, H + 1]``."""
+    """Loss ``[F, Q]`` of every row under each of F heads ``[F, C, H + 1]``."""
     logits = inputs @ solved[..., :-1].mT + solved[:, None, :, -1]
+    if targets.is_floating_point():
+        return (logits[..., 0] - targets).square() / 2
     return functional.cross_entropy(logits.permute(0, 2, 1), targets.expand(len(solved), -1), reduction="none")

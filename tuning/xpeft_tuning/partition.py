@@ -23,8 +23,9 @@ def partition(dataset: Dataset, *, held_out: float, choose: bool, seed: int) -> 
     """Part the rows by their own ``split``, or else by drawing.
 
     Args:
-        held_out: share of each label's rows that is drawn where rows have no split; at least one row of each label
-            stays with train, so that few rows may leave nothing held out.
+        held_out: share of each label's rows (of all rows, where labels are numbers or completions) that is drawn
+            where rows have no split; at least one row of each label stays with train, so that few rows may leave
+            nothing held out.
         choose: whether dev rows are needed. Without dev rows of its own the same share (a fifth where
             ``held_out`` is 0) of what is left is drawn; where they are not needed, dev rows are held out too.
         seed: of the draw.
@@ -32,21 +33,22 @@ def partition(dataset: Dataset, *, held_out: float, choose: bool, seed: int) -> 
     train = [row for row in dataset.examples if row.split in (None, "train")]
     dev = [row for row in dataset.examples if row.split == "dev"]
     test = [row for row in dataset.examples if row.split == "test"]
+    by_label = dataset.task == "classify"
     if dataset.examples[0].split is None:
-        train, test = _draw(train, held_out, seed)
+        train, test = _draw(train, held_out, by_label, seed)
     if not choose:
         dev, test = [], dev + test
     elif not dev:
-        train, dev = _draw(train, held_out or 0.2, seed + 1)
+        train, dev = _draw(train, held_out or 0.2, by_label, seed + 1)
     return Partition(tuple(train), tuple(dev), tuple(test))
 
 
-def _draw(rows: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Rows that stay and rows that are drawn, each in the order of the data, the share taken of every label."""
+def _draw(rows: Sequence[Example], share: float, by_label: bool, seed: int) -> tuple[list[Example], list[Example]]:
+    """Rows that stay and rows that are drawn, each in the order of the data; by label the share of every label."""
     generator = np.random.Generator(np.random.PCG64(seed))
     places = defaultdict(list)
     for place, row in enumerate(rows):
-        places[row.label].append(place)
+        places[row.label if by_label else ""].append(place)
     drawn: set[int] = set()
     for of_label in places.values():
         count = min(round(share * len(of_label)), len(of_label) - 1)

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 Kind = Literal["hard", "soft"]
 StopOn = Literal["loss", "accuracy"]
+ClassWeights = Literal["balanced"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningSettings:
-    """How one profile is tuned; the defaults are for tens to hundreds of rows.
+    """How a profile is tuned; the defaults are for tens to hundreds of rows.
 
     ``metadata["help"]`` of a field says what it is; learning rates are AdamW's, fall linearly to zero, and keep
     their part as it starts where they are 0. The same seed gives the same profile on the same machine with as many
@@ -45,6 +46,20 @@ class TuningSettings:
     shared_head: str | None = field(
         default=None, metadata={"help": "one of the bank's heads, used as it is; none: a head of its own"}
     )
+    own_head: bool = field(
+        default=False,
+        metadata={"help": "beside a shared head: a head of its own that starts as the shared one and is drawn to it"},
+    )
+    gumbel: float = field(
+        default=0.0, metadata={"help": "scale of the Gumbel noise on the mask logits of each step; 0: none"}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "divides the mask logits before their softmax"})
+    last_temperature: float | None = field(
+        default=None, metadata={"help": "temperature of the last step, reached geometrically; as the first if left out"}
+    )
+    class_weights: ClassWeights | None = field(
+        default=None, metadata={"help": "balanced: rows of rare labels weigh more, so that all labels weigh the same"}
+    )
     held_out: float = field(
         default=0.2, metadata={"help": "share of each label's rows that only measures, where the rows have no split"}
     )
@@ -61,22 +76,35 @@ class TuningSettings:
     description: str | None = field(default=None, metadata={"help": "a line about the profile, kept in it"})
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise SettingsInvalid(f"kind is {self.kind!r}, it must be hard or soft")
-        if self.stop_on is not None and self.stop_on not in get_args(StopOn):
-            raise SettingsInvalid(f"stop_on is {self.stop_on!r}, it must be loss, accuracy or none")
+        for name, choices in (("kind", Kind), ("stop_on", StopOn), ("class_weights", ClassWeights)):
+            value = getattr(self, name)
+            if value is not None and value not in get_args(choices):
+                raise SettingsInvalid(f"{name} is {value!r}, it must be {' or '.join(get_args(choices))}")
         for name in ("k", "epochs", "batch_rows", "batch_tokens", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsInvalid(f"{name} is {value}, it must be at least 1")
-        for name in ("lr_masks", "lr_norm", "lr_head", "head_penalty"):
+        for name in ("lr_masks", "lr_norm", "lr_head", "head_penalty", "gumbel", "temperature", "last_temperature"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise SettingsInvalid(f"{name} is {value}, it must be a number from 0 up")
+        if 0 in (self.temperature, self.last_temperature):
+            values = f"temperature is {self.temperature}, last_temperature is {self.last_temperature}"
+            raise SettingsInvalid(f"{values}: they must be above 0")
         if not 0 <= self.held_out < 1:
             raise SettingsInvalid(f"held_out is {self.held_out}, it must be from 0 to below 1")
         if not 0 <= self.seed < 2**63:
             raise SettingsInvalid(f"seed is {self.seed}, it must be from 0 to 2^63 - 1")
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether the profile brings a head, rather than only naming one of the bank's."""
+        return self.own_head or self.shared_head is None
+
+    def temperature_at(self, share: float) -> float:
+        """Args: share: of the steps that are done, 0 to 1."""
+        last = self.temperature if self.last_temperature is None else self.last_temperature
+        return float(self.temperature * (last / self.temperature) ** share)
 
     def chosen(self, adapters: int) -> int:
         """k over a bank of N adapters."""

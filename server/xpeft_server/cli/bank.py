@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xpeft_server.settings import Settings
+from xpeft_tuning.bank_import.fit_texts import MIN_FIT
 
-from .screen import fail, say, show_facts, show_json
+from . import bank_train
+from .bank_facts import bank_facts, bank_record
+from .screen import fail, say, show_facts, show_json, show_rows
 
 if TYPE_CHECKING:
-    from xpeft_server.model.bank import Bank
+    from xpeft_tuning.bank_import.imported_adapter import ImportedAdapter
 
 _DEFAULTS = Settings()
 
@@ -67,7 +70,71 @@ def create(
     except OSError as error:
         fail(f"{out} cannot be written: {error.strerror or error}")
     say(f"wrote {out}")
-    show_facts(_facts(made).items())
+    show_facts(bank_facts(made).items())
+
+
+@app.command("import")
+def import_bank(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER…",
+            help="What the adapters library (AdapterHub) or PEFT saved: a folder each, or the weights' file in one.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Where to write the bank, a .safetensors file.")],
+    plm: Annotated[
+        str,
+        typer.Option(
+            envvar="XPEFT_PLM",
+            help="The language model that they were trained on: a path, a hub id, or the demo package's.",
+        ),
+    ] = _DEFAULTS.plm,
+    fit_texts: Annotated[
+        Path | None,
+        typer.Option(
+            help="For LoRAs: texts of the kind that will be served, a line each; every fifth measures the fit.",
+            show_default=False,
+        ),
+    ] = None,
+    min_fit: Annotated[
+        float,
+        typer.Option(max=1, help="Refuse a LoRA if a block's adapter explains less of its variance (R²) than this."),
+    ] = MIN_FIT,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Make a bank of adapters that were trained elsewhere: each source becomes one of its N adapters.
+
+    Bottleneck adapters of the adapters library come over exactly, where they stand behind the feed-forward and before
+    the residual add (SeqBnConfig(original_ln_before=False)). LoRAs of PEFT on the feed-forward's last matrix come over
+    as closely as the texts show. Everything else is refused, with the reason.
+
+    Example: xpeft bank import --plm bert-base-uncased --out bank.safetensors adapters/sst2 adapters/mnli
+    """
+    from xpeft_server.model.bank_file import write_bank_file
+    from xpeft_server.model.errors import ModelError
+    from xpeft_server.model.plm import load_plm
+    from xpeft_tuning.bank_import import imported_bank
+    from xpeft_tuning.bank_import.errors import BankImportError
+    from xpeft_tuning.bank_import.fit_texts import read_fit_texts
+
+    try:
+        if out.exists() and not force:
+            fail(f"{out} is there already: give another --out, or --force to replace it")
+        texts = None if fit_texts is None else read_fit_texts(fit_texts)
+        bank, adapters = imported_bank.import_bank(sources, load_plm(plm), fit_texts=texts, min_fit=min_fit)
+        write_bank_file(bank, out, overwrite=force)
+    except (ModelError, BankImportError) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{out} cannot be written: {error.strerror or error}")
+    say(f"wrote {out}")
+    show_facts(bank_facts(bank).items())
+    columns = ("adapter", "source", "kind", "width", "blocks", "explained variance by block", "skipped")
+    show_rows(columns, (_source(number, adapter, bank.blocks) for number, adapter in enumerate(adapters)))
+
+
+app.command()(bank_train.train)
 
 
 @app.command()
@@ -87,46 +154,20 @@ def info(
     except BankError as error:
         fail(str(error))
     if as_json:
-        show_json(_record(bank))
+        show_json(bank_record(bank))
     else:
-        show_facts(_facts(bank).items())
+        show_facts(bank_facts(bank).items())
 
 
-def _record(bank: Bank) -> dict[str, object]:
-    """Everything about a bank but its values, under the names that the file has for it."""
-    return {
-        "fingerprint": bank.fingerprint,
-        "plm": bank.plm,
-        "blocks": bank.blocks,
-        "adapters": bank.adapters,
-        "hidden": bank.hidden,
-        "width": bank.width,
-        "dtype": str(bank.dtype).removeprefix("torch."),
-        "bytes": bank.nbytes,
-        "activation": bank.activation,
-        "layer_norm": bank.layer_norm,
-        "pooling": None if bank.pooling_by_default else bank.pooling,
-        "biases": bank.down_bias is not None or bank.up_bias is not None,
-        "heads": {name: list(head.labels) for name, head in bank.heads.items()},
-        "provenance": bank.provenance,
-    }
-
-
-def _facts(bank: Bank) -> dict[str, str]:
-    heads = (f"{name} ({', '.join(head.labels)})" for name, head in bank.heads.items())
-    return {
-        "fingerprint": bank.fingerprint,
-        "model": bank.plm,
-        "blocks (L)": str(bank.blocks),
-        "adapters (N)": str(bank.adapters),
-        "hidden (H)": str(bank.hidden),
-        "width (R)": str(bank.width),
-        "dtype": str(bank.dtype).removeprefix("torch."),
-        "bytes": f"{bank.nbytes:,}",
-        "biases": ", ".join(name for name in ("down_bias", "up_bias") if name in bank.tensors()) or "none",
-        "activation": bank.activation,
-        "layer norm": "yes" if bank.layer_norm else "no",
-        "pooling": "the model's default" if bank.pooling_by_default else bank.pooling,
-        "shared heads": ", ".join(heads) or "none",
-        "provenance": bank.provenance or "not told",
-    }
+def _source(number: int, adapter: ImportedAdapter, blocks: int) -> tuple[str, ...]:
+    """A row for what was imported: a number for each block that was fitted, a dash where there is no adapter."""
+    fits = (f"{adapter.fits[block]:.3f}" if block in adapter.fits else "-" for block in range(blocks))
+    return (
+        str(number),
+        adapter.checkpoint.name,
+        adapter.checkpoint.kind.value,
+        str(adapter.width),
+        f"{len(adapter.blocks)} of {blocks}",
+        " ".join(fits) if adapter.fits else "exact",
+        ", ".join(adapter.skipped) or "nothing",
+    )

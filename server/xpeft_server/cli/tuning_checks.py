@@ -11,10 +11,9 @@ from xpeft_server.jobs.errors import InvalidTuning
 from xpeft_server.jobs.request_checks import check_examples
 from xpeft_server.jobs.requests import TuningRequest
 from xpeft_tuning.dataset import VALUE, Dataset, Example, Split
-from xpeft_tuning.errors import DatasetInvalid, SettingsInvalid
-from xpeft_tuning.partition import partition
+from xpeft_tuning.errors import DatasetInvalid, DataTooSmall, SettingsInvalid
+from xpeft_tuning.learnable import head_labels, learnable_parts
 from xpeft_tuning.settings import TuningSettings
-from xpeft_tuning.trainee import head_labels
 
 
 def dataset_of(request: TuningRequest) -> Dataset:
@@ -50,9 +49,11 @@ class TuningChecks:
         shared = None if settings.shared_head is None else self._geometry.shared_heads[settings.shared_head]
         try:
             labels = head_labels(dataset, settings, shared)
+            learnable_parts(dataset, labels, settings)
         except DatasetInvalid as error:
             raise InvalidTuning(str(error), param="labels") from None
-        _check_learnable(dataset, settings, labels if shared is None else ())
+        except DataTooSmall as error:
+            raise InvalidTuning(str(error), param="examples") from None
         self._check_profile(settings, labels)
 
     def _settings(self, request: TuningRequest) -> TuningSettings:
@@ -91,21 +92,6 @@ class TuningChecks:
         except ProfileInvalid as error:
             param = {"description": "settings.description"}.get(error.param or "", "labels")
             raise InvalidTuning(f"the profile would be refused: {error.message}", param=param) from None
-
-
-def _check_learnable(dataset: Dataset, settings: TuningSettings, labels: tuple[str, ...]) -> None:
-    """Args: labels: of an own head, each of which needs a row to be learned from."""
-    parts = partition(dataset, held_out=settings.held_out, choose=settings.stop_on is not None, seed=settings.seed)
-    seen = {row.label for row in parts.train}
-    if len(seen) < 2:
-        there = ", ".join(map(repr, sorted(seen, key=str))) or "none"
-        raise InvalidTuning(f"the train rows have one label at most ({there}), they need two", param="examples")
-    if dataset.task == "classify":
-        for label in labels:
-            if label not in seen:
-                raise InvalidTuning(f"label {label!r} has no train row to learn it from", param="examples")
-    if settings.stop_on is not None and not parts.dev:
-        raise _wrong_setting("stop_on", settings.stop_on, "no label has rows enough to choose an epoch by")
 
 
 def _wrong_setting(name: str, value: object, reason: str) -> InvalidTuning:

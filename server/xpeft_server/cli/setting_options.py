@@ -1,0 +1,55 @@
+"""Options that are the fields of a dataclass of settings, which describes them in their metadata."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+
+def setting_options(settings: type[Any], *, variables: str, panels: Mapping[str, str]) -> list[inspect.Parameter]:
+    """An option for each field; without it the command gets None, and the field's default holds.
+
+    Args:
+        settings: ``metadata["help"]`` of a field is a sentence without its full stop.
+        variables: what the name of each one's environment variable begins with.
+        panels: ``metadata["method"]`` of a field, "" without one → title of its part of the help.
+    """
+    hints = get_type_hints(settings)
+    return [
+        _option(each, hints[each.name], variables, panels[each.metadata.get("method", "")]) for each in fields(settings)
+    ]
+
+
+def option_name(setting: str) -> str:
+    """As it is typed."""
+    return f"--{setting.replace('_', '-')}"
+
+
+def add_options(command: Callable[..., None], options: list[inspect.Parameter]) -> None:
+    """Put ``options`` in the place of the command's ``**options``, for typer to read."""
+    hints = get_type_hints(command, include_extras=True)
+    own = [
+        each.replace(annotation=hints[name])
+        for name, each in inspect.signature(command).parameters.items()
+        if each.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+
+
+def _option(setting: Field[Any], kind: Any, variables: str, panel: str) -> inspect.Parameter:
+    text, value = setting.metadata["help"], setting.default
+    default = "" if value is None else f" Default: {str(value).lower() if isinstance(value, bool) else value}."
+    option = typer.Option(
+        envvar=f"{variables}{setting.name.upper()}",
+        show_envvar=False,
+        show_default=False,
+        help=f"{text[0].upper()}{text[1:]}.{default}",
+        rich_help_panel=panel,
+    )
+    return inspect.Parameter(
+        setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )

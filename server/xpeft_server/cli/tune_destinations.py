@@ -1,0 +1,92 @@
+"""Where profiles shall go, as it was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+from .screen import fail
+
+if TYPE_CHECKING:
+    from .tune_sinks import Sink
+
+_TENANT: Final = "default"  # of a server without keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destinations:
+    """What is None is no destination.
+
+    Args:
+        out: file of one profile, folder of many.
+        force: whether what is in the way may be replaced.
+        url, api_key: of a server.
+        store, tenant: a store's URL, and whose profiles they are in it.
+        profile: name, or template of names, see `tune_names.profile_names`.
+    """
+
+    out: Path | None
+    force: bool
+    url: str | None
+    api_key: str | None
+    store: str | None
+    tenant: str | None
+    profile: str | None
+
+    def meant(self, context: typer.Context) -> Destinations:
+        """A server or a store in the environment counts only beside a name: nothing goes there unasked."""
+        if self.profile is not None:
+            return self
+        return replace(
+            self,
+            url=self.url if _is_typed(context, "url") else None,
+            store=self.store if _is_typed(context, "store") else None,
+        )
+
+    def check_for_one(self) -> None:
+        """End the command if this is no place for a profile."""
+        self._check_tenant()
+        if self.profile is None and (self.url or self.store):
+            fail(f"--{'url' if self.url else 'store'} needs a name to upload to: give --profile")
+        if self.profile is not None and not (self.url or self.store):
+            fail(f"--profile {self.profile} needs a server or a store: give --url, or XPEFT_URL, or --store")
+        if self.out is None and self.profile is None:
+            fail("there is nowhere to put the profile: give --out, or --profile and --url or --store")
+        if self.out is not None and self.out.exists() and not self.force:
+            fail(f"{self.out} is there already: give another --out, or --force to replace it")
+
+    def check_for_many(self) -> None:
+        """End the command if this is no place for profiles."""
+        self._check_tenant()
+        if not (self.out or self.url or self.store):
+            fail("there is nowhere to put the profiles: give --out, --url or --store")
+
+    def _check_tenant(self) -> None:
+        if self.tenant is not None and self.store is None:
+            fail(f"--tenant {self.tenant} is a store's: give --store")
+
+    @contextmanager
+    def opened(self, file_of: Callable[[Path, str], Path], *, overwrite: bool) -> Iterator[list[Sink]]:
+        """Args: file_of: ``out`` and name → file. Raises: SinkFailed if one of them cannot be had."""
+        from .tune_sinks import FileSink, ServerSink, StoreSink
+
+        sinks: list[Sink] = []
+        with ExitStack() as stack:
+            if self.out is not None:
+                sinks.append(FileSink(partial(file_of, self.out), overwrite=overwrite))
+            if self.url is not None:
+                sinks.append(ServerSink(self.url, self.api_key))
+            if self.store is not None:
+                sinks.append(stack.enter_context(closing(StoreSink(self.store, self.tenant or _TENANT))))
+            yield sinks
+
+
+def _is_typed(context: typer.Context, option: str) -> bool:
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"

@@ -1,0 +1,97 @@
+"""`xpeft tune --by` as a process that is stopped in the middle and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xpeft_profiles import read_profile_file
+
+USERS = 16
+
+Start = Callable[[], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def start(tiny_bert: Path, tmp_path: Path, out: Path) -> Iterator[Start]:
+    """The same command every time: one profile after the other, each of which takes a while."""
+    data = tmp_path / "data.jsonl"
+    rows = [
+        {"text": f"w{row % 20} w{user}", "label": "good" if row % 20 < 10 else "bad", "user": user}
+        for user in range(USERS)
+        for row in range(20)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [str(Path(sys.executable).with_name("xpeft")), "tune", "--by", "user", "--plm", str(tiny_bert)]
+    command += ["--bank", "random:N=6,R=4,seed=3", "--device", "cpu", "--data", str(data), "--out", str(out)]
+    command += ["--batch-profiles", "1", "--epochs", "10", "--profile", "u{user}"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("XPEFT_")}
+    started: list[subprocess.Popen[str]] = []
+
+    def popen() -> subprocess.Popen[str]:
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env))
+        return started[-1]
+
+    yield popen
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def whole_lines(journal: Path) -> list[dict[str, Any]]:
+    data = journal.read_bytes() if journal.exists() else b""
+    return [json.loads(line) for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def wait_for_a_line(process: subprocess.Popen[str], journal: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not whole_lines(journal):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no profile was done within two minutes"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_stopped_goes_on_where_it_was(number: signal.Signals, start: Start, out: Path) -> None:
+    journal = out / "journal.jsonl"
+    process = start()
+    wait_for_a_line(process, journal)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    done = whole_lines(journal)
+    assert 0 < len(done) < USERS
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert errors.splitlines()[-1] == (
+            f"stopped: {len(done)} of {USERS} profiles are done and in {journal}, the same command goes on from there"
+        )
+    else:
+        assert process.returncode == -signal.SIGKILL
+        with journal.open("ab") as file:  # what a write that did not get to its end leaves
+            file.write(b'{"name": "u7", "val')
+    before = {line["name"]: (out / f"{line['name']}.safetensors").stat().st_mtime_ns for line in done}
+
+    shown, errors = start().communicate(timeout=240)
+    assert f"{len(done)} of the journal's profiles are done and skipped" in errors
+    assert "profiles tuned" in shown
+    after = whole_lines(journal)
+    assert after[: len(done)] == done
+    assert sorted(line["name"] for line in after) == sorted(f"u{user}" for user in range(USERS))
+    assert {name: (out / f"{name}.safetensors").stat().st_mtime_ns for name in before} == before
+    for line in after:
+        assert read_profile_file((out / f"{line['name']}.safetensors").read_bytes()).version == line["version"]
+    assert not list(out.glob(".*.draft")) or number == signal.SIGKILL

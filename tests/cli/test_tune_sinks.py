@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xpeft_profiles import Profile, read_profile_file
+from xpeft_server.cli import tune_sinks
+from xpeft_server.cli.profiles_client import Answer, ClientError
+from xpeft_server.cli.tune_sinks import FileSink, ServerSink, Sink, SinkFailed, StoreSink
+
+MASK = np.eye(2, dtype=bool)
+
+
+def profile(description: str) -> Profile:
+    return Profile(bank="sha256:" + "ab" * 32, mask_a=MASK, mask_b=MASK, shared_head="polar", description=description)
+
+
+class Client:
+    """Stands for the client of a server."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self.versions = {"zoe": "sha256:0"}
+        self.prefixes: list[str] = []
+
+    def list(self, *, prefix: str, limit: int | None) -> Iterator[dict[str, Any]]:
+        self.prefixes.append(prefix)
+        found = [{"name": name, "version": version} for name, version in sorted(self.versions.items())]
+        yield from [each for each in found if each["name"].startswith(prefix)][:limit]
+
+    def put(self, name: str, file: bytes, *, if_match: None, if_none_match: None) -> Answer:
+        status = 200 if name in self.versions else 201
+        self.versions[name] = read_profile_file(file).version
+        return Answer(status, {"etag": f'"{self.versions[name]}"'}, b"{}")
+
+
+@pytest.fixture(params=["file", "server", "sqlite", "redis"])
+def sink(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sink]:
+    monkeypatch.setattr(tune_sinks, "ProfilesClient", Client)
+    with ExitStack() as stack:
+        match request.param:
+            case "file":
+                yield FileSink(lambda name: tmp_path / f"{name}.safetensors", overwrite=True)
+            case "server":
+                yield ServerSink("http://host", None)
+            case "sqlite":
+                yield stack.enter_context(closing(StoreSink(f"sqlite:///{tmp_path / 's.db'}", "critics")))
+            case "redis":
+                url = request.getfixturevalue("redis_server").url
+                yield stack.enter_context(closing(StoreSink(url, f"critics-{tmp_path.name}")))
+
+
+def test_a_sink_has_what_was_put_in_the_version_that_was_put_last(sink: Sink) -> None:
+    first, second = profile("first"), profile("second")
+    assert sink.versions(["ann", "bob"]) == {}
+    outcomes = [sink.put("ann", first), sink.put("ann", second), sink.put("bob", first)]
+    assert sink.versions(["ann", "bob", "eve"]) == {"ann": second.version, "bob": first.version}
+    assert sink.versions(["bob"]) == {"bob": first.version}
+    assert sink.versions([]) == {}
+    assert all("ann" in outcome for outcome in outcomes[:2])
+
+
+def test_a_sink_works_in_a_thread_that_did_not_open_it(sink: Sink) -> None:
+    thread = threading.Thread(target=sink.put, args=("ann", profile("")))
+    thread.start()
+    thread.join(60)
+    assert sink.versions(["ann"]) == {"ann": profile("").version}
+
+
+def test_a_server_is_asked_only_for_names_that_begin_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client("", None)
+    monkeypatch.setattr(tune_sinks, "ProfilesClient", lambda *_: client)
+    sink = ServerSink("http://host", None)
+    sink.versions(["critic-bob", "critic-ann", "critic-bea"])
+    sink.versions(["critic-bob", "critic-bea"])
+    sink.versions(["ann", "bob"])
+    assert client.prefixes == ["", "critic-", "critic-b", ""]
+
+
+def test_a_server_that_does_not_answer_is_found_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> Iterator[Any]:
+        raise ClientError("401 Unauthorized")
+
+    monkeypatch.setattr(tune_sinks, "ProfilesClient", Client)
+    monkeypatch.setattr(Client, "list", refuse)
+    with pytest.raises(SinkFailed, match="401"):
+        ServerSink("http://host", None)
+
+
+def test_a_store_that_is_down_is_found_out_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SinkFailed, match=r"127\.0\.0\.1:1"):
+        StoreSink("redis://127.0.0.1:1/0", "critics")
+    with pytest.raises(SinkFailed, match="unable to open database file"):
+        StoreSink(f"sqlite:///{tmp_path}/no/s.db", "critics")
+
+
+def test_a_damaged_file_is_not_there_and_one_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    sink = FileSink(lambda name: tmp_path / name, overwrite=True)
+    (tmp_path / "ann").write_bytes(b"damaged")
+    assert sink.versions(["ann"]) == {}
+    (tmp_path / "bob").mkdir()
+    with pytest.raises(SinkFailed, match="bob cannot be read: Is a directory"):
+        sink.versions(["bob"])
+    with pytest.raises(SinkFailed, match="bob cannot be written: Is a directory"):
+        sink.put("bob", profile(""))
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".draft")] == []

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from xpeft_server.model.bank import Bank, SharedHead
+from xpeft_server.model.packing import pack
+from xpeft_server.model.plm import Plm
+from xpeft_server.model.pooling import pool
+from xpeft_tuning.cohort import Cohort
+from xpeft_tuning.dataset import Dataset, Example
+from xpeft_tuning.evaluation import Scored
+from xpeft_tuning.labelled_texts import LabelledTexts
+from xpeft_tuning.row_adam import RowAdam
+from xpeft_tuning.settings import TuningSettings
+from xpeft_tuning.trainee import Trainee, enrol
+
+MakeDataset = Callable[..., Dataset]
+QUICK: dict[str, Any] = {"epochs": 2, "batch_rows": 4, "head_penalty": 1.0}
+
+
+def _learned(cohort: Cohort, trainee: Trainee) -> list[Tensor]:
+    here = torch.tensor([trainee.place])
+    leaves = cohort._stack.leaves(here)
+    head = cohort._stack.head(here, leaves)
+    return [*(each[0].detach() for each in leaves[:3]), *(each[0, : len(trainee.labels)].detach() for each in head)]
+
+
+def test_a_stopped_profile_gives_its_place_to_one_that_waits(plm: Plm, bank: Bank, make_dataset: MakeDataset) -> None:
+    chosen = TuningSettings(epochs=30, lr_head=0.5, lr_masks=5, lr_norm=0.5, stop_on="loss", patience=2, batch_rows=8)
+    datasets = [make_dataset(rows, seed=rows) for rows in (40, 60, 50)]
+    first, second, third = (enrol(plm, str(n), each, each.labels, chosen) for n, each in enumerate(datasets))
+    cohort = Cohort(plm, bank, chosen, places=2, classes=3)
+    cohort.admit([first, second])
+    assert cohort.free == 0
+    while not (done := cohort.step()):
+        pass
+    (stopped,) = done
+    (running,) = cohort.trainees
+    assert stopped.epoch == stopped.best.epoch + 2 < 30
+    assert {stopped.name, running.name} == {"0", "1"}
+    before = _learned(cohort, running)
+    cohort.admit([third])
+    assert (third.place, cohort.free) == (stopped.place, 0)
+    assert all(torch.equal(old, new) for old, new in zip(before, _learned(cohort, running), strict=True))
+    left = []
+    while cohort.trainees:
+        left += cohort.step()
+    assert {each.name for each in left} == {running.name, "2"}
+    assert all(each.epoch <= each.best.epoch + 2 and each.best.profile is not None for each in left)
+
+
+def test_an_epoch_that_is_not_the_best_is_not_kept(plm: Plm, bank: Bank, make_dataset: MakeDataset) -> None:
+    chosen = TuningSettings(epochs=5, lr_head=3, lr_masks=5, lr_norm=3, stop_on="loss", patience=9, head_penalty=1.0)
+    dataset = make_dataset(40)
+    trainee = enrol(plm, "ann", dataset, dataset.labels, chosen)
+    cohort = Cohort(plm, bank, chosen, places=1, classes=3)
+    cohort.admit([trainee])
+    assert trainee.score is not None
+    losses = [trainee.score.loss]
+    while cohort.trainees:
+        cohort.step()
+        if trainee.ends_epoch:
+            losses.append(trainee.score.loss)
+    assert len(losses) == 6
+    assert trainee.best.epoch == int(np.argmin(losses)) < 5
+    assert trainee.best.profile is not None
+    (score,) = cohort.scores([Scored(trainee.best.profile, trainee.dev)])
+    assert score.loss == min(losses)
+
+
+def test_the_loss_that_is_told_is_the_mean_of_the_rows_whatever_they_weigh(
+    plm: Plm, bank: Bank, make_dataset: MakeDataset
+) -> None:
+    still = {"lr_masks": 0.0, "lr_norm": 0.0, "lr_head": 0.0, "held_out": 0.0, "epochs": 1}
+    chosen = TuningSettings(**(QUICK | still), class_weights="balanced")
+    trainees = []
+    for name, rows in (("ann", 24), ("bob", 40)):
+        dataset = make_dataset(rows, seed=rows)
+        uneven = Dataset(dataset.examples[:10] + dataset.examples[10::3], dataset.labels)
+        trainees.append(enrol(plm, name, uneven, uneven.labels, chosen))
+    cohort = Cohort(plm, bank, chosen, places=2, classes=3)
+    cohort.admit(trainees)
+    assert all(each.row_weights.std() > 0.1 for each in trainees)
+    total = defaultdict(float)
+    while cohort.trainees:
+        rows = {each.name: each for each in cohort.trainees}
+        before = {name: each.total_loss if each.done else 0.0 for name, each in rows.items()}
+        taken = {name: len(each.train) for name, each in rows.items()}
+        cohort.step()
+        for name, each in rows.items():
+            step_rows = np.array_split(np.arange(taken[name]), each.steps)[each.step - 1]
+            total[name] += (each.total_loss - before[name]) * len(step_rows)
+    for each in trainees:
+        assert each.best.profile is not None
+        (score,) = cohort.scores([Scored(each.best.profile, each.train)])
+        assert total[each.name] / len(each.train) == pytest.approx(score.loss, rel=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["labels", "numbers", "beside a shared head"])
+def test_a_head_starts_where_what_is_tuned_is_the_least(
+    plm: Plm, bank: Bank, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Loss and penalty of all rows: of the head nothing is left to learn before masks and affine have moved."""
+    dataset = make_dataset(24)
+    if kind == "numbers":
+        rows = tuple(Example(row.text, float(place % 7)) for place, row in enumerate(dataset.examples))
+        dataset = Dataset(rows, ("value",))
+    shared: dict[str, Any] = {"shared_head": "x", "own_head": True} if kind == "beside a shared head" else {}
+    weight = torch.randn(3, bank.hidden, generator=torch.Generator().manual_seed(3))
+    bank = replace(bank, heads={"x": SharedHead(weight, torch.zeros(3), dataset.labels)}) if shared else bank
+    chosen = TuningSettings(held_out=0.0, batch_rows=24, head_penalty=10.0, epochs=1, kind="soft", **shared)
+    trainee = enrol(plm, "ann", dataset, dataset.labels, chosen)
+    cohort = Cohort(plm, bank, chosen, places=1, classes=3)
+    cohort.admit([trainee])
+    size = cohort._stack.learned.head_weight.norm().item()
+    gradients: list[Tensor] = []
+    monkeypatch.setattr(RowAdam, "step", lambda _, rows, found, share: gradients.extend(found))
+    cohort.step()
+    assert trainee.penalty == pytest.approx(10 / 24)
+    assert trainee.penalty * size > 0.01
+    logits, _, _, head_weight, head_bias = gradients
+    assert logits.abs().max() > 1e-4
+    assert head_weight.abs().max() < 2e-6
+    assert head_bias.abs().max() < 2e-6
+
+
+def test_features_come_in_the_texts_order_however_they_are_packed(plm: Plm, bank: Bank) -> None:
+    rows = [Example(" ".join(["w7"] * count), "ab"[count % 2]) for count in (9, 1, 30, 4, 4, 17)]
+    texts = LabelledTexts(plm, rows, ("a", "b"), completions=False)
+    cohort = Cohort(plm, bank, TuningSettings(batch_tokens=20), places=1, classes=2)
+    batches = [pack([text], None) for text in texts.texts]
+    wanted = torch.cat([pool(plm.forward(batch), batch, bank.pooling) for batch in batches])
+    torch.testing.assert_close(cohort.features(None, texts), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_what_is_tuned_is_what_is_served(plm: Plm, bank: Bank, make_dataset: MakeDataset, kind: str) -> None:
+    """A soft mask at the temperature that tuning ended with; within float16, which a profile is kept in."""
+    dataset = make_dataset(30)
+    settings: dict[str, Any] = {**QUICK, "kind": kind, "temperature": 1.5, "last_temperature": 0.4}
+    chosen = TuningSettings(**settings, held_out=0.0)
+    trainee = enrol(plm, "ann", dataset, dataset.labels, chosen)
+    cohort = Cohort(plm, bank, chosen, places=1, classes=3)
+    cohort.admit([trainee])
+    while cohort.trainees:
+        cohort.step()
+    weight, bias = _learned(cohort, trainee)[3:]
+    logits = cohort.features(trainee, trainee.train) @ weight.T + bias
+    loss = torch.nn.functional.cross_entropy(logits, trainee.train.targets).item()
+    assert trainee.best.profile is not None
+    (score,) = cohort.scores([Scored(trainee.best.profile, trainee.train)])
+    assert score.loss == pytest.approx(loss, rel=2e-3)

@@ -1,0 +1,35 @@
+"""Where a trained bank comes from, as a line of JSON in its metadata."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Literal
+
+from xpeft_server.model.plm import Plm
+
+from ..evaluation import Score
+from .settings import BankTrainingSettings
+from .training_rows import TrainingRows
+
+
+def provenance(
+    method: Literal["warm start", "mixture"],
+    plm: Plm,
+    settings: BankTrainingSettings,
+    rows: TrainingRows,
+    score: Score | None,
+) -> str:
+    """Method, model type, what the rows were, settings and the score on held-out rows; no texts, no names, no paths."""
+    data: dict[str, int | str] = {"rows": rows.rows, "rows_sha256": rows.sha256}
+    if method == "warm start":
+        data["users"] = len(rows.train)
+    held_out = None if score is None else {name: value for name, value in score._asdict().items() if value is not None}
+    facts = {
+        "method": method,
+        "model_type": plm.facts.model_type,
+        "data": data,
+        "settings": asdict(settings),
+        "held_out": held_out,
+    }
+    return json.dumps(facts, sort_keys=True, allow_nan=False)

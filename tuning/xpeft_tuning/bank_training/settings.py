@@ -1,0 +1,115 @@
+"""What bank training can be told. Light to import: the command line reads its options from here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from ..errors import SettingsInvalid
+
+Activation = Literal["relu", "gelu"]
+Pooling = Literal["mean", "cls", "last"]
+Method = Literal["users", "mixture"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BankTrainingSettings:
+    """How a bank is trained.
+
+    ``metadata["help"]`` of a field says what it is, ``metadata["method"]`` for which `Method` alone it is:
+    ``users`` is `warm_start.WarmStart`, ``mixture`` is `mixture.MixtureTrainer`.
+
+    Learning rates are AdamW's; they rise over the first twentieth of the steps and fall linearly to zero. The same
+    seed gives the same bank on the same machine with as many threads.
+
+    Raises: SettingsInvalid, naming setting and value.
+    """
+
+    adapters: int = field(default=100, metadata={"help": "adapters in each block (N)"})
+    width: int = field(default=48, metadata={"help": "width of each adapter's bottleneck (R)"})
+    activation: Activation = field(default="relu", metadata={"help": "function in the bottleneck: relu or gelu"})
+    layer_norm: bool = field(default=True, metadata={"help": "whether a LayerNorm stands in the bottleneck"})
+    biases: bool = field(default=False, metadata={"help": "whether adapters have biases, down and up"})
+    pooling: Pooling | None = field(
+        default=None,
+        metadata={"help": "how tokens become a text's vector: mean, cls or last; what suits the model if left out"},
+    )
+    head: str = field(default="shared", metadata={"help": "name of the head that is trained along with the bank"})
+    epochs: int = field(default=2, metadata={"help": "passes over the train rows"})
+    batch_tokens: int = field(
+        default=8192, metadata={"help": "tokens on the device at once; a step with more goes through in parts"}
+    )
+    lr_bank: float = field(default=0.0005, metadata={"help": "peak learning rate of the adapters"})
+    lr_head: float = field(default=0.002, metadata={"help": "peak learning rate of the shared head"})
+    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay of the adapters"})
+    std_down: float = field(default=0.05, metadata={"help": "standard deviation that down-projections start with"})
+    std_up: float = field(default=0.02, metadata={"help": "standard deviation that up-projections start with"})
+    seed: int = field(default=0, metadata={"help": "seed of everything random"})
+
+    k: int | None = field(
+        default=None,
+        metadata={
+            "help": "adapters that each row of a user's masks chooses; half of the bank if left out",
+            "method": "users",
+        },
+    )
+    batch_users: int = field(default=24, metadata={"help": "users in one step, at most", "method": "users"})
+    user_rows: int = field(default=8, metadata={"help": "rows of each user in one step", "method": "users"})
+    lr_masks: float = field(
+        default=0.02, metadata={"help": "peak learning rate of the users' masks", "method": "users"}
+    )
+    lr_norm: float = field(
+        default=0.0005, metadata={"help": "peak learning rate of the users' LayerNorm affines", "method": "users"}
+    )
+    lr_own_head: float = field(
+        default=0.0005,
+        metadata={"help": "peak learning rate of what each user's head has beyond the shared one", "method": "users"},
+    )
+    own_head_penalty: float = field(
+        default=0.1,
+        metadata={
+            "help": "weight of the squared norm of what each user's head has beyond the shared one",
+            "method": "users",
+        },
+    )
+    gumbel: float = field(
+        default=0.0,
+        metadata={
+            "help": "scale of the Gumbel noise on the users' mask logits of each step; 0: none",
+            "method": "users",
+        },
+    )
+
+    batch_rows: int = field(default=32, metadata={"help": "rows in one step", "method": "mixture"})
+    share_up: bool = field(
+        default=False, metadata={"help": "one up-projection for all adapters of a block", "method": "mixture"}
+    )
+    consistency: float = field(
+        default=1.0,
+        metadata={"help": "weight of the symmetric KL divergence between two random passes", "method": "mixture"},
+    )
+
+    def __post_init__(self) -> None:
+        for name, choices in (("activation", Activation), ("pooling", Pooling)):
+            value = getattr(self, name)
+            if value is not None and value not in get_args(choices):
+                raise SettingsInvalid(f"{name} is {value!r}, it must be {' or '.join(get_args(choices))}")
+        for name, least, most in (*_COUNTS, ("k", 1, self.adapters)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise SettingsInvalid(f"{name} is {value}, it must be from {least} to {most}")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise SettingsInvalid(f"{name} is {value}, it must be a number from 0 up")
+
+
+_COUNTS = (
+    *(("adapters", 1, 1024), ("width", 1, 256), ("seed", 0, 2**63 - 1)),
+    *((name, 1, 2**31 - 1) for name in ("epochs", "batch_tokens", "batch_users", "user_rows", "batch_rows")),
+)
+_NUMBERS = (
+    *("lr_bank", "lr_head", "weight_decay", "std_down", "std_up"),
+    *("lr_masks", "lr_norm", "lr_own_head", "own_head_penalty", "gumbel", "consistency"),
+)

@@ -1,0 +1,55 @@
+"""Whether a profile can be learned from its rows, and the labels that it will have; no model is needed to tell."""
+
+from __future__ import annotations
+
+from .dataset import Dataset
+from .errors import DatasetInvalid, DataTooSmall
+from .partition import Partition, partition
+from .settings import TuningSettings
+
+
+def learnable_parts(dataset: Dataset, labels: tuple[str, ...], settings: TuningSettings) -> Partition:
+    """The rows as tuning parts them. Args: labels: of the profile's head, see `head_labels`.
+
+    Raises: DataTooSmall if there is nothing to learn from them, or to choose an epoch by where that is asked for.
+    """
+    parts = partition(dataset, held_out=settings.held_out, choose=settings.stop_on is not None, seed=settings.seed)
+    _check_learnable(parts, dataset, labels if settings.shared_head is None else ())
+    if settings.stop_on is not None and not parts.dev:
+        raise DataTooSmall(f"stop_on is {settings.stop_on!r}, but no label has rows enough to choose an epoch by")
+    return parts
+
+
+def head_labels(dataset: Dataset, settings: TuningSettings, shared: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The labels that the profile's head has. Args: shared: those of the bank's head, where one is named.
+
+    Raises: DatasetInvalid for a label that a shared head lacks, and for numbers where it has several labels.
+    """
+    if shared is None:
+        return dataset.labels
+    if dataset.task == "regress" and len(shared) > 1:
+        raise DatasetInvalid(
+            f"the labels are numbers, but shared head {settings.shared_head!r} has {len(shared)} labels, not one"
+        )
+    for label in dataset.labels:
+        if label not in shared:
+            raise DatasetInvalid(f"label {label!r} is not one of shared head {settings.shared_head!r} ({shared})")
+    return shared
+
+
+def _check_learnable(parts: Partition, dataset: Dataset, labels: tuple[str, ...]) -> None:
+    """Raises: DataTooSmall unless train has two labels at least, and all of an own head's; or one completion."""
+    if not parts.train:
+        raise DataTooSmall("there are no train rows")
+    if dataset.task == "complete":
+        return
+    seen = {row.label for row in parts.train}
+    if len(seen) < 2:
+        raise DataTooSmall(
+            f"the train rows have {len(seen)} label ({', '.join(map(repr, seen)) or 'none'}): tuning needs two at least"
+        )
+    if dataset.task == "regress":
+        return
+    for label in labels:
+        if label not in seen:
+            raise DataTooSmall(f"label {label!r} has no train row to learn it from")

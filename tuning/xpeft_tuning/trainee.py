@@ -1,0 +1,151 @@
+"""A profile's way through its tuning: rows, order, schedule. No tensors of the profile itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xpeft_server.model.plm import Plm
+
+from .best_epoch import BestEpoch
+from .dataset import Dataset
+from .errors import Unservable
+from .evaluation import Score
+from .labelled_texts import LabelledTexts
+from .learnable import learnable_parts
+from .masks import gumbel_noise
+from .settings import TuningSettings
+
+
+@dataclass(kw_only=True, eq=False)
+class Trainee:
+    """One profile that is being tuned, in ``place`` of the stack.
+
+    Args:
+        labels: C labels of its head, the shared one's own where there is one.
+        penalty: of the head, per row.
+        row_weights: ``[Q]`` of the train rows' losses, mean 1.
+        score: of the last whole epoch's profile, where anybody looked.
+        failure: why the last whole epoch left no profile.
+        noise: on the logits of the step that is going on, where there is any.
+    """
+
+    name: str
+    place: int
+    labels: tuple[str, ...]
+    settings: TuningSettings
+    train: LabelledTexts
+    dev: LabelledTexts
+    held_out: LabelledTexts
+    row_weights: Tensor
+    penalty: float = 0.0
+    score: Score | None = None
+    failure: Unservable | None = None
+    noise: Tensor = field(default_factory=lambda: torch.zeros(()))
+    done: int = 0
+    total_loss: float = 0.0
+    _order: list[NDArray[np.int64]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.best = BestEpoch(self.settings.stop_on, self.settings.patience)
+        self._shuffle = np.random.Generator(np.random.PCG64(self.settings.seed))
+        self._generator = torch.Generator().manual_seed(self.settings.seed + 1)
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return -(-len(self.train) // self.settings.batch_rows)
+
+    @property
+    def epoch(self) -> int:
+        """That is going on, from 1; after an epoch's last step still that one."""
+        return max(1, -(-self.done // self.steps))
+
+    @property
+    def epochs_done(self) -> int:
+        return self.done // self.steps
+
+    @property
+    def step(self) -> int:
+        """Of the epoch, from 1."""
+        return self.done - (self.epoch - 1) * self.steps
+
+    @property
+    def share_done(self) -> float:
+        return self.done / self._all_steps
+
+    @property
+    def temperature(self) -> float:
+        """Of the next step; after the last one still its."""
+        last = self._all_steps - 1
+        return self.settings.temperature_at(min(1.0, self.done / last) if last else 1.0)
+
+    @property
+    def _all_steps(self) -> int:
+        return self.steps * self.settings.epochs
+
+    def draw_noise(self, shape: Sequence[int]) -> None:
+        """For the logits of the next step, which may go through the PLM in parts."""
+        self.noise = gumbel_noise(shape, self._generator)
+
+    def next_rows(self) -> NDArray[np.int64]:
+        """The train rows of the next step: an epoch takes each once, in a new order."""
+        if not self._order:
+            self._order = np.array_split(self._shuffle.permutation(len(self.train)), self.steps)[::-1]
+            self.total_loss = 0.0
+        return self._order.pop()
+
+    def stepped(self, loss: float) -> None:
+        """Args: loss: mean of the step's rows."""
+        self.done += 1
+        self.total_loss += loss
+
+    @property
+    def ends_epoch(self) -> bool:
+        return self.done > 0 and not self._order
+
+    @property
+    def finished(self) -> bool:
+        if not self.ends_epoch:
+            return False
+        ended = self.epoch == self.settings.epochs or self.best.given_up(self.epoch)
+        return ended or self.failure is not None
+
+    @property
+    def measured(self) -> LabelledTexts:
+        """Held-out rows, without any the train rows."""
+        return self.held_out if len(self.held_out) else self.train
+
+
+def enrol(plm: Plm, name: str, dataset: Dataset, labels: tuple[str, ...], settings: TuningSettings) -> Trainee:
+    """Part and tokenise a dataset; the place is still to be given.
+
+    Raises: DataTooSmall if there is nothing to learn from the rows.
+    """
+    completions = dataset.completions
+    train, dev, held_out = (
+        LabelledTexts(plm, rows, labels, completions=completions) for rows in learnable_parts(dataset, labels, settings)
+    )
+    return Trainee(
+        name=name,
+        place=-1,
+        labels=labels,
+        settings=settings,
+        train=train,
+        dev=dev,
+        held_out=held_out,
+        row_weights=_row_weights(train.targets, settings) if dataset.task == "classify" else torch.ones(len(train)),
+    )
+
+
+def _row_weights(targets: Tensor, settings: TuningSettings) -> Tensor:
+    """``[Q]`` float32, one each, or what makes every label that is there weigh the same."""
+    if settings.class_weights is None:
+        return torch.ones(len(targets))
+    counts = targets.bincount()
+    return (len(targets) / ((counts > 0).sum() * counts[targets])).float()
