@@ -19,8 +19,8 @@ SOURCE_ROOTS = ("kernels", "profiles_store", "server", "tuning", "benchmarks")
 EVERYTHING = None
 WEB = ("fastapi", "starlette", "uvicorn")
 DEVICE = ("torch", "triton", "transformers", "xpeft_kernels", "xpeft_server.model")
-SERVING = ("xpeft_server.engine", "xpeft_server.api")
-TOP = ("xpeft_server.cli", "xpeft_benchmarks")
+SERVING = ("xpeft_server.engine", "xpeft_server.api", "xpeft_server.jobs")
+TOP = ("xpeft_server.cli", "xpeft_benchmarks", "xpeft_quality")
 TUNING = ("xpeft_tuning",)
 
 
@@ -42,15 +42,24 @@ LAYERS = (
                                    "transformers", "tokenizers",
                                    "xpeft_kernels", "xpeft_profiles",
                                    "xpeft_server.output_file")),
-    Layer("xpeft_server.engine",  EVERYTHING,                                (*WEB, "xpeft_server.api", *TUNING, *TOP)),
+    Layer("xpeft_server.engine",  EVERYTHING,                                (*WEB, "xpeft_server.api", *TUNING, *TOP,
+                                                                              "xpeft_server.jobs")),
+    Layer("xpeft_server.jobs",    EVERYTHING,                                (*WEB, *DEVICE, "xpeft_server.api",
+                                                                              *TUNING, *TOP)),
     Layer("xpeft_server.api",     EVERYTHING,                                (*DEVICE, *TUNING, *TOP)),
     Layer("xpeft_server.cli",     EVERYTHING),
     Layer("xpeft_tuning",         EVERYTHING,                                (*WEB, *SERVING, *TOP)),
     Layer("xpeft_benchmarks",     EVERYTHING,                                (*TUNING, "xpeft_server.cli")),
+    Layer("xpeft_quality",        EVERYTHING,                                ("xpeft_server.cli",)),
+    Layer("",                     EVERYTHING),  # programs that lie in a source root itself
 )
 # fmt: on
-# Between engine and api: plain values only. What else the engine has comes through the constructor.
-ENGINE_MODULES_THAT_THE_API_IMPORTS = ("requests", "errors", "metrics")
+# Between engine, jobs and api: plain values only. What else a lower one has comes through the constructor.
+PLAIN_VALUES = {
+    "xpeft_server.engine": ("requests", "errors", "metrics"),
+    "xpeft_server.jobs": ("requests", "errors"),
+}
+TAKE_PLAIN_VALUES = ("xpeft_server.api", "xpeft_server.jobs")
 
 
 class Import(NamedTuple):
@@ -104,13 +113,17 @@ def violations(source: str, package: str) -> list[str]:
             found.append(f"line {line}: {target} lies in {layer.package} too: import it relatively")
         if level and not own:
             found.append(f"line {line}: {target} lies outside {layer.package}: import it absolutely")
-        if layer.package == "xpeft_server.api" and _within(target, "xpeft_server.engine") and not _plain_values(target):
-            found.append(f"line {line}: the api takes only plain values of the engine, not {target}")
+        if layer.package in TAKE_PLAIN_VALUES and not own and not _plain_values(target):
+            found.append(f"line {line}: {layer.package} takes only plain values, not {target}")
     return found
 
 
 def _plain_values(target: str) -> bool:
-    return any(_within(target, f"xpeft_server.engine.{module}") for module in ENGINE_MODULES_THAT_THE_API_IMPORTS)
+    return all(
+        any(_within(target, f"{package}.{module}") for module in modules)
+        for package, modules in PLAIN_VALUES.items()
+        if _within(target, package)
+    )
 
 
 def _modules() -> dict[str, tuple[Path, str]]:
@@ -151,6 +164,15 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
         ("xpeft_server.api", "from xpeft_server import model"),
         ("xpeft_server.api", "from xpeft_server.engine.engine import Engine"),
         ("xpeft_server.api", "from xpeft_server import engine"),
+        ("xpeft_server.api", "from xpeft_server.jobs.tuner import Tuner"),
+        ("xpeft_server.api", "from xpeft_tuning.settings import TuningSettings"),
+        ("xpeft_server.engine", "from xpeft_server.jobs.requests import TuningRequest"),
+        ("xpeft_server.jobs", "from starlette.requests import Request"),
+        ("xpeft_server.jobs", "from xpeft_server.api.errors import ApiError"),
+        ("xpeft_server.jobs", "from xpeft_server.cli.worker_process import WorkerProcess"),
+        ("xpeft_server.jobs", "from xpeft_server.engine.engine import Engine"),
+        ("xpeft_server.jobs", "import torch"),
+        ("xpeft_server.jobs", "from xpeft_tuning.settings import TuningSettings"),
         ("xpeft_server.api", "from xpeft_server.api.errors import envelope"),
         ("xpeft_server.api", "from ..settings import Settings"),
         ("xpeft_server.cli", "from xpeft_server.cli.screen import console"),
@@ -179,6 +201,8 @@ def test_a_forbidden_import_is_found(package: str, source: str) -> None:
             "from xpeft_server.engine.requests import TextInput\nfrom xpeft_server.settings import Settings",
         ),
         ("xpeft_server.api", "import fastapi\nfrom .engine_port import EnginePort"),
+        ("xpeft_server.api", "from xpeft_server.jobs.requests import TuningRequest"),
+        ("xpeft_server.jobs", "from xpeft_server.engine.metrics import Metrics\nfrom .job import Job"),
         ("xpeft_server.cli", "import torch, fastapi, xpeft_tuning, xpeft_benchmarks"),
     ],
 )
@@ -192,7 +216,7 @@ def test_every_layer_is_a_folder_and_every_module_lies_in_a_layer() -> None:
     assert all(_layer(package) for package in packages)
 
 
-@pytest.mark.parametrize("package", ["xpeft_profiles", "xpeft_server.api"])
+@pytest.mark.parametrize("package", ["xpeft_profiles", "xpeft_server.api", "xpeft_server.jobs"])
 def test_a_package_that_never_imports_torch_loads_where_torch_is_not_installed(package: str) -> None:
     modules = [
         ".".join([package_of, *([] if path.stem == "__init__" else [path.stem])])

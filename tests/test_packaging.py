@@ -27,6 +27,7 @@ PACKAGES = {
     "xpeft_server": "server",
     "xpeft_tuning": "tuning",
     "xpeft_benchmarks": "benchmarks",
+    "xpeft_quality": "benchmarks",
 }
 EXTRAS = ("tuning", "demo", "gpu", "dev")
 

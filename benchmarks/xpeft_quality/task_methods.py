@@ -1,0 +1,91 @@
+"""Ways to learn one task, each from all of its train rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+from xpeft_server.model.bank import Bank
+from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.plm import Plm
+from xpeft_tuning.bank_training.mixture import MixtureTrainer
+from xpeft_tuning.bank_training.settings import BankTrainingSettings
+from xpeft_tuning.evaluation import Score
+from xpeft_tuning.mask_tuner import TunedProfile, tune_profile
+from xpeft_tuning.settings import TuningSettings
+
+from .data_sets import TaskSet
+from .progress import Show
+
+
+class Learned(NamedTuple):
+    """Scores on the measured rows, by method: one training can answer for two."""
+
+    scores: dict[str, Score]
+    details: dict[str, object]
+
+
+Method = Callable[[Plm, TaskSet, int, Show], Learned]
+
+_EPOCHS = {"SST-2": 4, "CoLA": 8, "MRPC": 8, "RTE": 8}
+_STD = 0.5
+"""Of a random bank's values; see tuning/README.md for how it was chosen."""
+
+
+def adapter(plm: Plm, task: TaskSet, seed: int, show: Show) -> Learned:
+    """One trained adapter and a head: what a profile would be without a bank."""
+    settings = BankTrainingSettings(
+        adapters=1, epochs=_EPOCHS[task.name], consistency=0.0, lr_bank=0.001, std_up=0.002, seed=seed, batch_rows=32
+    )
+    trained = MixtureTrainer(plm, task.dataset, settings).train(show.bank)
+    assert trained.held_out is not None
+    return Learned({"one adapter": trained.held_out}, {})
+
+
+def random_bank(adapters: int, kind: Literal["hard", "soft"]) -> Method:
+    """Masks over a random bank, with a head of the profile's own."""
+
+    def learn(plm: Plm, task: TaskSet, seed: int, show: Show) -> Learned:
+        bank = open_bank(f"random:N={adapters},R=48,seed={seed},std={_STD}", plm.facts)
+        tuned = _tuned(plm, bank, task, kind, seed, show)
+        assert tuned.held_out is not None
+        assert tuned.head_alone is not None
+        scores = {f"random bank N={adapters}, {kind}": tuned.held_out, "head alone": tuned.head_alone}
+        return Learned(scores, {"train_accuracy": tuned.train.accuracy})
+
+    return learn
+
+
+def trained_bank(kind: Literal["hard", "soft"]) -> Method:
+    """Masks over a mixture of eight adapters that was trained on the task itself (AdaMix)."""
+
+    def learn(plm: Plm, task: TaskSet, seed: int, show: Show) -> Learned:
+        settings = BankTrainingSettings(adapters=8, epochs=_EPOCHS[task.name], lr_bank=0.001, std_up=0.002, seed=seed)
+        trained = MixtureTrainer(plm, task.dataset, settings).train(show.bank)
+        tuned = _tuned(plm, trained.bank, task, kind, seed, show)
+        assert tuned.held_out is not None
+        assert trained.held_out is not None
+        merged = {"mixture of 8, merged": trained.held_out}
+        return Learned({f"trained bank N=8, {kind}": tuned.held_out, **merged}, {})
+
+    return learn
+
+
+def _tuned(plm: Plm, bank: Bank, task: TaskSet, kind: Literal["hard", "soft"], seed: int, show: Show) -> TunedProfile:
+    settings = TuningSettings(kind=kind, epochs=_EPOCHS[task.name], batch_rows=32, seed=seed)
+    if bank.adapters >= 100:
+        settings = replace(settings, k=bank.adapters // 8)
+    return tune_profile(plm, bank, task.dataset, settings, show.profile)
+
+
+TASK_METHODS: dict[str, Method] = {
+    "one adapter": adapter,
+    **{
+        f"random bank N={count}, {kind}": random_bank(count, kind)
+        for count in (100, 400, 800)
+        for kind in ("hard", "soft")
+    },
+    "trained bank N=8, hard": trained_bank("hard"),
+    "trained bank N=8, soft": trained_bank("soft"),
+}

@@ -1,0 +1,147 @@
+"""Ways to serve users that bank training has never seen, each from the user's own train rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from xpeft_profiles import Profile
+from xpeft_server.model.bank import Bank
+from xpeft_server.model.bank_file import read_bank_file, write_bank_file
+from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.plm import Plm
+from xpeft_tuning.bank_training.settings import BankTrainingSettings
+from xpeft_tuning.bank_training.warm_start import WarmStart
+from xpeft_tuning.dataset import Dataset
+from xpeft_tuning.evaluation import Evaluator, Scored
+from xpeft_tuning.labelled_texts import LabelledTexts
+from xpeft_tuning.mask_tuner import Tuned, TuningTask, tune_profiles
+from xpeft_tuning.settings import TuningSettings
+
+from .data_sets import UserSet
+from .progress import Show
+
+
+class Kept(NamedTuple):
+    """Where banks lie that several methods share, one for each seed."""
+
+    folder: Path
+
+    def bank(self, name: str, train: Callable[[], Bank]) -> Bank:
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_bank_file(train(), path)
+        return read_bank_file(path)
+
+
+class Answers(NamedTuple):
+    """Share of all unseen users' test rows that got their label, by method; users and rows behind it."""
+
+    accuracy: dict[str, float]
+    users: int
+    rows: int
+
+
+Method = Callable[[Plm, UserSet, int, Kept, Show], Answers]
+
+_PLACES = 16
+_HEAD = "shared"
+_EPOCHS = {"critics": 2, "movielens_like": 3}
+
+
+def global_adapter(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Answers:
+    """One adapter and one head for everybody, trained on all seen users; nothing is learned of the unseen."""
+    bank = kept.bank(f"{users.name}-adapter-{seed}", lambda: _warm_start(plm, users, _one_adapter(seed), show))
+    everything = np.ones((bank.blocks, 1), bool)
+    profile = Profile(bank=bank.fingerprint, mask_a=everything, mask_b=everything, shared_head=_HEAD)
+    evaluator = Evaluator(plm, bank, slots=1, classes=0, tokens=4096)
+    labels = bank.heads[_HEAD].labels
+    right = rows = 0.0
+    for dataset in users.unseen.values():
+        test = LabelledTexts(plm, [row for row in dataset.examples if row.split == "test"], labels, completions=False)
+        score = evaluator.scores([Scored(profile, test)])[0]
+        right += (score.accuracy or 0.0) * score.rows
+        rows += score.rows
+    return Answers({"one adapter for all": right / rows}, len(users.unseen), int(rows))
+
+
+def adapter_and_head(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Answers:
+    """The same adapter, and a head for each user that starts as the shared one."""
+    bank = kept.bank(f"{users.name}-adapter-{seed}", lambda: _warm_start(plm, users, _one_adapter(seed), show))
+    settings = TuningSettings(lr_masks=0.0, lr_norm=0.0, epochs=1, shared_head=_HEAD, own_head=True, seed=seed)
+    return _tuned(plm, bank, users, settings, "one adapter for all, a head each", show)
+
+
+def random_bank(kind: Literal["hard", "soft"]) -> Method:
+    """Masks over a random bank, a head of one's own."""
+
+    def learn(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Answers:
+        bank = open_bank(f"random:N=100,R=48,seed={seed},std=0.5", plm.facts)
+        settings = TuningSettings(kind=kind, k=12, epochs=8, seed=seed)
+        return _tuned(plm, bank, users, settings, f"random bank N=100, {kind}", show)
+
+    return learn
+
+
+def trained_bank(kind: Literal["hard", "soft"]) -> Method:
+    """Masks over the bank that the seen users made, and a head of one's own that starts as the shared one."""
+
+    def learn(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Answers:
+        wanted = _many_adapters(users, seed)
+        bank = kept.bank(f"{users.name}-bank-{seed}", lambda: _warm_start(plm, users, wanted, show))
+        settings = TuningSettings(
+            kind=kind, epochs=3, lr_masks=0.02, lr_norm=0.002, shared_head=_HEAD, own_head=True, seed=seed
+        )
+        return _tuned(plm, bank, users, settings, f"trained bank N=100, {kind}", show)
+
+    return learn
+
+
+USER_METHODS: Mapping[str, Method] = {
+    "one adapter for all": global_adapter,
+    "one adapter for all, a head each": adapter_and_head,
+    "trained bank N=100, hard": trained_bank("hard"),
+    "trained bank N=100, soft": trained_bank("soft"),
+    "random bank N=100, hard": random_bank("hard"),
+    "random bank N=100, soft": random_bank("soft"),
+}
+
+
+def _one_adapter(seed: int) -> BankTrainingSettings:
+    return BankTrainingSettings(adapters=1, lr_bank=0.001, lr_masks=0.0, lr_norm=0.0, lr_own_head=0.0, seed=seed)
+
+
+def _many_adapters(users: UserSet, seed: int) -> BankTrainingSettings:
+    return BankTrainingSettings(adapters=100, epochs=_EPOCHS[users.name], seed=seed)
+
+
+def _warm_start(plm: Plm, users: UserSet, settings: BankTrainingSettings, show: Show) -> Bank:
+    return WarmStart(plm, users.seen, settings).train(show.bank).bank
+
+
+def _tuned(plm: Plm, bank: Bank, users: UserSet, settings: TuningSettings, name: str, show: Show) -> Answers:
+    right = majority = rows = 0.0
+    for done, tuned in enumerate(_outcomes(plm, bank, users.unseen, settings), start=1):
+        show.profiles(done, len(users.unseen))
+        held_out = tuned.result.held_out
+        assert held_out is not None
+        right += (held_out.accuracy or 0.0) * held_out.rows
+        majority += (tuned.result.majority or 0.0) * held_out.rows
+        rows += held_out.rows
+    return Answers({name: right / rows, "majority of each user": majority / rows}, len(users.unseen), int(rows))
+
+
+def _outcomes(plm: Plm, bank: Bank, users: Mapping[str, Dataset], settings: TuningSettings) -> Iterator[Tuned]:
+    """Rows of split dev are left out: no method chooses by them."""
+    tasks = [
+        TuningTask(name, Dataset(tuple(row for row in each.examples if row.split != "dev"), each.labels))
+        for name, each in users.items()
+    ]
+    for outcome in tune_profiles(plm, bank, tasks, settings, places=_PLACES, classes=2):
+        if not isinstance(outcome, Tuned):
+            raise outcome.reason
+        yield outcome
