@@ -51,6 +51,9 @@ Method = Callable[[Plm, UserSet, int, Kept, Show], Answers]
 _PLACES = 16
 _HEAD = "shared"
 _EPOCHS = {"critics": 2, "movielens_like": 3}
+"""Of bank training."""
+_TUNING = {"critics": (3, 0.002), "movielens_like": (5, 0.005)}
+"""Epochs and peak learning rate of the LayerNorm affine, of unseen users' profiles over the trained bank."""
 
 
 def global_adapter(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Answers:
@@ -93,8 +96,9 @@ def trained_bank(kind: Literal["hard", "soft"]) -> Method:
     def learn(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Answers:
         wanted = _many_adapters(users, seed)
         bank = kept.bank(f"{users.name}-bank-{seed}", lambda: _warm_start(plm, users, wanted, show))
+        epochs, lr_norm = _TUNING[users.name]
         settings = TuningSettings(
-            kind=kind, epochs=3, lr_masks=0.02, lr_norm=0.002, shared_head=_HEAD, own_head=True, seed=seed
+            kind=kind, epochs=epochs, lr_masks=0.02, lr_norm=lr_norm, shared_head=_HEAD, own_head=True, seed=seed
         )
         return _tuned(plm, bank, users, settings, f"trained bank N=100, {kind}", show)
 
@@ -112,7 +116,9 @@ USER_METHODS: Mapping[str, Method] = {
 
 
 def _one_adapter(seed: int) -> BankTrainingSettings:
-    return BankTrainingSettings(adapters=1, lr_bank=0.001, lr_masks=0.0, lr_norm=0.0, lr_own_head=0.0, seed=seed)
+    return BankTrainingSettings(
+        adapters=1, lr_bank=0.001, weight_decay=0.0, lr_masks=0.0, lr_norm=0.0, lr_own_head=0.0, seed=seed
+    )
 
 
 def _many_adapters(users: UserSet, seed: int) -> BankTrainingSettings:

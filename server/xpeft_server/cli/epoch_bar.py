@@ -32,11 +32,11 @@ class EpochProgress(Protocol):
 
 @contextmanager
 def epoch_bar() -> Iterator[Callable[[EpochProgress], None]]:
-    """Epoch, loss, held-out score after the last whole epoch, and the time that is left."""
+    """Epoch, loss, score after the last whole epoch, and the time that is left."""
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),
-        TextColumn("loss {task.fields[loss]}{task.fields[score]}"),
+        TextColumn("loss {task.fields[loss]}  {task.fields[score]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=300) as bar:
@@ -49,10 +49,16 @@ def epoch_bar() -> Iterator[Callable[[EpochProgress], None]]:
                 completed=(progress.epoch - 1) * progress.steps + progress.step,
                 epoch=f"{progress.epoch}/{progress.epochs}",
                 loss=f"{progress.loss:.4f}",
-                score="" if progress.score is None else f", held out: {shown_score(progress.score)}",
+                score="" if progress.score is None else _brief(progress.score),
             )
 
         yield show
+
+
+def _brief(score: Score) -> str:
+    if score.accuracy is not None:
+        return f"accuracy {score.accuracy:.3f}"
+    return "" if score.correlation is None else f"correlation {score.correlation:.3f}"
 
 
 def shown_score(score: Score) -> str:

@@ -9,11 +9,11 @@ from xpeft_server.settings import SettingsInvalid
 from xpeft_tuning.errors import TuningError
 from xpeft_tuning.mask_tuner import tune_profile
 
+from .epoch_bar import epoch_bar
 from .screen import fail, say, show_facts
 from .tune_destinations import Destinations
 from .tune_input import TuningInput
 from .tune_names import NamesInvalid, check_profile_name
-from .tune_progress import bar_of_one
 from .tune_sinks import SinkFailed
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def tune_one(given: TuningInput, where: Destinations) -> None:
         with where.opened(lambda out, _: out, overwrite=where.force) as sinks:
             (dataset,) = given.datasets(None).values()
             plm, bank = given.model()
-            with bar_of_one() as show:
+            with epoch_bar() as show:
                 tuned = tune_profile(plm, bank, dataset, given.settings, show)
             _report(tuned, dataset.task)
             for sink in sinks:

@@ -1,9 +1,9 @@
-"""How far tuning is: bars on stderr."""
+"""How far the tuning of many profiles is: a bar on stderr."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -11,41 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from xpeft_tuning.evaluation import Score
     from xpeft_tuning.mask_tuner import TuningProgress
 
-_SHOWN_SECONDS: Final = 0.1  # at least between two changes of the bar of many
-
-
-@contextmanager
-def bar_of_one() -> Iterator[Callable[[TuningProgress], None]]:
-    """Epoch, loss, score after the last whole epoch, and the time that is left."""
-    columns = (
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]}  {task.fields[score]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("tune", total=None, epoch="-", loss="-", score="")
-
-        def show(progress: TuningProgress) -> None:
-            bar.update(
-                task,
-                total=progress.epochs * progress.steps,
-                completed=(progress.epoch - 1) * progress.steps + progress.step,
-                epoch=f"{progress.epoch}/{progress.epochs}",
-                loss=f"{progress.loss:.4f}",
-                score="" if progress.score is None else _score(progress.score),
-            )
-
-        yield show
-
-
-def _score(score: Score) -> str:
-    if score.accuracy is not None:
-        return f"accuracy {score.accuracy:.3f}"
-    return "" if score.correlation is None else f"correlation {score.correlation:.3f}"
+_SHOWN_SECONDS: Final = 0.1  # at least between two changes of the bar
 
 
 class BarOfMany:
