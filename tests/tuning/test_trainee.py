@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,8 +8,7 @@ import torch
 
 from xpeft_server.model.plm import Plm
 from xpeft_tuning.dataset import Dataset, Example, Split
-from xpeft_tuning.errors import DatasetInvalid, DataTooSmall, Unservable
-from xpeft_tuning.learnable import head_labels
+from xpeft_tuning.errors import Unservable
 from xpeft_tuning.settings import TuningSettings
 from xpeft_tuning.trainee import Trainee, enrol
 
@@ -141,40 +139,3 @@ def test_it_measures_on_held_out_rows_or_else_on_train_rows(plm: Plm) -> None:
     assert (len(trainee.train), len(trainee.held_out), trainee.measured) == (16, 4, trainee.held_out)
     trainee = _enrolled(plm, _counted(10, 10))
     assert trainee.measured is trainee.train
-
-
-@pytest.mark.parametrize(
-    ("dataset", "settings", "message"),
-    [
-        (_counted(3), {}, r"the train rows have 1 label \('l0'\): tuning needs two at least"),
-        (replace(_counted(3, 3), labels=("l0", "l1", "l2")), {}, "label 'l2' has no train row to learn it from"),
-        (_counted(3, 3, split="test"), {}, "there are no train rows"),
-        (_counted(1, 1), {"stop_on": "loss"}, "stop_on is 'loss', but no label has rows enough to choose an epoch by"),
-        (Dataset((Example("w1", 0.5), Example("w2", 0.5)), ("value",)), {}, r"the train rows have 1 label \(0.5\)"),
-    ],
-)
-def test_what_cannot_be_learned_is_refused(
-    plm: Plm, dataset: Dataset, settings: dict[str, object], message: str
-) -> None:
-    with pytest.raises(DataTooSmall, match=message):
-        _enrolled(plm, dataset, **settings)
-
-
-def test_one_completion_is_enough(decoder: Plm) -> None:
-    trainee = _enrolled(decoder, Dataset((Example("w1 w2", "w3"),), (), completions=True))
-    assert (len(trainee.train), trainee.labels) == (1, ())
-
-
-def test_a_head_has_the_labels_of_its_data_or_of_the_shared_head() -> None:
-    settings = TuningSettings(shared_head="x")
-    assert head_labels(_counted(2, 2), settings, None) == ("l0", "l1")
-    assert head_labels(_counted(2, 2), settings, ("l1", "l9", "l0")) == ("l1", "l9", "l0")
-    with pytest.raises(DatasetInvalid, match=r"label 'l1' is not one of shared head 'x' \(\('l0', 'l9'\)\)"):
-        head_labels(_counted(2, 2), settings, ("l0", "l9"))
-
-
-def test_numbers_fit_a_shared_head_of_one_label_only() -> None:
-    numbers = Dataset((Example("w1", 0.5), Example("w2", 1.0)), ("stars",))
-    assert head_labels(numbers, TuningSettings(shared_head="x"), ("stars",)) == ("stars",)
-    with pytest.raises(DatasetInvalid, match="labels are numbers, but shared head 'x' has 2 labels"):
-        head_labels(numbers, TuningSettings(shared_head="x"), ("stars", "moons"))
