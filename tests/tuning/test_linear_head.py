@@ -92,3 +92,12 @@ def test_two_rows_are_enough_to_fit_and_too_few_to_choose_a_penalty() -> None:
 def test_a_label_that_a_fold_lacks_is_no_trouble() -> None:
     features, targets = _normal(FEWEST, 5), torch.tensor([0] * (FEWEST - 1) + [2])
     assert choose_penalty(features, targets, ZERO, seed=0) in PENALTIES
+
+
+def test_weights_count_a_row_as_often_as_they_say() -> None:
+    features, targets = _normal(40, 5, seed=8), torch.arange(40) % 3
+    weights = torch.tensor([2.0, 0.0]).repeat_interleave(20)
+    weighted = fit_linear_head(features, targets, ZERO, penalty=1.0, weights=weights)
+    alone = fit_linear_head(features[:20], targets[:20], ZERO, penalty=0.5)
+    torch.testing.assert_close(weighted.weight, alone.weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weighted.bias, alone.bias, rtol=1e-4, atol=1e-5)

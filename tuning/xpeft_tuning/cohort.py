@@ -202,8 +202,9 @@ class Cohort:
         """The head that suits the train rows' features best, and its penalty divided by their number."""
         targets, penalty = trainee.train.targets.to(features.device), self._settings.head_penalty
         if penalty is None:
-            penalty = choose_penalty(features, targets, drawn_to, seed=self._settings.seed)
-        return fit_linear_head(features, targets, drawn_to, penalty=penalty), penalty / len(targets)
+            penalty = choose_penalty(features, targets, drawn_to, seed=self._settings.seed, weights=trainee.row_weights)
+        head = fit_linear_head(features, targets, drawn_to, penalty=penalty, weights=trainee.row_weights)
+        return head, penalty / len(targets)
 
     def _begin_head(self, trainee: Trainee) -> None:
         settings = self._settings

@@ -29,22 +29,27 @@ class LinearHead(NamedTuple):
         return cls(torch.zeros(classes, hidden), torch.zeros(classes))
 
 
-def fit_linear_head(features: Tensor, targets: Tensor, drawn_to: LinearHead, *, penalty: float) -> LinearHead:
+def fit_linear_head(
+    features: Tensor, targets: Tensor, drawn_to: LinearHead, *, penalty: float, weights: Tensor | None = None
+) -> LinearHead:
     """Multinomial logistic or linear regression, solved rather than descended: no learning rate, no randomness.
 
-    Semantics: the minimum over W, b of ``mean(loss(features Wᵀ + b)) + penalty / Q · ‖W - W₀‖² / 2``, where the loss
-    is cross-entropy or, for targets that are numbers, half the squared error; a penalty of 1 is the usual C = 1.
-    L-BFGS in float64, from W₀, b₀.
+    Semantics: the minimum over W, b of ``mean(weights · loss(features Wᵀ + b)) + penalty / Q · ‖W - W₀‖² / 2``, where
+    the loss is cross-entropy or, for targets that are numbers, half the squared error; a penalty of 1 is the usual
+    C = 1. L-BFGS in float64, from W₀, b₀.
 
-    Args: features: ``[Q, H]``; targets: ``[Q]`` int64 below C, or float32 with C = 1; drawn_to: W₀ and b₀.
+    Args: features: ``[Q, H]``; targets: ``[Q]`` int64 below C, or float32 with C = 1; drawn_to: W₀ and b₀;
+        weights: ``[Q]``, mean 1; none: all one.
     """
     inputs, centre = features.double(), _joined(drawn_to, features)
-    kept = torch.ones(1, len(targets), dtype=torch.bool, device=features.device)
+    kept = _weights(weights, inputs)[None]
     solved = _solve(inputs, targets, kept, penalty, centre, centre[None], tolerance=1e-7)[0].float()
     return LinearHead(solved[:, :-1].contiguous(), solved[:, -1].contiguous())
 
 
-def choose_penalty(features: Tensor, targets: Tensor, drawn_to: LinearHead, *, seed: int) -> float:
+def choose_penalty(
+    features: Tensor, targets: Tensor, drawn_to: LinearHead, *, seed: int, weights: Tensor | None = None
+) -> float:
     """The one of `PENALTIES` with the least loss in cross-validation over the rows, of equals the largest.
 
     Fewer than `FEWEST` rows cannot tell: then it is 1.
@@ -58,12 +63,17 @@ def choose_penalty(features: Tensor, targets: Tensor, drawn_to: LinearHead, *, s
     order = np.random.Generator(np.random.PCG64(seed)).permutation(rows)
     left_out = torch.zeros(_FOLDS, rows, dtype=torch.bool, device=features.device)
     left_out[torch.arange(rows) % len(left_out), torch.from_numpy(order)] = True
+    weigh = _weights(weights, inputs)
     solved = centre.expand(len(left_out), -1, -1)
     losses = {}
     for penalty in sorted(PENALTIES, reverse=True):  # each starts where the last one ended
-        solved = _solve(inputs, targets, ~left_out, penalty, centre, solved, tolerance=1e-3)
-        losses[penalty] = float((_losses(inputs, targets, solved) * left_out).sum())
+        solved = _solve(inputs, targets, ~left_out * weigh, penalty, centre, solved, tolerance=1e-3)
+        losses[penalty] = float((_losses(inputs, targets, solved) * left_out * weigh).sum())
     return min(losses, key=losses.__getitem__)
+
+
+def _weights(weights: Tensor | None, inputs: Tensor) -> Tensor:
+    return inputs.new_ones(len(inputs)) if weights is None else weights.to(inputs)
 
 
 def _joined(head: LinearHead, features: Tensor) -> Tensor:
@@ -76,15 +86,15 @@ def _solve(
 ) -> Tensor:
     """F regressions at once, each over the rows that it keeps.
 
-    Args: inputs: ``[Q, H]``; kept: ``[F, Q]`` bool; centre: ``[C, H + 1]``, the bias last; start: ``[F, C, H + 1]``;
-        tolerance: of the gradient's largest element.
+    Args: inputs: ``[Q, H]``; kept: ``[F, Q]`` weights, 0 for rows that are left out; centre: ``[C, H + 1]``, the bias
+        last; start: ``[F, C, H + 1]``; tolerance: of the gradient's largest element.
     Returns: ``[F, C, H + 1]``.
     """
     solved = start.clone().requires_grad_()
     solver = torch.optim.LBFGS(
         [solved], max_iter=200, tolerance_grad=tolerance, tolerance_change=0.0, line_search_fn="strong_wolfe"
     )
-    rows = kept.sum(dim=1)
+    rows = (kept > 0).sum(dim=1)
 
     def objective() -> Tensor:
         solver.zero_grad()
