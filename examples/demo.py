@@ -71,7 +71,8 @@ def demo(
     plm: Annotated[str, typer.Option(help="Language model: a path or a hub id.")] = Settings().plm,
 ) -> None:
     """Tune three profiles, serve them, and classify the same messages with all three at once."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: who starts this in the background may have it ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         run(plm, once=once, started=time.monotonic())
     except (DemoFailed, httpx.HTTPError, ModelError, TuningError) as failure:
