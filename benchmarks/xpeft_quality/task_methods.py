@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from xpeft_server.model.bank import Bank
@@ -29,8 +29,8 @@ class Learned(NamedTuple):
 Method = Callable[[Plm, TaskSet, int, Show], Learned]
 
 _EPOCHS = {"SST-2": 4, "CoLA": 8, "MRPC": 8, "RTE": 8}
-_STD = 0.5
-"""Of a random bank's values; see tuning/README.md for how it was chosen."""
+_STRENGTH = 0.035
+"""Standard deviation of the average of k random adapters' values, which is the bank's over the root of k."""
 
 
 def adapter(plm: Plm, task: TaskSet, seed: int, show: Show) -> Learned:
@@ -47,7 +47,8 @@ def random_bank(adapters: int, kind: Literal["hard", "soft"]) -> Method:
     """Masks over a random bank, with a head of the profile's own."""
 
     def learn(plm: Plm, task: TaskSet, seed: int, show: Show) -> Learned:
-        bank = open_bank(f"random:N={adapters},R=48,seed={seed},std={_STD}", plm.facts)
+        std = _STRENGTH * math.sqrt(adapters // 2)
+        bank = open_bank(f"random:N={adapters},R=48,seed={seed},std={std:.3f}", plm.facts)
         tuned = _tuned(plm, bank, task, kind, seed, show)
         assert tuned.held_out is not None
         assert tuned.head_alone is not None
@@ -73,9 +74,13 @@ def trained_bank(kind: Literal["hard", "soft"]) -> Method:
 
 
 def _tuned(plm: Plm, bank: Bank, task: TaskSet, kind: Literal["hard", "soft"], seed: int, show: Show) -> TunedProfile:
-    settings = TuningSettings(kind=kind, epochs=_EPOCHS[task.name], batch_rows=32, seed=seed)
-    if bank.adapters >= 100:
-        settings = replace(settings, k=bank.adapters // 8)
+    settings = TuningSettings(
+        kind=kind,
+        epochs=_EPOCHS[task.name],
+        batch_rows=32,
+        mask_spread=0.5 if kind == "hard" else 0.01,
+        seed=seed,
+    )
     return tune_profile(plm, bank, task.dataset, settings, show.profile)
 
 

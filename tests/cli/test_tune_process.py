@@ -43,7 +43,13 @@ def start(tiny_bert: Path, tmp_path: Path, out: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def popen() -> subprocess.Popen[str]:
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env))
+        # The program must not inherit that Ctrl-C is ignored, as it is where the tests run in the background.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            started.append(subprocess.Popen(command, text=True, env=env, **pipes))
+        finally:
+            signal.signal(signal.SIGINT, before)
         return started[-1]
 
     yield popen

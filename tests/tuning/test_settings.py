@@ -23,6 +23,7 @@ from xpeft_tuning.settings import TuningSettings
         ("lr_norm", float("nan")),
         ("lr_head", float("inf")),
         ("head_penalty", -1.0),
+        ("mask_spread", -0.1),
         ("gumbel", -0.5),
         ("temperature", float("nan")),
         ("last_temperature", -1.0),

@@ -18,9 +18,6 @@ from .linear_head import LinearHead
 from .masks import hard_weights, soft_weights, top_k
 from .settings import TuningSettings
 
-LOGIT_SPREAD = 0.01
-"""Standard deviation of the first logits: enough that a hard choice exists, little against one step's change."""
-
 
 class Learned(NamedTuple):
     """What is learned of P profiles (or gradients of it, or averages), each ``[P, …]`` float32.
@@ -70,7 +67,9 @@ class ProfileStack:
         """A fresh profile: random logits, the identity for an affine, and no head."""
         # Drawn on the CPU, so that the device makes no difference.
         generator = torch.Generator().manual_seed(seed)
-        self.learned.logits[place] = LOGIT_SPREAD * torch.randn(self.learned.logits.shape[1:], generator=generator)
+        self.learned.logits[place] = self._settings.mask_spread * torch.randn(
+            self.learned.logits.shape[1:], generator=generator
+        )
         self.learned.ln_weight[place] = 1
         for each in self.learned[2:]:
             each[place] = 0

@@ -50,6 +50,10 @@ class TuningSettings:
         default=False,
         metadata={"help": "beside a shared head: a head of its own that starts as the shared one and is drawn to it"},
     )
+    mask_spread: float = field(
+        default=0.01,
+        metadata={"help": "standard deviation of the first mask logits, each of which a step moves by up to lr_masks"},
+    )
     gumbel: float = field(
         default=0.0, metadata={"help": "scale of the Gumbel noise on the mask logits of each step; 0: none"}
     )
@@ -84,7 +88,16 @@ class TuningSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsInvalid(f"{name} is {value}, it must be at least 1")
-        for name in ("lr_masks", "lr_norm", "lr_head", "head_penalty", "gumbel", "temperature", "last_temperature"):
+        for name in (
+            "lr_masks",
+            "lr_norm",
+            "lr_head",
+            "head_penalty",
+            "mask_spread",
+            "gumbel",
+            "temperature",
+            "last_temperature",
+        ):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise SettingsInvalid(f"{name} is {value}, it must be a number from 0 up")

@@ -38,6 +38,7 @@ class TuningSettingsBody(WireBody):
     head_penalty: _Rate | None = None
     shared_head: Text | None = None
     own_head: bool = False
+    mask_spread: _Rate = 0.01
     gumbel: _Rate = 0.0
     temperature: _Temperature = 1.0
     last_temperature: _Temperature | None = None
