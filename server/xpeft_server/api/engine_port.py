@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from xpeft_profiles import BankGeometry
-from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, EngineInfo, EngineStatus
+from xpeft_server.engine.requests import (
+    ClassifyAnswer,
+    ClassifyRequest,
+    EngineInfo,
+    EngineStatus,
+    GenerateRequest,
+    News,
+)
 
 
 class EnginePort(Protocol):
@@ -22,6 +30,14 @@ class EnginePort(Protocol):
 
         Cancelling the caller's task withdraws the request.
         Raises: EngineError of ``xpeft_server.engine.errors``.
+        """
+        ...
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[News, None]:
+        """Go on with a prompt; one version of the profile is used to the end.
+
+        Closing the generator, or cancelling who waits for its next news, withdraws the request.
+        Raises: EngineError, before the first news for whatever is wrong with the request.
         """
         ...
 

@@ -2,7 +2,9 @@
 
 EngineError
 ├── InvalidInput          a field of the request cannot be used (names the field)
-│   └── InputTooLong      more tokens than the model takes
+│   ├── InputTooLong      more tokens than the model takes
+│   └── NoChatTemplate    a chat was sent, and the tokenizer has no template for chats
+├── DoesNotGenerate       the model is an encoder
 ├── ProfileNotFound
 ├── ProfileHasNoHead      it steers the model but cannot classify
 ├── WrongBank             the profile was made for another bank than the one loaded
@@ -31,6 +33,14 @@ class InvalidInput(EngineError):
 
 class InputTooLong(InvalidInput):
     code = "input_too_long"
+
+
+class NoChatTemplate(InvalidInput):
+    code = "no_chat_template"
+
+
+class DoesNotGenerate(EngineError):
+    code = "model_does_not_generate"
 
 
 class ProfileNotFound(EngineError):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from xpeft_profiles import ProfileKey
+from xpeft_server.model.sampling_rule import SamplingRule as SamplingRule  # the API reads it here
 
 
 class TextInput(NamedTuple):
@@ -47,6 +48,83 @@ class ClassifyAnswer:
     prompt_tokens: int
     queue_time: float
     inference_time: float
+
+
+class ChatMessage(NamedTuple):
+    role: str
+    content: str
+
+
+Prompt = str | tuple[int, ...] | tuple[ChatMessage, ...]
+"""A text, its token ids, or a chat that the tokenizer's template makes a text of."""
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One prompt to go on with.
+
+    Args:
+        tenant: who asks.
+        profile: of that tenant; None asks for the bare PLM.
+        max_new_tokens: most tokens to generate; None goes on to the end of the context.
+        seed: of what is drawn at random; None draws another one each time.
+        stop: texts that end the answer and are no part of it.
+    """
+
+    tenant: str
+    profile: ProfileKey | None
+    prompt: Prompt
+    max_new_tokens: int | None = None
+    sampling: SamplingRule = field(default_factory=SamplingRule)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+class LikelyToken(NamedTuple):
+    """``bytes`` are the token's own, where ``text`` may be half a character; ``logprob`` is natural."""
+
+    id: int
+    text: str
+    bytes: bytes
+    logprob: float
+
+
+class ChosenToken(NamedTuple):
+    """A generated token and the likeliest ones in its place, the likeliest first; before temperature and limits."""
+
+    token: LikelyToken
+    likeliest: tuple[LikelyToken, ...]
+
+
+class Started(NamedTuple):
+    """The first news of an answer: its first token is there. ``profile_version`` is None for the bare PLM."""
+
+    profile_version: str | None
+    prompt_tokens: int
+    queue_time: float
+
+
+class Piece(NamedTuple):
+    """More of the answer: whole characters. ``tokens`` are told only if logprobs were asked for."""
+
+    text: str
+    tokens: tuple[ChosenToken, ...] = ()
+
+
+class Finished(NamedTuple):
+    """The last news of an answer. Times in seconds."""
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    queue_time: float
+    inference_time: float
+
+
+News = Started | Piece | Finished
+"""An answer on its way: `Started`, any number of `Piece`, `Finished`."""
 
 
 @dataclass(frozen=True, slots=True)
