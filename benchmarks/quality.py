@@ -8,8 +8,10 @@ Cells are appended to a file as they are done; a cell that is there is not measu
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -19,15 +21,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from xpeft_benchmarks.machine import machine, versions
-from xpeft_quality.cell import Cell, append_cells, read_cells
-from xpeft_quality.data_sets import SETS, TaskSet, UserSet, read_set
+from xpeft_quality.cell import append_cells, read_cells
+from xpeft_quality.data_sets import SETS, read_set
+from xpeft_quality.measurement import METHODS, measure, methods_for
 from xpeft_quality.progress import Show
 from xpeft_quality.table import table
-from xpeft_quality.task_methods import TASK_METHODS
-from xpeft_quality.user_methods import USER_METHODS, Kept
-from xpeft_server.model.plm import DEFAULT_PLM, Plm, load_plm
+from xpeft_quality.user_methods import Kept
+from xpeft_server.model.plm import DEFAULT_PLM, load_plm
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
 
@@ -36,26 +39,34 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, hel
 def run(
     data: Annotated[Path, typer.Option(help="Folder with glue/ and personal/.")],
     sets: Annotated[str, typer.Option(help=f"Of {', '.join(SETS)}; several with commas.")] = ",".join(SETS),
-    methods: Annotated[str, typer.Option(help="Several with semicolons; all if left out.")] = "",
+    methods: Annotated[
+        str, typer.Option(help="Several with semicolons, each on the sets that it is for; all if left out.")
+    ] = ";".join(METHODS),
     seeds: Annotated[str, typer.Option(help="Several with commas.")] = "0,1,2",
     dtype: Annotated[str, typer.Option(help="Of the language model: float32 or bfloat16.")] = "bfloat16",
     banks: Annotated[Path, typer.Option(help="Where trained banks are kept.")] = Path("quality-banks"),
     results: Annotated[Path, typer.Option(help="Cells, a line of JSON each.")] = RESULTS,
 ) -> None:
     """Measure cells that are not in the file of results yet."""
-    plm = load_plm(DEFAULT_PLM, dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
+    chosen_sets = _among(SETS, sets.split(","), "--sets")
+    chosen_methods = _among(METHODS, methods.split(";"), "--methods")
+    chosen_seeds = [_seed(each) for each in seeds.split(",")]
+    [chosen_dtype] = _among(DTYPES, [dtype], "--dtype")
+    plm = load_plm(DEFAULT_PLM, dtype=DTYPES[chosen_dtype])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        for seed in map(int, seeds.split(",")):
-            for name in sets.split(","):
+        for seed in chosen_seeds:
+            for name in chosen_sets:
                 measured = read_set(name, data)
-                for method in wanted(measured, methods):
-                    if not any(
-                        (cell.set, cell.method, cell.seed) == (name, method, seed) for cell in read_cells(results)
-                    ):
-                        show = Show(bar, f"{name}, {method}, seed {seed}")
-                        append_cells(results, cells(plm, measured, method, seed, dtype, banks, show))
-                        show.end()
+                for method in methods_for(measured):
+                    if method not in chosen_methods or _is_there(results, name, method, seed):
+                        continue
+                    show = Show(bar, f"{name}, {method}, seed {seed}")
+                    cells = measure(
+                        plm, measured, method, seed, kept=Kept(banks), show=show, context=_context(chosen_dtype)
+                    )
+                    append_cells(results, cells)
+                    show.end()
 
 
 @app.command("table")
@@ -68,39 +79,33 @@ def write_table(
     typer.echo(f"wrote {path}")
 
 
-def wanted(measured: TaskSet | UserSet, methods: str) -> list[str]:
-    every = list(TASK_METHODS if isinstance(measured, TaskSet) else USER_METHODS)
-    chosen = [each.strip() for each in methods.split(";") if each.strip()] or every
-    return [each for each in every if each in chosen]
+def _among(known: Iterable[str], names: Iterable[str], option: str) -> list[str]:
+    """Raises: typer.BadParameter for a name that is none."""
+    every, chosen = list(known), [name.strip() for name in names]
+    for name in chosen:
+        if name not in every:
+            raise typer.BadParameter(f"{name!r} is none of: {'; '.join(every)}", param_hint=option)
+    return chosen
 
 
-def cells(
-    plm: Plm, measured: TaskSet | UserSet, method: str, seed: int, dtype: str, banks: Path, show: Show
-) -> list[Cell]:
-    """A training may answer for more than one method: each becomes a cell."""
-    began = time.perf_counter()
-    if isinstance(measured, TaskSet):
-        learned = TASK_METHODS[method](plm, measured, seed, show)
-        values = {name: score_of(measured, score) for name, score in learned.scores.items()}
-        details: dict[str, object] = {**learned.details, "scores": {n: s._asdict() for n, s in learned.scores.items()}}
-    else:
-        answers = USER_METHODS[method](plm, measured, seed, Kept(banks), show)
-        values, details = answers.accuracy, {"users": answers.users, "rows": answers.rows}
-    seconds = round(time.perf_counter() - began, 1)
-    context = {
-        "command": " ".join(sys.argv),
+def _seed(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise typer.BadParameter(f"{text!r} is no whole number from 0 up", param_hint="--seeds")
+    return int(text)
+
+
+def _is_there(results: Path, name: str, method: str, seed: int) -> bool:
+    return any((cell.set, cell.method, cell.seed) == (name, method, seed) for cell in read_cells(results))
+
+
+def _context(dtype: str) -> dict[str, object]:
+    return {
+        "command": shlex.join(sys.argv),
         "dtype": dtype,
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),
         "versions": versions(),
     }
-    return [Cell(measured.name, name, seed, value, seconds, details, context) for name, value in values.items()]
-
-
-def score_of(measured: TaskSet, score: object) -> float:
-    """The set's metric; Matthews' correlation is Pearson's of two labels."""
-    value = getattr(score, "accuracy" if measured.metric == "accuracy" else "correlation")
-    return float(value)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from xpeft_server.model.plm import Plm
 from xpeft_tuning.bank_training.settings import BankTrainingSettings
 from xpeft_tuning.bank_training.warm_start import WarmStart
 from xpeft_tuning.dataset import Dataset
-from xpeft_tuning.evaluation import Evaluator, Scored
+from xpeft_tuning.evaluation import Evaluator, Score, Scored
 from xpeft_tuning.labelled_texts import LabelledTexts
 from xpeft_tuning.mask_tuner import Tuned, TuningTask, tune_profiles
 from xpeft_tuning.settings import TuningSettings
@@ -67,7 +67,7 @@ def global_adapter(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) 
     for dataset in users.unseen.values():
         test = LabelledTexts(plm, [row for row in dataset.examples if row.split == "test"], labels, completions=False)
         score = evaluator.scores([Scored(profile, test)])[0]
-        right += (score.accuracy or 0.0) * score.rows
+        right += _right(score)
         rows += score.rows
     return Answers({"one adapter for all": right / rows}, len(users.unseen), int(rows))
 
@@ -135,8 +135,9 @@ def _tuned(plm: Plm, bank: Bank, users: UserSet, settings: TuningSettings, name:
         show.profiles(done, len(users.unseen))
         held_out = tuned.result.held_out
         assert held_out is not None
-        right += (held_out.accuracy or 0.0) * held_out.rows
-        majority += (tuned.result.majority or 0.0) * held_out.rows
+        assert tuned.result.majority is not None
+        right += _right(held_out)
+        majority += tuned.result.majority * held_out.rows
         rows += held_out.rows
     return Answers({name: right / rows, "majority of each user": majority / rows}, len(users.unseen), int(rows))
 
@@ -151,3 +152,9 @@ def _outcomes(plm: Plm, bank: Bank, users: Mapping[str, Dataset], settings: Tuni
         if not isinstance(outcome, Tuned):
             raise outcome.reason
         yield outcome
+
+
+def _right(score: Score) -> float:
+    """How many rows got their label."""
+    assert score.accuracy is not None
+    return score.accuracy * score.rows
