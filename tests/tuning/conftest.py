@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from xpeft_server.model.bank import Bank
 from xpeft_server.model.bank_source import open_bank
@@ -41,29 +39,8 @@ def bank(plm: Plm) -> Bank:
 
 
 @pytest.fixture(scope="session")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Plm:
-    """A random-weight Llama (L=2, H=32, 64 positions); its tokenizer ("w0" … "w99") adds no special tokens."""
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    words = ["<unk>", "</s>", *(f"w{number}" for number in range(100))]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>").save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    return load_plm(str(folder))
+def decoder(tiny_llama: Path) -> Plm:
+    return load_plm(str(tiny_llama))
 
 
 @pytest.fixture(scope="session")
