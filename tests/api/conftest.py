@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from fastapi import FastAPI
 
 from xpeft_profiles import BankGeometry, MemoryStore, Profile, write_profile_file
@@ -19,13 +21,7 @@ from xpeft_server.api.auth import Keys, NoKeys
 from xpeft_server.api.drain import Drain
 from xpeft_server.api.key_ring import KeyRing
 from xpeft_server.engine.metrics import Metrics
-from xpeft_server.engine.requests import (
-    Classification,
-    ClassifyAnswer,
-    ClassifyRequest,
-    EngineInfo,
-    EngineStatus,
-)
+from xpeft_server.engine.requests import Classification, ClassifyAnswer, ClassifyRequest, EngineInfo, EngineStatus
 from xpeft_server.jobs.errors import JobFailure
 from xpeft_server.jobs.publisher import Publisher
 from xpeft_server.jobs.request_checks import check_examples
@@ -173,13 +169,7 @@ def key_file(tmp_path: Path) -> Path:
     """A key for each of ``SECRETS``, whose names are the secrets too."""
     path = tmp_path / "keys.json"
     entries = [
-        {
-            "id": secret,
-            "tenant": tenant,
-            "role": role,
-            "sha256": hashlib.sha256(secret.encode()).hexdigest(),
-            "expires": None,
-        }
+        {"id": secret, "tenant": tenant, "role": role, "sha256": sha256(secret.encode()).hexdigest(), "expires": None}
         for secret, (tenant, role) in SECRETS.items()
     ]
     path.write_text(json.dumps({"keys": entries}))
@@ -231,6 +221,25 @@ def app(
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
         yield client
+
+
+class QuietServer(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@pytest.fixture
+async def port(app: FastAPI) -> AsyncIterator[int]:
+    """Where a real server listens."""
+    config = uvicorn.Config(app, port=0, http="httptools", lifespan="off", access_log=False, log_config=None)
+    server = QuietServer(config)
+    running = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    await running
 
 
 @pytest.fixture

@@ -3,35 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import pytest
-import uvicorn
 
 BODY = b'{"profile":"p","input":"a"}'
 HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-
-
-class QuietServer(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self):
-        yield
-
-    async def startup(self, sockets=None):
-        await super().startup(sockets)
-        self.listening.set()
-
-
-@pytest.fixture
-async def port(app):
-    config = uvicorn.Config(app, port=0, http="httptools", lifespan="off", access_log=False, log_config=None)
-    server = QuietServer(config)
-    server.listening = asyncio.Event()
-    running = asyncio.create_task(server.serve())
-    await server.listening.wait()
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    await running
 
 
 async def connect(port):
