@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from xpeft_profiles import Profile
 from xpeft_server.model.bank import Bank, SharedHead
 from xpeft_server.model.packing import pack
 from xpeft_server.model.plm import Plm
@@ -18,6 +19,7 @@ from xpeft_tuning.cohort import Cohort
 from xpeft_tuning.dataset import Dataset, Example
 from xpeft_tuning.evaluation import Scored
 from xpeft_tuning.labelled_texts import LabelledTexts
+from xpeft_tuning.profile_stack import ProfileStack
 from xpeft_tuning.row_adam import RowAdam
 from xpeft_tuning.settings import TuningSettings
 from xpeft_tuning.trainee import Trainee, enrol
@@ -158,3 +160,87 @@ def test_what_is_tuned_is_what_is_served(plm: Plm, bank: Bank, make_dataset: Mak
     assert trainee.best.profile is not None
     (score,) = cohort.scores([Scored(trainee.best.profile, trainee.train)])
     assert score.loss == pytest.approx(loss, rel=2e-3)
+
+
+def _ended(cohort: Cohort, trainees: list[Trainee]) -> list[Trainee]:
+    """Tuned to the end, in the order in which they leave."""
+    cohort.admit(trainees)
+    left = []
+    while cohort.trainees:
+        left += cohort.step()
+    return left
+
+
+@pytest.mark.parametrize(
+    ("settings", "watch", "made"),
+    [
+        ({}, False, [1, 4]),
+        ({"epochs": 1}, False, [1]),
+        ({}, True, [1, 2, 3, 4]),
+        ({"held_out": 0.0}, True, [1, 4]),
+        ({"stop_on": "loss", "patience": 9}, False, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_a_profile_is_made_where_somebody_needs_it(
+    plm: Plm,
+    bank: Bank,
+    make_dataset: MakeDataset,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    watch: bool,
+    made: list[int],
+) -> None:
+    """At the first epoch's end, to know that it can be served, at the last, and wherever it is scored."""
+    chosen = TuningSettings(**(QUICK | {"epochs": 4} | settings))
+    datasets = [make_dataset(rows, seed=rows) for rows in (24, 40)]
+    trainees = [enrol(plm, str(n), each, each.labels, chosen) for n, each in enumerate(datasets)]
+    cohort = Cohort(plm, bank, chosen, places=2, classes=3, watch=watch)
+    found = defaultdict(list)
+    make = ProfileStack.profile
+
+    def noted(stack: ProfileStack, place: int, *more: Any) -> Profile:
+        found[place].append(next(each.epochs_done for each in trainees if each.place == place))
+        return make(stack, place, *more)
+
+    monkeypatch.setattr(ProfileStack, "profile", noted)
+    _ended(cohort, trainees)
+    assert found == {0: made, 1: made}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"kind": "soft"}, {"stop_on": "loss"}, {"lr_norm": 4e4, "epochs": 9, "batch_rows": 64}],
+    ids=["hard", "soft", "stopped", "beyond float16"],
+)
+def test_whether_profiles_are_made_at_every_epoch_changes_no_outcome(
+    plm: Plm, bank: Bank, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """Also not when a profile leaves that cannot be served any more."""
+    chosen = TuningSettings(**(QUICK | {"epochs": 4} | settings))
+    outcomes = []
+    for every in (False, True):
+        if every:
+            monkeypatch.setattr(Cohort, "_is_looked_at", lambda *_: True)
+        datasets = [make_dataset(rows, seed=rows) for rows in (24, 40, 18)]
+        trainees = [enrol(plm, str(n), each, each.labels, chosen) for n, each in enumerate(datasets)]
+        left = _ended(Cohort(plm, bank, chosen, places=3, classes=4), trainees)
+        outcomes.append(
+            [
+                (
+                    each.name,
+                    each.epoch,
+                    str(each.failure),
+                    None if each.failure else (each.best.epoch, each.best.profile and each.best.profile.version),
+                )
+                for each in left
+            ]
+        )
+    assert outcomes[0] == outcomes[1]
+    epochs = [epoch for _, epoch, _, _ in outcomes[0]]
+    failures = [failure for _, _, failure, _ in outcomes[0]]
+    if "lr_norm" in settings:
+        assert all("ln_" in failure and "beyond float16" in failure for failure in failures)
+        assert max(epochs) < 9
+        assert min(epochs) > 1
+    else:
+        assert failures == ["None"] * 3

@@ -206,3 +206,15 @@ def test_numbers_that_no_profile_can_hold_are_told(bank: Bank, name: str, value:
     with pytest.raises(Unservable, match=message):
         stack.profile(1, LABELS, 1.0)
     stack.profile(0, LABELS, 1.0)
+    assert stack.fit_float16([2, 1, 0]) == [True, False, True]
+
+
+def test_numbers_of_float16s_whole_range_fit_a_profile(bank: Bank) -> None:
+    stack = _stack(bank)
+    for each in stack.learned[1:]:
+        each[1].fill_(65504.0)
+        each[2].fill_(-65504.0)
+    assert stack.fit_float16([0, 1, 2]) == [True, True, True]
+    assert stack.fit_float16([]) == []
+    stack.profile(1, LABELS, 1.0)
+    stack.profile(2, LABELS, 1.0)

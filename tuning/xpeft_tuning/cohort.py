@@ -150,11 +150,17 @@ class Cohort:
     def _leave(self) -> list[Trainee]:
         """After a step: look at whose epoch ended, and let go of who is done."""
         ended = [each for each in self.trainees if each.ends_epoch]
-        self._offer(ended)
+        fit = self._stack.fit_float16([each.place for each in ended])
+        self._offer([each for each, fits in zip(ended, fit, strict=True) if not fits or self._is_looked_at(each)])
         done = [each for each in ended if each.finished]
         self.trainees = [each for each in self.trainees if each not in done]
         self._free += [each.place for each in done]
         return done
+
+    def _is_looked_at(self, trainee: Trainee) -> bool:
+        """Whether the epoch's profile is scored or maybe kept; the first one shows if any can be made at all."""
+        last = trainee.epoch == trainee.settings.epochs
+        return last or trainee.best.profile is None or len(self._watched(trainee)) > 0
 
     def _offer(self, trainees: Sequence[Trainee]) -> None:
         """Profiles as they are now, and their scores where anybody looks at them, to each one's choice of an epoch."""

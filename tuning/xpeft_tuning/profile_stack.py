@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -111,6 +112,20 @@ class ProfileStack:
     def head(self, places: Tensor, learned: Learned) -> tuple[Tensor, Tensor]:
         """Weight ``[P', C, H]`` and bias ``[P', C]`` of some places' heads, differentiable in ``learned``."""
         return self._centre_weight[places] + learned.head_weight, self._centre_bias[places] + learned.head_bias
+
+    @torch.no_grad()
+    def fit_float16(self, places: Sequence[int]) -> list[bool]:
+        """For each place, whether all of its numbers are such that a profile could be made of them.
+
+        One look at all places, so that a profile that nobody needs yet need not be made to know.
+        """
+        here = torch.tensor(places, dtype=torch.int64, device=self.learned.logits.device)
+        learned = Learned(*(each[here] for each in self.learned))
+        weight, bias = self.head(here, learned)
+        bias = bias.masked_fill(self._centre_bias[here].isneginf(), 0)  # labels of wider heads
+        largest = torch.finfo(torch.float16).max
+        numbers = (*learned[:3], weight, bias)
+        return torch.stack([(each.abs() <= largest).flatten(1).all(dim=1) for each in numbers]).all(dim=0).tolist()
 
     @torch.no_grad()
     def profile(self, place: int, labels: tuple[str, ...], temperature: float) -> Profile:
