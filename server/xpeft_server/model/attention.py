@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from .kv_attention import KvStep
 from .sequence_groups import Bucket, SequenceGroups
 
 PACKED_ATTENTION = "xpeft_packed"
@@ -21,7 +22,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packed_groups: SequenceGroups,
+    packed_groups: SequenceGroups | KvStep,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: Any,
@@ -33,10 +34,12 @@ def packed_attention(
 
     Args:
         query: ``[1, heads, T, d]``; key and value may have fewer heads (grouped queries).
-        packed_groups: all T rows.
+        packed_groups: all T rows; or, when generating, where each row's sequence has its keys and values.
         sliding_window: tokens at this distance or more are not seen.
     Returns: ``[1, T, heads, d]``.
     """
+    if isinstance(packed_groups, KvStep):
+        return packed_groups.attend(_block_of(module), query, key, value, scaling, sliding_window), None
     causal = bool(getattr(module, "is_causal", False))
     if query.requires_grad:
         return _with_gradient(query, key, value, packed_groups, scaling, sliding_window, causal), None
@@ -53,6 +56,11 @@ def packed_attention(
         outputs.append(out.transpose(1, 2).reshape(1, count * length, *out.shape[1::2]))
         start = end
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
+
+
+def _block_of(module: nn.Module) -> int:
+    block: int = module.layer_idx  # type: ignore[assignment]  # transformers numbers every attention module
+    return block
 
 
 def _sequences(states: Tensor, start: int, end: int, count: int) -> Tensor:

@@ -26,6 +26,7 @@ from .errors import ModelError, ModelUnusable
 from .families import Family, family_of, first_position, position_limit
 from .packing import PackedBatch
 from .plm_facts import PlmFacts, plm_fingerprint
+from .step_packing import StepBatch
 from .tokenizing import TextTokenizer
 from .vocabulary_head import VocabularyHead
 
@@ -45,6 +46,7 @@ class Plm:
 
     ``feed_forward`` is the width inside a block's feed-forward on CPU, 0 elsewhere (see `even_rows`).
     ``vocabulary_head`` is None for encoders, and for decoders whose checkpoint brings no head and ties none.
+    ``ends`` are the tokens that end a generated text, none where the checkpoint names none.
     """
 
     name: str
@@ -58,11 +60,12 @@ class Plm:
     first_position: int
     feed_forward: int
     vocabulary_head: VocabularyHead | None
+    ends: frozenset[int]
 
-    def forward(self, batch: PackedBatch, adapters: Adapters | None = None) -> Tensor:
-        """Last hidden states ``[T, H]`` of a packed batch; without adapters, the bare PLM's."""
+    def forward(self, batch: PackedBatch | StepBatch, adapters: Adapters | None = None) -> Tensor:
+        """Last hidden states ``[T, H]`` of packed texts, or of a step; without adapters, the bare PLM's."""
         arguments: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
-        if self.family.token_types:
+        if self.family.token_types and isinstance(batch, PackedBatch):
             arguments["token_type_ids"] = batch.token_type_ids
         if self.family.decoder:
             arguments["use_cache"] = False
@@ -83,13 +86,13 @@ def load_plm(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtyp
     try:
         family = family_of(_model_type(source))
         config = AutoConfig.from_pretrained(source)
-        model, vocabulary_head = _load_model(source, family, dtype)
+        model, vocabulary_head, ends = _load_model(source, family, dtype)
         tokenizer = TextTokenizer(AutoTokenizer.from_pretrained(source), position_limit(config))
     except ModelError:
         raise
     except Exception as error:  # four libraries read these files, and each has its own errors for damaged ones
         raise ModelUnusable(f"plm: {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
-    return prepared(name, model, tokenizer, vocabulary_head=vocabulary_head, device=device, dtype=dtype)
+    return prepared(name, model, tokenizer, vocabulary_head=vocabulary_head, ends=ends, device=device, dtype=dtype)
 
 
 def prepared(
@@ -98,6 +101,7 @@ def prepared(
     tokenizer: TextTokenizer,
     *,
     vocabulary_head: VocabularyHead | None = None,
+    ends: frozenset[int] = frozenset(),
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Plm:
@@ -127,6 +131,7 @@ def prepared(
         first_position=first_position(config),
         feed_forward=feed_forward,
         vocabulary_head=vocabulary_head,
+        ends=ends,
     )
 
 
@@ -146,6 +151,7 @@ def _model_type(source: str) -> str:
 class _Weights(NamedTuple):
     model: PreTrainedModel
     vocabulary_head: VocabularyHead | None
+    ends: frozenset[int]
 
 
 def _load_model(source: str, family: Family, dtype: torch.dtype) -> _Weights:
@@ -162,9 +168,15 @@ def _load_model(source: str, family: Family, dtype: torch.dtype) -> _Weights:
             f"plm: {source!r} has no usable weights for {', '.join(lacking[:5])} ({len(lacking)} in all)"
         )
     if not family.decoder:
-        return _Weights(model, None)
+        return _Weights(model, None, frozenset())
     head = None if _HEAD_WEIGHT in missing else VocabularyHead(model.get_parameter(_HEAD_WEIGHT))
-    return _Weights(model.base_model, head)
+    return _Weights(model.base_model, head, _ends(model))
+
+
+def _ends(model: PreTrainedModel) -> frozenset[int]:
+    """What the checkpoint's generation_config.json names, or its config.json: a token, or several."""
+    named = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return frozenset([named] if isinstance(named, int) else named or ())
 
 
 def _check_vocabulary(tokenizer: TextTokenizer, model: PreTrainedModel) -> None:

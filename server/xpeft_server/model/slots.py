@@ -53,7 +53,8 @@ class SlotBuffers:
 
     Args:
         bank: ``[L, N, D]`` rows of the form, as `bank_rows`.
-        adapters: ``[L, S, D']`` rows of the form, dtype of the model.
+        adapters: ``[L, S + 1, D']`` rows of the form, dtype of the model; the last is all zeros, an adapter that
+            changes nothing: rows of the bare PLM in a batch with others.
         head_weight, head_bias: ``[rows, H]`` and ``[rows]`` float32.
     """
 
@@ -62,7 +63,8 @@ class SlotBuffers:
         self.own_head_rows = head_rows
         self.bank = bank_rows(bank, device=device, dtype=dtype)
         # Not zeroed: on CPU a slot takes memory when it is first filled, and no other is ever read.
-        self.adapters = torch.empty(bank.blocks, slots, self.form.slot_row, device=device, dtype=dtype)
+        self.adapters = torch.empty(bank.blocks, slots + 1, self.form.slot_row, device=device, dtype=dtype)
+        self.adapters[:, slots].zero_()
         shared = {name: head.weight.shape[0] for name, head in bank.heads.items()}
         total = head_rows + sum(shared.values())
         self.head_weight = torch.empty(total, bank.hidden, device=device)
@@ -79,7 +81,12 @@ class SlotBuffers:
     @property
     def slots(self) -> int:
         """S."""
-        return self.adapters.shape[1]
+        return self.adapters.shape[1] - 1
+
+    @property
+    def bare_slot(self) -> int:
+        """The row that changes nothing."""
+        return self.slots
 
     def fill(self, fills: Sequence[SlotFill]) -> None:
         """Materialise profiles into their slots; one product a block for all hard ones, one for all soft ones."""
