@@ -25,7 +25,9 @@ from xpeft_profiles import (
 )
 from xpeft_server.engine.errors import (
     DamagedProfile,
+    DoesNotGenerate,
     InvalidInput,
+    NoChatTemplate,
     Overloaded,
     ProfileHasNoHead,
     ProfileNotFound,
@@ -71,6 +73,10 @@ class ClientGone(Exception):
     """The client closed its connection before the answer; there is nobody to answer."""
 
 
+class AnswerBroken(Exception):
+    """An answer failed after it had begun; its client was told in the answer itself."""
+
+
 class _Rule(NamedTuple):
     status: int
     code: str
@@ -79,6 +85,8 @@ class _Rule(NamedTuple):
 # An error that is not here, nor a parent of it, is our own bug: 500.
 _TABLE: Final[Mapping[type[Exception], _Rule]] = {
     InvalidInput: _Rule(422, InvalidInput.code),
+    NoChatTemplate: _Rule(400, NoChatTemplate.code),
+    DoesNotGenerate: _Rule(400, DoesNotGenerate.code),
     ProfileNotFound: _Rule(404, ProfileNotFound.code),
     ProfileHasNoHead: _Rule(422, ProfileHasNoHead.code),
     WrongBank: _Rule(409, WrongBank.code),

@@ -3,65 +3,90 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Final, NamedTuple
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
 from .departure import unless_client_leaves
+from .errors import AnswerBroken
+from .problems import problem_of
+from .replies import Headers
 
 DONE: Final = b"data: [DONE]\n\n"
-_HEADERS: Final = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"vary", b"accept"))
+_HEADERS: Final = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"))
 # A comment now and then, so that no proxy takes a long silence for a dead connection.
 _SILENCE: Final = b": still there\n\n"
 _SILENT_SECONDS: Final = 15.0
+
+
+class Opening(NamedTuple):
+    """The answer begins, with these headers, though there is no document yet."""
+
+    headers: Headers
 
 
 class Document(NamedTuple):
     """``is_last``: after it the stream is complete."""
 
     value: object
-    is_last: bool
+    is_last: bool = False
+
+
+Events = AsyncGenerator[Opening | Document, None]
 
 
 class EventStream:
-    """An ASGI application: ``data: DOCUMENT`` for each, and ``data: [DONE]`` after the last one.
+    """An ASGI application, for one answer: ``data: DOCUMENT`` for each, and ``data: [DONE]`` after the last one.
 
-    The answer begins with the first document: what is raised before it can still be answered as an error. A stream
-    that breaks off has no ``[DONE]``.
+    The answer begins with what comes first, which alone may be an `Opening`: what is raised before it can still be
+    answered as an error. What is raised later is told as an event, the error's envelope; there is no ``[DONE]`` then.
     """
 
-    def __init__(self, documents: AsyncGenerator[Document, None]) -> None:
-        self._documents = documents
+    def __init__(self, events: Events, *, headers: Headers = ()) -> None:
+        self._events = events
+        self._headers = [*_HEADERS, *headers]
+        self._spoke = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A client that goes away ends the stream. Raises: ClientGone."""
-        del scope
-        async with contextlib.aclosing(self._documents):
-            await unless_client_leaves(receive, self._send(send))
+        """A client that goes away ends the stream. Raises: ClientGone; AnswerBroken after an error's event."""
+        async with aclosing(self._events):
+            await unless_client_leaves(receive, self._answer(scope, send))
 
-    async def _send(self, send: Send) -> None:
-        first = await anext(self._documents)
-        await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
-        await _send_event(send, first)
-        while (document := await self._next(send)) is not None:
-            await _send_event(send, document)
+    async def _answer(self, scope: Scope, send: Send) -> None:
+        first = await anext(self._events)
+        more = first.headers if isinstance(first, Opening) else ()
+        await send({"type": "http.response.start", "status": 200, "headers": [*self._headers, *more]})
+        self._spoke = asyncio.get_running_loop().time()
+        company = asyncio.create_task(self._fill_silence(send))
+        try:
+            if isinstance(first, Document):
+                await self._tell(send, first)
+            async for event in self._events:
+                if isinstance(event, Document):
+                    await self._tell(send, event)
+        except Exception as error:
+            told = b"data: %s\n\n" % problem_of(error, scope).envelope()
+            await send({"type": "http.response.body", "body": told})
+            raise AnswerBroken from error
+        finally:
+            company.cancel()
         await send({"type": "http.response.body", "body": b""})
 
-    async def _next(self, send: Send) -> Document | None:
-        """None at the end."""
-        coming = asyncio.ensure_future(anext(self._documents, None))
-        try:
-            while not (await asyncio.wait([coming], timeout=_SILENT_SECONDS))[0]:
+    async def _tell(self, send: Send, document: Document) -> None:
+        event = b"data: %s\n\n" % orjson.dumps(document.value)
+        body = event + DONE if document.is_last else event
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        self._spoke = asyncio.get_running_loop().time()
+
+    async def _fill_silence(self, send: Send) -> None:
+        now = asyncio.get_running_loop().time
+        while True:
+            left = self._spoke + _SILENT_SECONDS - now()
+            if left > 0:
+                await asyncio.sleep(left)
+            else:
                 await send({"type": "http.response.body", "body": _SILENCE, "more_body": True})
-            return await coming
-        finally:
-            coming.cancel()
-            await asyncio.wait([coming])
-
-
-async def _send_event(send: Send, document: Document) -> None:
-    event = b"data: %s\n\n" % orjson.dumps(document.value)
-    await send({"type": "http.response.body", "body": event + DONE if document.is_last else event, "more_body": True})
+                self._spoke = now()

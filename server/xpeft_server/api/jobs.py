@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from starlette.requests import Request
@@ -17,7 +16,7 @@ from .access import JOBS_PREFIX
 from .bodies import read_body
 from .conditions import match_of
 from .context import context_of
-from .event_stream import Document, EventStream
+from .event_stream import Document, Events, EventStream
 from .json_bodies import parse_json
 from .media import prefers_events
 from .names import profile_to_write
@@ -58,10 +57,10 @@ class Jobs:
         key = _key(request.scope)
         record = await self._tuner.get(key)
         if request.method == "GET" and prefers_events(request.headers.get("accept")):
-            return EventStream(self._documents(key))
+            return EventStream(self._documents(key), headers=[_VARY])
         return json_reply(job_document(record), headers=[_VARY])
 
-    async def _documents(self, key: JobKey) -> AsyncGenerator[Document, None]:
+    async def _documents(self, key: JobKey) -> Events:
         async with aclosing(self._tuner.follow(key)) as records:
             async for record in records:
                 yield Document(job_document(record), is_last=record.finished is not None)

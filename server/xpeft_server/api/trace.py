@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,10 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from xpeft_server.engine.metrics import Metrics
 
 from .context import RequestContext
-from .errors import ApiError, ClientGone, outcome_of, translate
+from .errors import AnswerBroken, ClientGone, outcome_of
+from .problems import problem_of
 from .replies import error_reply
-
-log = logging.getLogger(__name__)
 
 
 class Trace:
@@ -34,13 +32,15 @@ class Trace:
         try:
             try:
                 await self._app(scope, receive, answer.send)
-            except (ClientGone, asyncio.CancelledError):
+            except (AnswerBroken, ClientGone, asyncio.CancelledError):
                 raise
             except Exception as error:
                 if answer.status:
                     raise
-                await error_reply(_problem(error, scope, context))(scope, receive, answer.send)
+                await error_reply(problem_of(error, scope))(scope, receive, answer.send)
             outcome = outcome_of(answer.status)
+        except AnswerBroken:
+            outcome = "server_error"
         except ClientGone:
             outcome = "cancelled"
         except asyncio.CancelledError:
@@ -70,12 +70,3 @@ class _Answer:
                 (b"x-total-time", b"%.6f" % seconds),
             ]
         await self._send(message)
-
-
-def _problem(error: Exception, scope: Scope, context: RequestContext) -> ApiError:
-    problem = translate(error)
-    if problem is not None and problem.status != 500:
-        return problem
-    request_id = context.request_id.decode()
-    log.error("request %s: %s %s failed", request_id, scope["method"], context.template, exc_info=error)
-    return problem or ApiError(500, "internal_error", f"the server failed; request id {request_id}")
