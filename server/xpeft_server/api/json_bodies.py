@@ -10,7 +10,9 @@ from pydantic import BaseModel, ValidationError
 from xpeft_profiles.errors import shown
 
 from .errors import ApiError
-from .wire import UNION_TAGS, UNKNOWN_FIELD
+from .refused_fields import UNSUPPORTED
+from .union_tags import UNION_TAGS
+from .wire import UNKNOWN_FIELD
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -18,7 +20,11 @@ _SHOWN: Final = 80
 
 
 def parse_json(data: bytes, wire_type: type[Body]) -> Body:
-    """Raises: ApiError 400 if this is not JSON, 422 naming the field if it is not what the type says."""
+    """The body as a value of the type.
+
+    Raises: ApiError 400 if this is not JSON or asks by name for what is not supported, 422 naming the field if it is
+        not what the type says.
+    """
     if not data:
         raise ApiError(400, "invalid_json", "the body is empty; send a JSON object")
     try:
@@ -41,6 +47,8 @@ def _invalid_field(error: ValidationError, document: object) -> ApiError:
         return ApiError(422, UNKNOWN_FIELD, f"there is no field {shown(inner)}", param=inner[:_SHOWN])
     if not first["loc"]:
         return ApiError(422, "invalid_body", f"the body is {_kind(document)}, not a JSON object")
+    if kind == UNSUPPORTED:
+        return ApiError(400, UNSUPPORTED, f"{param}: {first['msg']}", param=param)
     if kind == "missing":
         return ApiError(422, "missing_field", f"{param} is missing", param=param)
     reason = first["msg"].removeprefix("Value error, ")

@@ -7,12 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-_TEXT: Final = ":text"
-_TEXTS: Final = ":texts"
-_PAIRS: Final = ":pairs"
-_NUMBER: Final = ":number"
-# How the members of ``input`` and of a label are called in pydantic's locations; they are no part of a field's name.
-UNION_TAGS: Final = frozenset({_TEXT, _TEXTS, _PAIRS, _NUMBER})
+from .union_tags import NUMBER, PAIRS, TEXT, TEXTS
 
 UNKNOWN_FIELD: Final = "unknown_field"
 _VERSION: Final = "sha256:" + "4f" * 32
@@ -42,16 +37,16 @@ class TextPairBody(WireBody):
 
 def _kind_of_input(value: object) -> str | None:
     if isinstance(value, str):
-        return _TEXT
+        return TEXT
     if not isinstance(value, list):
         return None
-    return _PAIRS if value and isinstance(value[0], dict) else _TEXTS
+    return PAIRS if value and isinstance(value[0], dict) else TEXTS
 
 
 InputBody = Annotated[
-    Annotated[Text, Tag(_TEXT)]
-    | Annotated[list[Text], Field(min_length=1, fail_fast=True), Tag(_TEXTS)]
-    | Annotated[list[TextPairBody], Field(min_length=1, fail_fast=True), Tag(_PAIRS)],
+    Annotated[Text, Tag(TEXT)]
+    | Annotated[list[Text], Field(min_length=1, fail_fast=True), Tag(TEXTS)]
+    | Annotated[list[TextPairBody], Field(min_length=1, fail_fast=True), Tag(PAIRS)],
     Discriminator(
         _kind_of_input,
         custom_error_type="input_type",
@@ -62,12 +57,12 @@ InputBody = Annotated[
 
 def _kind_of_label(value: object) -> str | None:
     if isinstance(value, str):
-        return _TEXT
-    return _NUMBER if isinstance(value, int | float) and not isinstance(value, bool) else None
+        return TEXT
+    return NUMBER if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 LabelBody = Annotated[
-    Annotated[Text, Tag(_TEXT)] | Annotated[float, Tag(_NUMBER)],
+    Annotated[Text, Tag(TEXT)] | Annotated[float, Tag(NUMBER)],
     Discriminator(_kind_of_label, custom_error_type="label_type", custom_error_message="must be a text or a number"),
 ]
 
@@ -160,6 +155,12 @@ class ClassifyReplyBody(BaseModel):
     labels: list[str]
     data: list[ClassificationBody]
     usage: UsageBody
+
+
+class GeneratedUsageBody(UsageBody):
+    """``prompt_tokens`` has the special tokens in it."""
+
+    completion_tokens: int
 
 
 class ProfileListingBody(BaseModel):
