@@ -15,6 +15,8 @@ TUNE_SUFFIX: Final = "/tune"
 JOBS_PREFIX: Final = "/v1/jobs/"
 JOB: Final = "/v1/jobs/{id}"
 CANCEL: Final = "/v1/jobs/{id}/cancel"
+MODELS_PREFIX: Final = "/v1/models/"
+MODEL: Final = "/v1/models/{name}"
 UNMATCHED: Final = "unmatched"
 
 _EVERY_KEY: Final = frozenset(Role)
@@ -36,6 +38,7 @@ ACCESS: Final[Mapping[str, Methods]] = MappingProxyType(
         "/v1/completions": {"POST": _READ},
         "/v1/chat/completions": {"POST": _READ},
         "/v1/models": _readable_by(_READ),
+        MODEL: _readable_by(_READ),
         "/v1/profiles": _readable_by(_READ),
         PROFILE: {**_readable_by(_READ), "PUT": _WRITE, "DELETE": _WRITE},
         TUNE: {"POST": _WRITE},
@@ -63,6 +66,8 @@ def template_of(path: str) -> str:
     if path.startswith(PROFILES_PREFIX):
         name = path.removeprefix(PROFILES_PREFIX)
         return TUNE if name.endswith(TUNE_SUFFIX) else PROFILE
+    if path.startswith(MODELS_PREFIX):
+        return MODEL
     if path.startswith(JOBS_PREFIX):
         id_, cancel, rest = path.removeprefix(JOBS_PREFIX).partition("/cancel")
         if id_ and "/" not in id_ and not rest:

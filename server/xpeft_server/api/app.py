@@ -12,10 +12,13 @@ from xpeft_server.settings import Settings
 
 from .access import ACCESS, PUBLIC, UNMATCHED
 from .auth import Keys
+from .chat import Chat
 from .classify import Classifier
+from .completions import Completions
 from .drain import Drain
 from .engine_port import EnginePort
 from .gate import Gate
+from .generate import Generate
 from .generation import Generation
 from .jobs import Jobs
 from .models import Models
@@ -24,7 +27,8 @@ from .probes import Probes
 from .profiles import Profiles
 from .routes import (
     classify_operations,
-    openai_operations,
+    generation_operations,
+    model_operations,
     probe_operations,
     profile_operations,
     tuning_operations,
@@ -50,12 +54,14 @@ def create_app(
     """
     drain = drain or Drain()
     app = DocumentedApi(title="X-PEFT server", version=version("xpeft-server"))
+    generation = Generation(settings, engine=engine, metrics=metrics)
     # Classify first: routes are tried in order.
     operations = [
         *classify_operations(Classifier(settings, engine=engine, metrics=metrics)),
+        *generation_operations(Generate(generation), Completions(generation), Chat(generation)),
         *profile_operations(Profiles(settings, engine=engine, store=store, metrics=metrics)),
         *tuning_operations(Jobs(settings, tuner=tuner)),
-        *openai_operations(Generation(engine=engine), Models(engine=engine, store=store)),
+        *model_operations(Models(engine=engine, store=store)),
         *probe_operations(Probes(settings, engine=engine, store=store, metrics=metrics, drain=drain)),
     ]
     for operation in operations:

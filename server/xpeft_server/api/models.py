@@ -1,21 +1,21 @@
-"""GET /v1/models: the tenant's profiles in OpenAI's shape."""
+"""GET /v1/models and /v1/models/{name}: the tenant's profiles in OpenAI's shape."""
 
 from __future__ import annotations
 
 from starlette.requests import Request
 
-from xpeft_profiles import ProfileStore, check_name
+from xpeft_profiles import ProfileKey, ProfileStore, check_name
 from xpeft_profiles.listing import encode_cursor
 
 from .context import context_of
 from .engine_port import EnginePort
-from .names import RESERVED
+from .names import RESERVED, model_in_path, no_such_profile
 from .paging import asked_limit, known_parameters
 from .replies import Reply, json_reply
 
 
 class Models:
-    """A page of models, by name; where the model generates, the bare one (``base``) comes before them all."""
+    """Models by name; where the model generates, the bare one (``base``) comes before them all."""
 
     def __init__(self, *, engine: EnginePort, store: ProfileStore) -> None:
         self._engine = engine
@@ -27,7 +27,7 @@ class Models:
         after = request.query_params.get("after")
         models: list[dict[str, object]] = []
         if after is None and self._engine.info.generates:
-            models.append(_model(RESERVED, created=0, owned_by="xpeft"))
+            models.append(_bare_model())
         tenant = context_of(request.scope).principal.tenant
         more = True
         if len(models) < limit:
@@ -44,12 +44,26 @@ class Models:
             }
         )
 
+    async def get(self, request: Request) -> Reply:
+        name = model_in_path(request.scope)
+        if name == RESERVED and self._engine.info.generates:
+            return json_reply(_bare_model())
+        tenant = context_of(request.scope).principal.tenant
+        stored = await self._store.get(ProfileKey(tenant, name))
+        if stored is None:
+            raise no_such_profile(name)
+        return json_reply(_model(name, created=int(stored.created), owned_by=tenant))
+
 
 def _cursor(after: str | None) -> str | None:
     if after is None or after == RESERVED:
         return None
     check_name(after, param="after")
     return encode_cursor(after)
+
+
+def _bare_model() -> dict[str, object]:
+    return _model(RESERVED, created=0, owned_by="xpeft")
 
 
 def _model(name: str, *, created: int, owned_by: str) -> dict[str, object]:

@@ -8,7 +8,7 @@ from starlette.types import Scope
 
 from xpeft_profiles import ProfileInvalid, check_name
 
-from .access import PROFILES_PREFIX, TUNE_SUFFIX
+from .access import MODELS_PREFIX, PROFILES_PREFIX, TUNE_SUFFIX
 from .errors import ApiError
 
 # Asks for the bare model, by intent; no profile can be called so.
@@ -21,6 +21,12 @@ def profile_in_path(scope: Scope) -> str:
     return _checked(path.removeprefix(PROFILES_PREFIX), param="name")
 
 
+def model_in_path(scope: Scope) -> str:
+    """The name in ``/v1/models/{name}``. Raises: ApiError 422 for what is no name."""
+    path: str = scope["path"]
+    return _checked(path.removeprefix(MODELS_PREFIX), param="name")
+
+
 def profile_to_write(scope: Scope) -> str:
     """The name in ``/v1/profiles/{name}`` or ``…/tune``. Raises: ApiError 422 for what is no name, or is reserved."""
     path: str = scope["path"]
@@ -30,19 +36,27 @@ def profile_to_write(scope: Scope) -> str:
     return name
 
 
-def asked_profile(profile: str | None, model: str | None) -> str:
-    """The profile that a body asks for; ``model`` is an alias of ``profile``.
+def asked_model(profile: str | None, model: str | None) -> str:
+    """The profile, or ``base``, that a body asks for; ``model`` is an alias of ``profile``.
 
-    Raises: ApiError 422 if both are given and differ, if neither is, or if this is no name; 404 for ``base``.
+    Raises: ApiError 422 if both are given and differ, if neither is, or if this is no name.
     """
     if profile is None:
         if model is None:
             raise ApiError(422, "missing_field", "profile is missing", param="profile")
-        return _answering(_checked(model, param="model"))
+        return _checked(model, param="model")
     if model is not None and model != profile:
         message = f"model = {model[:128]!r} is not profile = {profile[:128]!r}; give one of them"
         raise ApiError(422, "invalid_field", message, param="model")
-    return _answering(_checked(profile, param="profile"))
+    return _checked(profile, param="profile")
+
+
+def asked_profile(profile: str | None, model: str | None) -> str:
+    """Like `asked_model`, where the bare model cannot answer. Raises: ApiError 404 for ``base``, too."""
+    name = asked_model(profile, model)
+    if name == RESERVED:
+        raise ApiError(404, "profile_not_found", f"{RESERVED!r} is the bare model, which has no head", param="profile")
+    return name
 
 
 def no_such_profile(name: str, *, param: str = "name") -> ApiError:
@@ -54,10 +68,4 @@ def _checked(name: str, *, param: str) -> str:
         check_name(name, param=param)
     except ProfileInvalid as error:
         raise ApiError(422, "invalid_name", error.message, param=param) from None
-    return name
-
-
-def _answering(name: str) -> str:
-    if name == RESERVED:
-        raise ApiError(404, "profile_not_found", f"{RESERVED!r} is the bare model, which has no head", param="profile")
     return name

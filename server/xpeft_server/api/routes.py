@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from .access import CANCEL, JOB, PROFILE, TUNE
+from .access import CANCEL, JOB, MODEL, PROFILE, TUNE
+from .chat import Chat
+from .chat_replies import ChatReplyBody
+from .chat_wire import ChatBody
 from .classify import Classifier
-from .generation import Generation
+from .completions import Completions
+from .completions_wire import CompletionBody, CompletionReplyBody
+from .generate import Generate
+from .generate_wire import GenerateBody, GenerateReplyBody
 from .jobs import Jobs
 from .models import Models
 from .operation import Operation, header, path_id, path_name, query
@@ -17,6 +23,7 @@ from .wire import (
     ClassifyReplyBody,
     HealthBody,
     InfoBody,
+    ModelBody,
     ModelListBody,
     ProfileBody,
     ProfileListBody,
@@ -26,6 +33,7 @@ from .wire import (
 _IF_MATCH = header("If-Match", "versions in double quotes, or *: 412 unless one of them is there")
 _IF_NONE_MATCH = header("If-None-Match", "versions in double quotes, or *: 412 (304 on GET) if one of them is there")
 _LIMIT = query("limit", {"type": "integer", "minimum": 1, "maximum": MOST, "default": DEFAULT_LIMIT}, "lines on a page")
+_GENERATION_ERRORS = (400, 404, 409, 413, 415, 422, 429)
 
 
 def classify_operations(classifier: Classifier) -> list[Operation]:
@@ -39,6 +47,64 @@ def classify_operations(classifier: Classifier) -> list[Operation]:
             errors=(400, 404, 409, 413, 415, 422, 429),
             body=ClassifyBody,
         )
+    ]
+
+
+def generation_operations(generate: Generate, completions: Completions, chat: Chat) -> list[Operation]:
+    return [
+        Operation(
+            method="POST",
+            path="/v1/generate",
+            handler=generate.generate,
+            summary="Generate text with a profile; with stream: true, as server-sent events",
+            answers={200: GenerateReplyBody},
+            errors=_GENERATION_ERRORS,
+            body=GenerateBody,
+            gives_events=True,
+        ),
+        Operation(
+            method="POST",
+            path="/v1/completions",
+            handler=completions.complete,
+            summary="Complete texts, in OpenAI's shape; with stream: true, as server-sent events",
+            answers={200: CompletionReplyBody},
+            errors=_GENERATION_ERRORS,
+            body=CompletionBody,
+            gives_events=True,
+        ),
+        Operation(
+            method="POST",
+            path="/v1/chat/completions",
+            handler=chat.complete,
+            summary="Answer a chat, in OpenAI's shape; with stream: true, as server-sent events",
+            answers={200: ChatReplyBody},
+            errors=_GENERATION_ERRORS,
+            body=ChatBody,
+            gives_events=True,
+        ),
+    ]
+
+
+def model_operations(models: Models) -> list[Operation]:
+    return [
+        Operation(
+            method="GET",
+            path="/v1/models",
+            handler=models.list,
+            summary="List profiles as models, in OpenAI's shape",
+            answers={200: ModelListBody},
+            errors=(422,),
+            parameters=(_LIMIT, query("after", {"type": "string"}, "last_id of the page before")),
+        ),
+        Operation(
+            method="GET",
+            path=MODEL,
+            handler=models.get,
+            summary="Show a profile as a model, in OpenAI's shape",
+            answers={200: ModelBody},
+            errors=(404, 422),
+            parameters=(path_name(),),
+        ),
     ]
 
 
@@ -130,27 +196,6 @@ def tuning_operations(jobs: Jobs) -> list[Operation]:
             parameters=(path_id(),),
         ),
     ]
-
-
-def openai_operations(generation: Generation, models: Models) -> list[Operation]:
-    refused = [
-        Operation(method="POST", path=path, handler=generation.refuse, summary=summary, answers={}, errors=(400,))
-        for path, summary in {
-            "/v1/generate": "Generate text with a profile",
-            "/v1/completions": "Complete a text, in OpenAI's shape",
-            "/v1/chat/completions": "Answer a chat, in OpenAI's shape",
-        }.items()
-    ]
-    listed = Operation(
-        method="GET",
-        path="/v1/models",
-        handler=models.list,
-        summary="List profiles as models, in OpenAI's shape",
-        answers={200: ModelListBody},
-        errors=(422,),
-        parameters=(_LIMIT, query("after", {"type": "string"}, "last_id of the page before")),
-    )
-    return [*refused, listed]
 
 
 def probe_operations(probes: Probes) -> list[Operation]:

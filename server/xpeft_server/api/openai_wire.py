@@ -1,0 +1,62 @@
+"""What the two ways to ask in OpenAI's shape have in common.
+
+Fields that OpenAI documents are taken, ignored where they change nothing, or refused by name (`Refused`); ``top_k``,
+``min_p`` and ``repetition_penalty`` are extensions, called as vLLM calls them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import ValidationInfo, field_validator
+
+from .refused_fields import Refused
+from .sampling_wire import SamplingFields, Temperature
+from .wire import WireBody
+
+
+class NullableBody(WireBody):
+    """Here null stands for a field that is left out."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _null_is_the_default(cls, value: object, info: ValidationInfo) -> object:
+        field = cls.model_fields[info.field_name or ""]
+        return field.get_default() if value is None and not field.is_required() else value
+
+
+class StreamOptionsBody(NullableBody):
+    """``include_usage``: a last chunk tells the usage. Nothing is obfuscated, whatever ``include_obfuscation`` says."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = True
+
+
+class OpenAiFields(SamplingFields, NullableBody):
+    """``model`` is the name of a profile, or ``base`` for the bare model.
+
+    ``user`` and ``metadata`` are ignored.
+    """
+
+    model: str
+    temperature: Temperature = 1.0
+    stream_options: StreamOptionsBody | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: Annotated[object, Refused(False)] = None
+    service_tier: Annotated[object, Refused("auto", "default")] = None
+    n: Annotated[object, Refused(1)] = None
+    frequency_penalty: Annotated[object, Refused(0)] = None
+    presence_penalty: Annotated[object, Refused(0)] = None
+    logit_bias: Annotated[object, Refused({})] = None
+
+    @field_validator("stream_options")
+    @classmethod
+    def _only_of_streams(cls, value: StreamOptionsBody | None, info: ValidationInfo) -> StreamOptionsBody | None:
+        if value is not None and info.data.get("stream") is False:
+            raise ValueError("is for streams only: send it with stream: true")
+        return value
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage

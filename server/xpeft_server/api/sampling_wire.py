@@ -1,0 +1,83 @@
+"""What every way to ask for text has in its body."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from pydantic import Discriminator, Field, Tag
+
+from xpeft_server.engine.requests import SamplingRule
+
+from .union_tags import TEXT, TEXTS, TOKENS
+from .wire import Text, WireBody
+
+MOST_STOPS: Final = 8
+MOST_LOGPROBS: Final = 20
+# No list of prompts or messages is read further than the largest --max-inputs.
+MOST_ITEMS: Final = 1 << 16
+# Counts of tokens and ids of tokens fit into 32 bits everywhere.
+_INT32: Final = 1 << 31
+_INT64: Final = 1 << 63
+
+Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NewTokens = Annotated[int, Field(ge=1, lt=_INT32)]
+Logprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS)]
+TokenId = Annotated[int, Field(ge=0, lt=_INT32)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+
+
+def _kind_of_stop(value: object) -> str | None:
+    if isinstance(value, str):
+        return TEXT
+    return TEXTS if isinstance(value, list) else None
+
+
+StopBody = Annotated[
+    Annotated[Text, Tag(TEXT)] | Annotated[list[Text], Field(max_length=MOST_STOPS, fail_fast=True), Tag(TEXTS)],
+    Discriminator(
+        _kind_of_stop, custom_error_type="stop_type", custom_error_message="must be a text or a list of texts"
+    ),
+]
+
+
+def _kind_of_prompt(value: object) -> str | None:
+    if isinstance(value, str):
+        return TEXT
+    return TOKENS if isinstance(value, list) else None
+
+
+PromptBody = Annotated[
+    Annotated[Text, Tag(TEXT)] | Annotated[TokenIds, Tag(TOKENS)],
+    Discriminator(
+        _kind_of_prompt, custom_error_type="prompt_type", custom_error_message="must be a text or a list of token ids"
+    ),
+]
+
+
+class SamplingFields(WireBody):
+    """How tokens are chosen and where the answer ends; the defaults choose the likeliest token."""
+
+    temperature: Temperature = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0, lt=_INT32)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    seed: Annotated[int, Field(ge=-_INT64, lt=_INT64)] | None = None
+    stop: StopBody | None = None
+    stream: bool = False
+
+    def rule(self, logprobs: int | None) -> SamplingRule:
+        """The engine's word for these fields, and how many tokens to tell with each chosen one."""
+        return SamplingRule(
+            repetition_penalty=self.repetition_penalty,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            logprobs=logprobs,
+        )
+
+    def stops(self) -> tuple[str, ...]:
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)

@@ -1,0 +1,196 @@
+"""POST /v1/completions: OpenAI's shape, one prompt or several, whole and as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+
+import orjson
+import pytest
+
+from xpeft_server.engine.requests import ChosenToken, Finished, LikelyToken, Piece, Started
+
+URL = "/v1/completions"
+VERSION = "sha256:" + "cd" * 32
+ID = re.compile(rb"cmpl-[0-9a-f]{24}")
+CREATED = re.compile(rb'"created":[0-9]+')
+THE = LikelyToken(5, " the", b" the", -0.25)
+A = LikelyToken(6, " a", b" a", -1.5)
+HALF = LikelyToken(7, "�", b"\xc3", -2.0)
+REST = LikelyToken(8, "�", b"\xbc", -0.5)
+
+
+async def test_an_answer_has_openais_shape(client):
+    began = int(time.time())
+    answer = await client.post(URL, json={"model": "support", "prompt": "Say"})
+    body = answer.json()
+    assert ID.fullmatch(body.pop("id").encode())
+    assert began <= body.pop("created") <= time.time()
+    assert body == {
+        "object": "text_completion",
+        "model": "support",
+        "choices": [{"text": "Hello", "index": 0, "logprobs": None, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+    }
+    assert answer.headers["x-profile-version"] == VERSION
+    assert (float(answer.headers["x-queue-time"]), float(answer.headers["x-inference-time"])) == (0.001, 0.002)
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ("one", ["one"]),
+        (["one"], ["one"]),
+        (["one", "two"], ["one", "two"]),
+        ([7], [(7,)]),
+        ([7, 0, 8], [(7, 0, 8)]),
+        ([[7, 8]], [(7, 8)]),
+        ([[7, 8], [0]], [(7, 8), (0,)]),
+    ],
+)
+async def test_every_form_of_prompt_reaches_the_engine(client, script, given, seen):
+    answer = await client.post(URL, json={"model": "p", "prompt": given})
+    assert [asked.prompt for asked in script.asked] == seen
+    assert [choice["index"] for choice in answer.json()["choices"]] == list(range(len(seen)))
+
+
+async def test_base_asks_for_the_bare_model(client, script):
+    answer = await client.post(URL, json={"model": "base", "prompt": "a"})
+    assert (answer.json()["model"], script.asked[0].profile) == ("base", None)
+    assert "x-profile-version" not in answer.headers
+
+
+async def test_choices_stand_in_the_order_of_the_prompts_whatever_comes_first(post, script, metric):
+    first, second = asyncio.Event(), asyncio.Event()
+    script.lines.insert(1, first)
+    other = "sha256:" + "ef" * 32
+    script.of["b"] = [Started(other, 5, 0.5), second, Piece("second"), Finished("length", 5, 7, 0.5, 0.25)]
+    asking = post(URL, model="p", prompt=["a", "b"])
+    await script.waiting.wait()
+    second.set()
+    await asyncio.sleep(0)
+    first.set()
+    body = orjson.loads(await asking.part())
+    assert [(choice["index"], choice["text"], choice["finish_reason"]) for choice in body["choices"]] == [
+        (0, "Hello", "stop"),
+        (1, "second", "length"),
+    ]
+    assert body["usage"] == {"prompt_tokens": 8, "completion_tokens": 9, "total_tokens": 17}
+    headers = dict(asking.start["headers"])
+    assert headers[b"x-profile-version"].decode() == f"{VERSION}, {other}"
+    assert (float(headers[b"x-queue-time"]), float(headers[b"x-inference-time"])) == (0.5, 0.25)
+    assert metric('xpeft_profile_requests_total{profile="p",tenant="default"}') == 1
+
+
+async def test_a_stream_is_this_byte_for_byte(client, metric):
+    answer = await client.post(URL, json={"model": "p", "prompt": "a", "stream": True})
+    assert answer.headers["content-type"] == "text/event-stream"
+    assert len(set(ID.findall(answer.content))) == len(set(CREATED.findall(answer.content))) == 1
+    head = b'data: {"id":"ID","object":"text_completion","created":0,"model":"p","choices":[{'
+    choices = [
+        b'"text":"Hel","index":0,"logprobs":null,"finish_reason":null}',
+        b'"text":"lo","index":0,"logprobs":null,"finish_reason":null}',
+        b'"text":"","index":0,"logprobs":null,"finish_reason":"stop"}',
+    ]
+    told = b"".join(head + choice + b"]}\n\n" for choice in choices) + b"data: [DONE]\n\n"
+    assert CREATED.sub(b'"created":0', ID.sub(b"ID", answer.content)) == told
+    assert answer.headers["x-profile-version"] == VERSION
+    assert metric('xpeft_profile_requests_total{profile="p",tenant="default"}') == 1
+
+
+async def test_the_usage_comes_last_if_it_is_asked_for(client, events):
+    body = {"model": "p", "prompt": ["a", "b"], "stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = events(await client.post(URL, json=body))
+    assert [chunk["usage"] for chunk in chunks] == [None] * 6
+    assert last["choices"] == []
+    assert last["usage"] == {"prompt_tokens": 6, "completion_tokens": 4, "total_tokens": 10}
+    assert {key: last[key] for key in ("id", "object", "created", "model")}.items() <= chunks[0].items()
+
+
+@pytest.mark.parametrize("options", [{}, {"include_usage": False}, {"include_obfuscation": False}, None])
+async def test_else_no_chunk_tells_the_usage(client, events, options):
+    body = {"model": "p", "prompt": "a", "stream": True, "stream_options": options}
+    assert all("usage" not in chunk for chunk in events(await client.post(URL, json=body)))
+
+
+@pytest.mark.parametrize("stream", [False, None])
+async def test_options_of_a_stream_need_a_stream(client, script, stream):
+    body = {"model": "p", "prompt": "a", "stream": stream, "stream_options": {"include_usage": True}}
+    error = (await client.post(URL, json=body)).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_field", "stream_options")
+    assert script.asked == []
+
+
+async def test_streams_of_several_prompts_are_interleaved_as_they_come(post, script):
+    gates = {prompt: [asyncio.Event(), asyncio.Event()] for prompt in "ab"}
+    for prompt, (first, second) in gates.items():
+        started, piece, end = Started(VERSION, 1, 0.0), Piece(prompt), Finished("stop", 1, 1, 0.0, 0.0)
+        script.of[prompt] = [started, first, piece, second, piece, end]
+    stream = post(URL, model="p", prompt=["a", "b"], stream=True)
+    for prompt, gate in [("b", 0), ("a", 0), ("b", 1)]:
+        gates[prompt][gate].set()
+        assert b'"text":"%s","index":%d' % (prompt.encode(), "ab".index(prompt)) in await stream.part()
+    end = await stream.part()
+    assert b'"index":1,"logprobs":null,"finish_reason":"stop"' in end
+    assert b"[DONE]" not in end
+    gates["a"][1].set()
+    assert b'"text":"a","index":0' in await stream.part()
+    assert (await stream.part()).endswith(b'"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n')
+
+
+async def test_a_stream_of_several_prompts_begins_when_all_answers_have(post, script):
+    gate = asyncio.Event()
+    script.of["b"] = [gate, *script.lines]
+    stream = post(URL, model="p", prompt=["a", "b"], stream=True)
+    await script.waiting.wait()
+    assert stream.start is None
+    gate.set()
+    texts = [re.search(rb'"text":"(\w*)","index":(\d)', await stream.part()).groups() for _ in range(6)]
+    assert [text for text, index in texts if index == b"0"] == [text for text, index in texts if index == b"1"]
+    assert stream.start["status"] == 200
+
+
+def with_logprobs(script):
+    script.lines[1:] = [
+        Piece(" a", (ChosenToken(A, (THE,)),)),
+        Piece("ü the", (ChosenToken(HALF, (HALF,)), ChosenToken(REST, ()), ChosenToken(THE, (THE, A)))),
+        Finished("stop", 3, 4, 0.001, 0.002),
+    ]
+
+
+LOGPROBS = {
+    "tokens": [" a", "bytes:\\xc3", "bytes:\\xbc", " the"],
+    "token_logprobs": [-1.5, -2.0, -0.5, -0.25],
+    "top_logprobs": [
+        {" the": -0.25, " a": -1.5},
+        {"bytes:\\xc3": -2.0},
+        {"bytes:\\xbc": -0.5},
+        {" the": -0.25, " a": -1.5},
+    ],
+    "text_offset": [0, 2, 2, 3],
+}
+
+
+async def test_logprobs_are_lists_with_an_entry_a_token(client, script):
+    with_logprobs(script)
+    (choice,) = (await client.post(URL, json={"model": "p", "prompt": "x", "logprobs": 5})).json()["choices"]
+    assert (choice["text"], choice["logprobs"]) == (" aü the", LOGPROBS)
+    assert script.asked[0].sampling.logprobs == 5
+
+
+async def test_logprobs_of_a_stream_are_the_same_lists_in_parts(client, script, events):
+    with_logprobs(script)
+    body = {"model": "p", "prompt": ["x", "y"], "logprobs": 0, "stream": True}
+    choices = [choice for chunk in events(await client.post(URL, json=body)) for choice in chunk["choices"]]
+    for index in range(2):
+        *parts, end = [choice["logprobs"] for choice in choices if choice["index"] == index]
+        assert end is None
+        assert {name: [entry for part in parts for entry in part[name]] for name in LOGPROBS} == LOGPROBS
+    assert script.asked[0].sampling.logprobs == 0
+
+
+@pytest.mark.parametrize("logprobs", [-1, 6, True, "1"])
+async def test_more_than_five_logprobs_are_422(client, logprobs):
+    answer = await client.post(URL, json={"model": "p", "prompt": "x", "logprobs": logprobs})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "logprobs")
