@@ -57,7 +57,7 @@ def test_what_is_tuned_is_what_is_served_up_to_float16(
     buffers.fill([SlotFill(place, each, 2 * place + np.arange(2)) for place, each in enumerate(profiles)])
     weights = stack.weights(stack.learned.logits, temperature)
     rows = stack.slot_rows(weights, stack.learned, BankParts.of(bank, CPU))
-    torch.testing.assert_close(rows, buffers.adapters, rtol=2e-3, atol=1e-3)
+    torch.testing.assert_close(rows, buffers.adapters[:, :3], rtol=2e-3, atol=1e-3)
     weight, bias = stack.head(torch.arange(3), stack.learned)
     torch.testing.assert_close(weight[:, :2].flatten(0, 1), buffers.head_weight, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(bias[:, :2].flatten(), buffers.head_bias, rtol=1e-3, atol=1e-3)
