@@ -143,3 +143,11 @@ async def test_a_client_that_leaves_closes_the_events():
         await reading
     assert closed == [True]
     assert client.messages.empty()
+
+
+@pytest.mark.parametrize("end", [Document({}, is_last=True), ApiError(503, "lost", "it is lost")])
+async def test_nothing_goes_on_when_the_answer_has_ended(end):
+    await asyncio.gather(Client().read(told(Opening(()), end)), return_exceptions=True)
+    async with asyncio.timeout(10):
+        while len(asyncio.all_tasks()) > 1:
+            await asyncio.sleep(0)
