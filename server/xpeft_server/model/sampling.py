@@ -1,0 +1,115 @@
+"""The next token of each row of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .sampling_logprobs import RowLogprobs, row_logprobs
+from .sampling_rule import SamplingRule
+from .sampling_uniforms import uniforms
+from .sampling_weights import token_weights
+
+NO_TOKEN = -1
+_LOWEST, _HIGHEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+_AT_ONCE = {"cpu": 1 << 19}
+"""Scores that are drawn from together: on CPU as many as its cache holds in float64."""
+
+
+class Draw(NamedTuple):
+    """One row's part.
+
+    Args:
+        seed: 64 bits.
+        step: tokens generated before; with the seed it alone decides the random number.
+        seen: ids of prompt and answer; needed only with a repetition penalty.
+    """
+
+    rule: SamplingRule
+    seed: int
+    step: int
+    seen: NDArray[np.int64] | None = None
+
+
+class Chosen(NamedTuple):
+    """``ids`` ``[B]``, `NO_TOKEN` where a row has NaN, +inf or nothing but −inf; ``logprobs`` where the rule asks."""
+
+    ids: NDArray[np.int64]
+    logprobs: list[RowLogprobs | None]
+
+
+@torch.inference_mode()
+def choose_tokens(logits: Tensor, draws: Sequence[Draw]) -> Chosen:
+    """Choose by each row's rule; what is in the batch beside a row does not matter in any bit.
+
+    Of equally likely tokens the greedy choice is the lowest id. A draw inverts the cumulative distribution, added up in
+    the order of the vocabulary, at one random number.
+
+    Args:
+        logits: ``[B, V]`` float32, on any device.
+    Raises: ValueError if logits and draws do not go together, or a penalised row comes without its ``seen``.
+    """
+    if logits.dtype != torch.float32 or logits.ndim != 2 or len(logits) != len(draws):
+        raise ValueError(f"logits must be float32 of [{len(draws)}, V], not {logits.dtype} of {list(logits.shape)}")
+    scores = _penalised(logits, draws)
+    peaks, ids = scores.max(-1)
+    for rows in _portions([i for i, draw in enumerate(draws) if draw.rule.temperature > 0], logits):
+        place = _place(rows, logits)
+        ids[place] = _drawn(scores[place], peaks[place], [draws[i] for i in rows])
+    found = ids.masked_fill(~peaks.isfinite(), NO_TOKEN).cpu().numpy()
+    logprobs: list[RowLogprobs | None] = [None] * len(draws)
+    counts = {i: count for i, draw in enumerate(draws) if found[i] >= 0 and (count := draw.rule.logprobs) is not None}
+    for rows in _portions(list(counts), logits):
+        place = _place(rows, logits)
+        told = row_logprobs(logits[place], ids[place], [counts[i] for i in rows])
+        for i, row in zip(rows, told, strict=True):
+            logprobs[i] = row
+    return Chosen(found, logprobs)
+
+
+def _penalised(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """The logits, or a copy where any row has a penalty; a penalised finite logit stays finite."""
+    penalised = [i for i, draw in enumerate(draws) if draw.rule.repetition_penalty != 1]
+    if not penalised:
+        return logits
+    vocabulary = logits.shape[-1]
+    places, penalties = [], []
+    for i in penalised:
+        seen = draws[i].seen
+        if seen is None:
+            raise ValueError(f"draws[{i}]: seen is None with repetition_penalty {draws[i].rule.repetition_penalty}")
+        places.append(seen[seen < vocabulary] + i * vocabulary)
+        penalty = min(max(draws[i].rule.repetition_penalty, _LOWEST), _HIGHEST)
+        penalties.append(np.full(len(places[-1]), penalty, np.float32))
+    place = torch.from_numpy(np.concatenate(places)).to(logits.device, non_blocking=True)
+    penalty = torch.from_numpy(np.concatenate(penalties)).to(logits.device, non_blocking=True)
+    flat = logits.flatten().clone()
+    old = flat[place]
+    new = torch.where(old < 0, old * penalty, old / penalty).clamp_(-_HIGHEST, _HIGHEST)
+    flat[place] = torch.where(old.isinf(), old, new)
+    return flat.view_as(logits)
+
+
+def _drawn(scores: Tensor, peaks: Tensor, draws: Sequence[Draw]) -> Tensor:
+    up_to = token_weights(scores, peaks, [draw.rule for draw in draws]).cumsum(-1)
+    number = torch.from_numpy(uniforms([draw.seed for draw in draws], [draw.step for draw in draws]))
+    total = up_to[:, -1:]
+    target = torch.minimum((number.to(scores.device, non_blocking=True)[:, None] * total).floor_(), total - 1)
+    return torch.searchsorted(up_to, target, right=True).clamp_(max=scores.shape[-1] - 1)[:, 0]
+
+
+def _portions(rows: list[int], logits: Tensor) -> Iterator[list[int]]:
+    size = max(1, _AT_ONCE.get(logits.device.type, 1 << 26) // logits.shape[-1])
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _place(rows: list[int], like: Tensor) -> slice | Tensor:
+    if rows[-1] - rows[0] == len(rows) - 1:
+        return slice(rows[0], rows[-1] + 1)
+    return torch.tensor(rows).to(like.device, non_blocking=True)
