@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xpeft_profiles import Profile
-from xpeft_server.model.bank import Bank, SharedHead
+from xpeft_server.model.bank import Bank
 from xpeft_server.model.packing import pack
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.pooling import pool
@@ -20,7 +19,6 @@ from xpeft_tuning.dataset import Dataset, Example
 from xpeft_tuning.evaluation import Scored
 from xpeft_tuning.labelled_texts import LabelledTexts
 from xpeft_tuning.profile_stack import ProfileStack
-from xpeft_tuning.row_adam import RowAdam
 from xpeft_tuning.settings import TuningSettings
 from xpeft_tuning.trainee import Trainee, enrol
 
@@ -104,34 +102,6 @@ def test_the_loss_that_is_told_is_the_mean_of_the_rows_whatever_they_weigh(
         assert each.best.profile is not None
         (score,) = cohort.scores([Scored(each.best.profile, each.train)])
         assert total[each.name] / len(each.train) == pytest.approx(score.loss, rel=2e-3)
-
-
-@pytest.mark.parametrize("kind", ["labels", "numbers", "beside a shared head"])
-def test_a_head_starts_where_what_is_tuned_is_the_least(
-    plm: Plm, bank: Bank, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """Loss and penalty of all rows: of the head nothing is left to learn before masks and affine have moved."""
-    dataset = make_dataset(24)
-    if kind == "numbers":
-        rows = tuple(Example(row.text, float(place % 7)) for place, row in enumerate(dataset.examples))
-        dataset = Dataset(rows, ("value",))
-    shared: dict[str, Any] = {"shared_head": "x", "own_head": True} if kind == "beside a shared head" else {}
-    weight = torch.randn(3, bank.hidden, generator=torch.Generator().manual_seed(3))
-    bank = replace(bank, heads={"x": SharedHead(weight, torch.zeros(3), dataset.labels)}) if shared else bank
-    chosen = TuningSettings(held_out=0.0, batch_rows=24, head_penalty=10.0, epochs=1, kind="soft", **shared)
-    trainee = enrol(plm, "ann", dataset, dataset.labels, chosen)
-    cohort = Cohort(plm, bank, chosen, places=1, classes=3)
-    cohort.admit([trainee])
-    size = cohort._stack.learned.head_weight.norm().item()
-    gradients: list[Tensor] = []
-    monkeypatch.setattr(RowAdam, "step", lambda _, rows, found, share: gradients.extend(found))
-    cohort.step()
-    assert trainee.penalty == pytest.approx(10 / 24)
-    assert trainee.penalty * size > 0.01
-    logits, _, _, head_weight, head_bias = gradients
-    assert logits.abs().max() > 1e-4
-    assert head_weight.abs().max() < 2e-6
-    assert head_bias.abs().max() < 2e-6
 
 
 def test_features_come_in_the_texts_order_however_they_are_packed(plm: Plm, bank: Bank) -> None:

@@ -86,3 +86,46 @@ def test_a_tensor_without_a_gradient_or_a_rate_stays_as_it_is() -> None:
     gradients = [None, *(torch.ones(ROWS, *shape).double() for shape in SHAPES[1:])]
     RowAdam(values, [0.1, 0.0, 0.5]).step(torch.arange(ROWS), gradients, torch.ones(ROWS))
     assert [torch.equal(each, old) for each, old in zip(values, before, strict=True)] == [True, True, False]
+
+
+def test_a_row_that_is_solved_stays_where_it_is_until_there_is_more_than_noise() -> None:
+    """Then it goes on as an Adam that has seen zeros: at the whole rate."""
+    rng = np.random.default_rng(0)
+    values = _values(0)
+    start = [each.clone() for each in values]
+    alone = _Alone(values, 1)
+    optimizer = RowAdam(values, RATES)
+    optimizer.begin(1, solved=(0, 2))
+    for size in (1e-5, 3e-5, 1e-6, 2e-5):
+        gradients = [torch.from_numpy(rng.choice([-size, size], (2, *shape))) for shape in SHAPES]
+        optimizer.step(torch.tensor([3, 1]), gradients, torch.ones(2))
+        alone.step([0 * gradients[0][1], gradients[1][1], 0 * gradients[2][1]], 1.0)
+        assert torch.equal(values[0][1], start[0][1])
+        assert torch.equal(values[2][1], start[2][1])
+    assert not any(torch.equal(each[3], old[3]) for each, old in zip(values, start, strict=True))
+    for _ in range(30):
+        gradients = [torch.from_numpy(rng.normal(0, 1e-2, (1, *shape))) for shape in SHAPES]
+        optimizer.step(torch.tensor([1]), gradients, torch.ones(1))
+        alone.step([each[0] for each in gradients], 1.0)
+    for together, single, rate in zip(values, alone.values, RATES, strict=True):
+        torch.testing.assert_close(together[1], single.detach(), rtol=1e-6, atol=1e-6 * rate)
+    assert (values[0][1] - start[0][1]).abs().max() > 3 * RATES[0]
+
+
+def test_whoever_begins_where_noise_was_measured_moves_at_once() -> None:
+    value = torch.zeros(2, 3)
+    optimizer = RowAdam([value], [0.1])
+    optimizer.begin(0, solved=(0,))
+    optimizer.step(torch.tensor([0]), [torch.full((1, 3), 1e-3)], torch.ones(1))
+    optimizer.begin(0)
+    optimizer.step(torch.tensor([0]), [torch.full((1, 3), 1e-3)], torch.ones(1))
+    torch.testing.assert_close(value, torch.tensor([[-0.1] * 3, [0.0] * 3]), rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_gradient_that_is_no_number_is_no_noise(broken: float) -> None:
+    value = torch.zeros(1, 2)
+    optimizer = RowAdam([value], [0.1])
+    optimizer.begin(0, solved=(0,))
+    optimizer.step(torch.tensor([0]), [torch.tensor([[1e-9, broken]])], torch.ones(1))
+    assert not value[0, 1].isfinite()

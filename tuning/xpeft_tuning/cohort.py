@@ -24,6 +24,8 @@ from .row_batch import Pick, pack_rows, within
 from .settings import TuningSettings
 from .trainee import Trainee
 
+_HEAD_WEIGHT, _HEAD_BIAS = map(Learned._fields.index, ("head_weight", "head_bias"))
+
 
 class Cohort:
     """P places over one PLM and one bank. Profiles in it do not influence each other beyond rounding.
@@ -79,7 +81,7 @@ class Cohort:
         for trainee in trainees:
             trainee.place = self._free.pop()
             self._stack.begin(trainee.place, seed=trainee.settings.seed)
-            self._optimizer.begin(trainee.place)
+            self._optimizer.begin(trainee.place, solved=self._solved(trainee))
             self._begin_head(trainee)
         self.trainees += trainees
         if self._settings.stop_on is not None:
@@ -211,6 +213,11 @@ class Cohort:
             penalty = choose_penalty(features, targets, drawn_to, seed=self._settings.seed, weights=trainee.row_weights)
         head = fit_linear_head(features, targets, drawn_to, penalty=penalty, weights=trainee.row_weights)
         return head, penalty / len(targets)
+
+    def _solved(self, trainee: Trainee) -> tuple[int, ...]:
+        """Of what is learned: the head, if the first step takes all the rows that it is solved for, as they are."""
+        alike = self._own_head and trainee.steps == 1 and not self._settings.gumbel
+        return (_HEAD_WEIGHT, _HEAD_BIAS) if alike else ()
 
     def _begin_head(self, trainee: Trainee) -> None:
         settings = self._settings
