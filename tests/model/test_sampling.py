@@ -89,11 +89,11 @@ def test_a_penalty_leaves_ids_beyond_the_logits_and_what_is_ruled_out_alone() ->
 
 
 def test_a_penalty_never_makes_a_row_mean_nothing() -> None:
-    logits = torch.tensor([[3e38, 1.0, -3e38]])
-    for penalty in (1e-30, 1e30):
+    logits = torch.tensor([[3e38, 1.0, -3e38, 0.0]])
+    for penalty in (1e-300, 1e-30, 1e30, 1e300):
         for temperature in (0, 1):
             rule = SamplingRule(repetition_penalty=penalty, temperature=temperature)
-            assert ids(logits, [Draw(rule, 0, 0, np.array([0, 1, 2]))])[0] in (0, 1)
+            assert ids(logits, [Draw(rule, 0, 0, np.array([0, 1, 2, 3]))])[0] in (0, 1, 3)
 
 
 def test_a_row_that_means_nothing_has_no_token_and_harms_no_other() -> None:

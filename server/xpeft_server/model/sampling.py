@@ -84,8 +84,8 @@ def _penalised(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
         if seen is None:
             raise ValueError(f"draws[{i}]: seen is None with repetition_penalty {draws[i].rule.repetition_penalty}")
         places.append(seen[seen < vocabulary] + i * vocabulary)
-        penalty = min(max(draws[i].rule.repetition_penalty, _LOWEST), _HIGHEST)
-        penalties.append(np.full(len(places[-1]), penalty, np.float32))
+        by = min(max(draws[i].rule.repetition_penalty, _LOWEST), _HIGHEST)
+        penalties.append(np.full(len(places[-1]), by, np.float32))
     place = torch.from_numpy(np.concatenate(places)).to(logits.device, non_blocking=True)
     penalty = torch.from_numpy(np.concatenate(penalties)).to(logits.device, non_blocking=True)
     flat = logits.flatten().clone()
