@@ -14,6 +14,7 @@ from xpeft_server.model.bank import Bank
 from xpeft_server.model.packing import pack
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.pooling import pool
+from xpeft_tuning import cohort as cohort_module
 from xpeft_tuning.cohort import Cohort
 from xpeft_tuning.dataset import Dataset, Example
 from xpeft_tuning.evaluation import Scored
@@ -111,6 +112,39 @@ def test_features_come_in_the_texts_order_however_they_are_packed(plm: Plm, bank
     batches = [pack([text], None) for text in texts.texts]
     wanted = torch.cat([pool(plm.forward(batch), batch, bank.pooling) for batch in batches])
     torch.testing.assert_close(cohort.features(None, texts), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "passes"), [(4096, 1), (100, 7), (1, 24 + 7 + 40)], ids=["all at once", "in parts", "a text each"]
+)
+def test_who_is_admitted_together_shares_passes_and_starts_as_alone(
+    plm: Plm,
+    bank: Bank,
+    make_dataset: MakeDataset,
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: int,
+    passes: int,
+) -> None:
+    chosen = TuningSettings(**QUICK, held_out=0.0, batch_tokens=tokens, temperature=2.0, kind="soft")
+    counts = {"ann": 24, "bob": 7, "cid": 40}
+    datasets = {name: make_dataset(rows, ("x", "y"), seed=rows) for name, rows in counts.items()}
+    alone, cohort = {}, Cohort(plm, bank, chosen, places=3, classes=2)
+    for name, dataset in datasets.items():
+        trainee, own = enrol(plm, name, dataset, dataset.labels, chosen), Cohort(plm, bank, chosen, places=1, classes=2)
+        own.admit([trainee])
+        alone[name] = _learned(own, trainee)
+    seen: list[Any] = []
+    forward = cohort_module.hidden_states
+    monkeypatch.setattr(cohort_module, "hidden_states", lambda *args: seen.append(args) or forward(*args))
+    together = [enrol(plm, name, dataset, dataset.labels, chosen) for name, dataset in datasets.items()]
+    cohort.admit(together)
+    assert len(seen) == passes
+    for trainee in together:
+        for mine, theirs in zip(_learned(cohort, trainee), alone[trainee.name], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=3e-6, atol=3e-6)
+    heads = [_learned(cohort, trainee)[3] for trainee in together]
+    assert not torch.allclose(heads[0], heads[1], rtol=0.1)
+    assert not torch.allclose(heads[0], heads[2], rtol=0.1)
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])

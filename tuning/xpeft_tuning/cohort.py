@@ -82,7 +82,8 @@ class Cohort:
             trainee.place = self._free.pop()
             self._stack.begin(trainee.place, seed=trainee.settings.seed)
             self._optimizer.begin(trainee.place, solved=self._solved(trainee))
-            self._begin_head(trainee)
+        if self._vocabulary is None:
+            self._begin_heads(trainees)
         self.trainees += trainees
         if self._settings.stop_on is not None:
             self._offer(trainees)  # the start is a candidate too
@@ -126,7 +127,7 @@ class Cohort:
         here = torch.tensor(slots, device=places.device)
         part = Learned(*(each.index_select(0, here) for each in leaves))
         batch = pack_rows(self._plm, [pick._replace(slot=slots.index(pick.slot)) for pick in picks])
-        hidden = hidden_states(self._plm, batch, self._adapters(part, trainees), self._stack.form)
+        hidden = hidden_states(self._plm, batch, self._adapters(part, trainees, noise=True), self._stack.form)
         if self._vocabulary is not None:
             each = completion_losses(hidden, batch.packed, batch.targets, self._vocabulary)
         else:
@@ -139,12 +140,12 @@ class Cohort:
         torch.autograd.backward((each * mean * weights.to(places.device)[batch.rows]).sum())
         losses.index_add_(0, here[batch.slots], each.detach() * mean)
 
-    def _adapters(self, learned: Learned, trainees: Sequence[Trainee]) -> Tensor:
-        """``[L, P', D']`` slots of some trainees, as training sees them: at its temperature, with its noise."""
+    def _adapters(self, learned: Learned, trainees: Sequence[Trainee], *, noise: bool) -> Tensor:
+        """``[L, P', D']`` slots of some trainees, as training sees them: at its temperature, with or without noise."""
         settings = self._settings
         logits = learned.logits
         temperature = torch.tensor([each.temperature for each in trainees], device=logits.device).view(-1, 1, 1, 1)
-        if settings.gumbel:
+        if noise and settings.gumbel:
             logits = logits + settings.gumbel * torch.stack([each.noise for each in trainees]).to(logits)
         weights = self._stack.weights(logits, temperature)
         return self._stack.slot_rows(weights, learned, self._parts)
@@ -188,23 +189,31 @@ class Cohort:
         """Measured as they will be served."""
         return self._evaluator.scores(pairs)
 
-    @torch.no_grad()
     def features(self, trainee: Trainee | None, texts: LabelledTexts) -> Tensor:
         """``[Q, H]`` under the trainee's masks as they are now; of the bare PLM without one."""
-        slots = None
-        if trainee is not None:
-            here = torch.tensor([trainee.place], device=self._plm.device)
+        (found,) = self._features([texts], None if trainee is None else [trainee])
+        return found
+
+    @torch.no_grad()
+    def _features(self, texts: Sequence[LabelledTexts], trainees: Sequence[Trainee] | None) -> list[Tensor]:
+        """``[Q, H]`` of each, packed together; under the masks of the trainee in the same place, if there are any."""
+        device, slots = self._plm.device, None
+        if trainees is not None:
+            here = torch.tensor([each.place for each in trainees], device=device)
             learned = Learned(*(each[here] for each in self._stack.learned))
-            weights = self._stack.weights(learned.logits, trainee.temperature)
-            slots = self._stack.slot_rows(weights, learned, self._parts)
-        features = torch.empty(len(texts), self._bank.hidden, device=self._plm.device)
-        for run in texts.within(texts.by_length(), self._settings.batch_tokens):
-            batch = pack_rows(self._plm, [Pick(0, texts, run)])
-            rows = torch.from_numpy(run).to(self._plm.device)[batch.rows]
-            features[rows] = pool(
-                hidden_states(self._plm, batch, slots, self._stack.form), batch.packed, self._bank.pooling
-            )
-        return features
+            slots = self._adapters(learned, trainees, noise=False)
+        found = [torch.empty(len(each), self._bank.hidden, device=device) for each in texts]
+        picks = [Pick(slot, each, each.by_length()) for slot, each in enumerate(texts)]
+        for run in within(picks, self._settings.batch_tokens):
+            chosen = [pick.slot for pick in run]
+            batch = pack_rows(self._plm, [pick._replace(slot=slot) for slot, pick in enumerate(run)])
+            part = None if slots is None else slots[:, chosen]
+            hidden = hidden_states(self._plm, batch, part, self._stack.form)
+            pooled = pool(hidden, batch.packed, self._bank.pooling)
+            rows = torch.empty_like(pooled).index_copy_(0, batch.rows, pooled)
+            for pick, features in zip(run, torch.split(rows, [len(pick.places) for pick in run]), strict=True):
+                found[pick.slot][torch.from_numpy(pick.places).to(device)] = features
+        return found
 
     def fitted_head(self, trainee: Trainee, features: Tensor, drawn_to: LinearHead) -> tuple[LinearHead, float]:
         """The head that suits the train rows' features best, and its penalty divided by their number."""
@@ -219,16 +228,17 @@ class Cohort:
         alike = self._own_head and trainee.steps == 1 and not self._settings.gumbel
         return (_HEAD_WEIGHT, _HEAD_BIAS) if alike else ()
 
-    def _begin_head(self, trainee: Trainee) -> None:
-        settings = self._settings
-        if self._vocabulary is not None:
-            return
-        if settings.shared_head is None:
-            drawn_to = LinearHead.zero(len(trainee.labels), self._bank.hidden)
-        else:
-            shared = self._bank.heads[settings.shared_head]
-            drawn_to = LinearHead(shared.weight.float(), shared.bias.float())
-        start = drawn_to
-        if self._own_head:
-            start, trainee.penalty = self.fitted_head(trainee, self.features(trainee, trainee.train), drawn_to)
-        self._stack.begin_head(trainee.place, drawn_to, start)
+    def _begin_heads(self, trainees: Sequence[Trainee]) -> None:
+        own = self._own_head and len(trainees) > 0
+        features = self._features([each.train for each in trainees], trainees) if own else []
+        for number, trainee in enumerate(trainees):
+            start = drawn_to = self._drawn_to(trainee)
+            if self._own_head:
+                start, trainee.penalty = self.fitted_head(trainee, features[number], drawn_to)
+            self._stack.begin_head(trainee.place, drawn_to, start)
+
+    def _drawn_to(self, trainee: Trainee) -> LinearHead:
+        if self._settings.shared_head is None:
+            return LinearHead.zero(len(trainee.labels), self._bank.hidden)
+        shared = self._bank.heads[self._settings.shared_head]
+        return LinearHead(shared.weight.float(), shared.bias.float())
