@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers.decoders import CTC
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from xpeft_server.model.errors import ModelUnusable
@@ -128,3 +129,19 @@ def test_several_threads_may_encode_at_once(tokenizer: TextTokenizer) -> None:
         cut = list(pool.map(lambda text: ids(tokenizer.encode([(text, None)], truncate=True)[0]), texts))
     assert [len(each) for each in whole] == [len(text.split()) + 2 for text in texts]
     assert [len(each) for each in cut] == [min(len(text.split()) + 2, 12) for text in texts]
+
+
+def test_it_tells_what_a_token_adds_to_a_text(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.token_text(FIRST + 7) == (" w7", b" w7")
+    assert tokenizer.token_text(EOS) == ("</s>", b"</s>")
+    assert tokenizer.texts.part(FIRST + 7) == " w7"
+    assert tokenizer.texts is tokenizer.texts
+
+
+def test_one_whose_texts_cannot_be_streamed_still_encodes(lab: Any) -> None:
+    from_file: PreTrainedTokenizerFast = lab.tokenizer()
+    from_file.backend_tokenizer.decoder = CTC()
+    tokenizer = TextTokenizer(from_file, 12)
+    assert len(tokenizer.encode([(words(1), None)])[0]) == 3
+    with pytest.raises(ModelUnusable, match=r"decoder \(CTC\)"):
+        tokenizer.token_text(5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from .errors import ModelUnusable
+from .token_texts import TokenText, TokenTexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,15 @@ class TextTokenizer:
     def encode_bare(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Token lists without special tokens, as long as the texts are."""
         return [_tokenized(each) for each in self._whole.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    @cached_property
+    def texts(self) -> TokenTexts:
+        """What each token adds to a text. Raises: ModelUnusable if that cannot be told token by token."""
+        return TokenTexts(self._whole)
+
+    def token_text(self, token: int) -> TokenText:
+        """The text and the bytes that a token adds to a text, a special token's name."""
+        return self.texts.told(token)
 
 
 def _tokenized(encoding: Encoding) -> TokenizedText:
