@@ -146,9 +146,9 @@ def test_the_ends_of_the_distribution_are_tokens_that_it_has(
     monkeypatch.setattr("xpeft_server.model.sampling.uniforms", lambda *_: np.array([number]))
     logits = torch.tensor([[-torch.inf, 2.0, -torch.inf, 1.0, -torch.inf]])
     assert ids(logits, [Draw(rule, 0, 0)]) == [token]
-    # Six equal weights round to more than 2⁵² together, where such a product rounds up to their sum.
-    equal = torch.tensor([[-torch.inf, *[0.0] * 6, -torch.inf]])
-    assert ids(equal, [Draw(rule, 0, 0)]) == [1 if number == 0 else 6]
+    for several in (2, 3, 6, 7, 1024):
+        equal = torch.tensor([[-torch.inf, *[0.0] * several, -torch.inf]])
+        assert ids(equal, [Draw(rule, 0, 0)]) == [1 if number == 0 else several]
 
 
 def test_tokens_come_as_often_as_they_are_likely() -> None:

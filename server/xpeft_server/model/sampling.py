@@ -98,8 +98,8 @@ def _penalised(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
 def _drawn(scores: Tensor, peaks: Tensor, draws: Sequence[Draw]) -> Tensor:
     up_to = token_weights(scores, peaks, [draw.rule for draw in draws]).cumsum(-1)
     number = torch.from_numpy(uniforms([draw.seed for draw in draws], [draw.step for draw in draws]))
-    total = up_to[:, -1:]
-    target = torch.minimum((number.to(scores.device, non_blocking=True)[:, None] * total).floor_(), total - 1)
+    # At most (1 − 2⁻⁵³) of the whole: that never rounds up to it.
+    target = (number.to(scores.device, non_blocking=True)[:, None] * up_to[:, -1:]).floor_()
     return torch.searchsorted(up_to, target, right=True).clamp_(max=scores.shape[-1] - 1)[:, 0]
 
 
