@@ -39,7 +39,7 @@ LAYERS = (
     Layer("xpeft_profiles",       ("numpy", "redis", "safetensors"),         ("torch",)),
     Layer("xpeft_server",         ("pydantic",)),
     Layer("xpeft_server.model",   ("torch", "triton", "numpy", "safetensors",
-                                   "transformers", "tokenizers",
+                                   "transformers", "tokenizers", "jinja2",
                                    "xpeft_kernels", "xpeft_profiles",
                                    "xpeft_server.output_file")),
     Layer("xpeft_server.engine",  EVERYTHING,                                (*WEB, "xpeft_server.api", *TUNING, *TOP,

@@ -19,6 +19,7 @@ _PASSWORD = re.compile(r"(?<=password=)[^&]+|(?<=:)[^/]+(?=@)")
 
 
 BatchTokens = Annotated[int, Field(ge=16, le=1 << 24)]
+KvTokens = Annotated[int, Field(ge=64, le=1 << 32)]
 SlotCount = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
@@ -71,6 +72,14 @@ class Settings(BaseModel):
         default="auto",
         description="profiles whose adapters are kept ready on the device; auto is what fits into 1 GiB on CPU"
         " or into half of a GPU's free memory, at most 1024 or 16384",
+    )
+    kv_tokens: KvTokens | Literal["auto"] = Field(
+        default="auto",
+        description="room for the keys and values of texts that are being generated, in tokens; auto is what fits into"
+        " 1 GiB on CPU or into three quarters of a GPU's free memory",
+    )
+    max_sequences: int = Field(
+        default=256, ge=1, le=1 << 16, description="most texts that are generated at once; others wait"
     )
     host_cache_bytes: int = Field(
         default=256 << 20, ge=0, description="memory for the compact records of profiles, in bytes"

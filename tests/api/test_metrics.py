@@ -29,6 +29,8 @@ FAMILIES = {
     "requests_running": "gauge",
     "requests_waiting": "gauge",
     "profiles_resident": "gauge",
+    "kv_tokens": "gauge",
+    "preemptions": "counter",
     "tuning_jobs": "counter",
     "tuning_jobs_unfinished": "gauge",
     "store_up": "gauge",
@@ -46,6 +48,12 @@ def test_every_family_is_there_before_any_traffic_and_no_other():
     ours = [(each.name.removeprefix("xpeft_"), each.type) for each in found if each.name.startswith("xpeft_")]
     assert sorted(ours) == sorted(FAMILIES.items())
     assert all(each.name.startswith(("xpeft_", "process_")) for each in found)
+
+
+def test_the_kv_cache_is_there_at_zero():
+    lines = Metrics().render().decode().splitlines()
+    assert {'xpeft_kv_tokens{state="used"} 0.0', 'xpeft_kv_tokens{state="free"} 0.0'} <= set(lines)
+    assert "xpeft_preemptions_total 0.0" in lines
 
 
 def test_tuning_jobs_are_there_at_zero():

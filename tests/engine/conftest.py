@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from xpeft_profiles import BankGeometry, MemoryStore, Profile, ProfileKey, StoredProfile, StoreUnavailable
-from xpeft_server.engine.engine import Engine, EngineLimits
+from xpeft_server.engine.engine import Engine
+from xpeft_server.engine.engine_limits import EngineLimits
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.classifier import Classifier
@@ -105,6 +106,7 @@ async def start_engine(make_classifier: Callable[..., Classifier], store: Fragil
             "queue_limit": 1000,
             "queue_token_limit": 100_000,
             "max_inputs": 256,
+            "max_sequences": 256,
             "host_cache_bytes": 1 << 24,
         } | limits
         classifier = make_classifier(slots=slots, head_rows=head_rows)

@@ -240,22 +240,6 @@ async def test_when_the_device_thread_dies_every_pending_request_fails_at_once(
         await ask(engine, "tenant0", "p", "w1")
 
 
-async def test_draining_answers_what_was_accepted_and_takes_nothing_new(
-    start_engine: Any, store: Any, profile: MakeProfile
-) -> None:
-    engine = await start_engine()
-    await put_many(store, engine, profile, 4)
-    tasks = [asyncio.create_task(ask(engine, f"tenant{n % 4}", "p", words(n, 30))) for n in range(64)]
-    await until(lambda: len(engine._tickets) > 0)
-    await asyncio.gather(*tasks[:1])
-    await engine.drain(20)
-    answers = await asyncio.gather(*tasks, return_exceptions=True)
-    assert all(isinstance(answer, ClassifyAnswer | Unavailable) for answer in answers)
-    assert not engine._tickets
-    with pytest.raises(Unavailable):
-        await ask(engine, "tenant0", "p", "w1")
-
-
 @pytest.mark.parametrize(
     ("texts", "truncate", "error"),
     [

@@ -84,6 +84,8 @@ class Probes:
                 "queue_limit": info.queue_limit,
                 "queue_token_limit": info.queue_token_limit,
                 "max_inputs": info.max_inputs,
+                "max_sequences": info.max_sequences,
+                "kv_tokens": info.kv_tokens,
                 "max_body_bytes": settings.max_body_bytes,
                 "max_profile_bytes": settings.max_profile_bytes,
             },

@@ -9,10 +9,12 @@ import torch
 from xpeft_kernels import AdapterForm
 from xpeft_profiles import ProfileStore
 from xpeft_server.engine.device_thread import device_executor
-from xpeft_server.engine.engine import Engine, EngineLimits
+from xpeft_server.engine.engine import Engine
+from xpeft_server.engine.engine_limits import EngineLimits
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.classifier import Classifier
+from xpeft_server.model.decoder import Decoder, kv_shape
 from xpeft_server.model.plm import Plm, load_plm
 from xpeft_server.model.slots import adapter_form
 from xpeft_server.settings import Settings, SettingsInvalid
@@ -50,6 +52,14 @@ def choose_slots(asked: int | str, form: AdapterForm, plm: Plm) -> int:
     return max(32, min(most, budget // (plm.facts.blocks * form.slot_row * plm.dtype.itemsize)))
 
 
+def choose_kv_tokens(asked: int | str, plm: Plm) -> int:
+    """``auto``: what fits into 1 GiB on CPU, or into three quarters of a GPU's memory that slots have left free."""
+    if isinstance(asked, int):
+        return asked
+    budget = torch.cuda.mem_get_info(plm.device)[0] * 3 // 4 if plm.device.type == "cuda" else 1 << 30
+    return budget // kv_shape(plm).token_bytes
+
+
 def build_engine(
     settings: Settings, store: ProfileStore, metrics: Metrics, *, on_death: Callable[[], None] = lambda: None
 ) -> Engine:
@@ -64,9 +74,18 @@ def build_engine(
         queue_limit=settings.queue_limit,
         queue_token_limit=settings.queue_token_limit,
         max_inputs=settings.max_inputs,
+        max_sequences=settings.max_sequences,
         host_cache_bytes=settings.host_cache_bytes,
     )
-    return Engine(classifier, store, limits=limits, metrics=metrics, device=device, on_death=on_death)
+    return Engine(
+        classifier,
+        store,
+        decoder=device.submit(load_decoder, settings, classifier).result(),
+        limits=limits,
+        metrics=metrics,
+        device=device,
+        on_death=on_death,
+    )
 
 
 def load_classifier(settings: Settings) -> Classifier:
@@ -77,3 +96,11 @@ def load_classifier(settings: Settings) -> Classifier:
     slots = choose_slots(settings.slots, adapter_form(bank), plm)
     widest_head = settings.max_profile_bytes // (2 * (plm.facts.hidden + 1))
     return Classifier(plm, bank, slots=slots, head_rows=max(2 * widest_head, 16 * slots))
+
+
+def load_decoder(settings: Settings, classifier: Classifier) -> Decoder | None:
+    """What generates, over the classifier's PLM and slots; None for encoders and for decoders without a head."""
+    plm = classifier.plm
+    if plm.vocabulary_head is None:
+        return None
+    return Decoder(plm, classifier.buffers, kv_tokens=choose_kv_tokens(settings.kv_tokens, plm))

@@ -1,4 +1,4 @@
-"""The one thread that owns the device: takes a batch when it is free, makes slots resident, computes."""
+"""The one thread that owns the device: a batch of texts to classify and a step of generation, in turn."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from xpeft_server.model.slots import SlotFill
 
 from .batch import Batch, Computed, Outcome
 from .errors import WrongBank
+from .generation.generation import Generation
 from .metrics import Metrics
 from .queue import FairQueue
 from .slot_table import SlotTable
@@ -28,6 +29,7 @@ class DeviceThread:
         thread: an executor of one thread, best the one that loaded the model: the OpenMP runtime behind CPU torch keeps
             workers for every thread that ever computed, and lets them sleep between two operations (1.4 times the
             time for a single text) once there are more of them than cores.
+        generation: None where the model does not generate.
         on_taken: called in the event loop with each batch when it is taken.
         on_death: called in the event loop if the thread ends otherwise than by the queue's closing.
     """
@@ -35,12 +37,13 @@ class DeviceThread:
     def __init__(
         self,
         classifier: Classifier,
-        queue: FairQueue,
+        queue: FairQueue[Entry],
         slots: SlotTable,
         *,
         thread: ThreadPoolExecutor,
         max_batch_tokens: int,
         metrics: Metrics,
+        generation: Generation | None,
         on_taken: Callable[[Batch], None],
         on_death: Callable[[BaseException], None],
     ) -> None:
@@ -49,6 +52,7 @@ class DeviceThread:
         self._slots = slots
         self._max_batch_tokens = max_batch_tokens
         self._metrics = metrics
+        self._generation = generation
         self._on_taken = on_taken
         self._on_death = on_death
         self._thread = thread
@@ -68,16 +72,25 @@ class DeviceThread:
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            while entries := self._queue.take(self._max_batch_tokens):
-                batch = Batch(entries, time.monotonic(), loop.create_future())
-                loop.call_soon_threadsafe(self._on_taken, batch)
-                outcomes = self._compute(entries)
-                computed = Computed(outcomes, time.monotonic() - batch.taken)
-                loop.call_soon_threadsafe(_set, batch.computed, computed)
-                self._observe(entries)
+            while not self._queue.closed:
+                if entries := self._queue.take(self._max_batch_tokens, unless=self._generates):
+                    self._classify(entries, loop)
+                if self._generation is not None and self._generation.generator.busy:
+                    loop.call_soon_threadsafe(self._generation.advance, self._generation.generator.step())
         except BaseException as error:
             logger.critical("the device thread ended", exc_info=error)
             loop.call_soon_threadsafe(self._on_death, error)
+
+    def _generates(self) -> bool:
+        return self._generation is not None and self._generation.generator.busy
+
+    def _classify(self, entries: list[Entry], loop: asyncio.AbstractEventLoop) -> None:
+        batch = Batch(entries, time.monotonic(), loop.create_future())
+        loop.call_soon_threadsafe(self._on_taken, batch)
+        outcomes = self._compute(entries)
+        computed = Computed(outcomes, time.monotonic() - batch.taken)
+        loop.call_soon_threadsafe(_set, batch.computed, computed)
+        self._observe(entries)
 
     def _compute(self, entries: list[Entry]) -> list[Outcome]:
         """One outcome an entry. A batch that fails is halved until it is known which text it was."""

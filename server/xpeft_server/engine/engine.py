@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from xpeft_profiles import BankGeometry, ProfileStore
 from xpeft_server.model.classifier import Classifier
+from xpeft_server.model.decoder import Decoder
 from xpeft_server.model.tokenizing import TokenizedText
 
 from .answers import classification
 from .batch import Batch
 from .device_thread import DeviceThread, device_executor
-from .errors import EngineError, InternalError, Unavailable
+from .engine_limits import EngineLimits
+from .errors import DoesNotGenerate, EngineError, InternalError, Unavailable
+from .generation.generation import Generation
 from .info import engine_info
 from .metrics import Metrics
 from .permits import Permits
@@ -25,24 +29,13 @@ from .profile_cache import CachedProfile, ProfileCache
 from .profile_loader import ProfileLoader, not_found
 from .queue import FairQueue
 from .request_checks import check_head, check_inputs, check_lengths
-from .requests import ClassifyAnswer, ClassifyRequest, EngineStatus
+from .requests import ClassifyAnswer, ClassifyRequest, EngineStatus, GenerateRequest, News
 from .slot_table import SlotTable
 from .store_watch import StoreWatch
-from .ticket import Ticket
+from .ticket import Entry, Ticket
 from .tokenizer_stage import TokenizerStage
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLimits:
-    """Sizes in texts, tokens and bytes; see the settings of the same names."""
-
-    max_batch_tokens: int
-    queue_limit: int
-    queue_token_limit: int
-    max_inputs: int
-    host_cache_bytes: int
 
 
 class Engine:
@@ -52,6 +45,7 @@ class Engine:
     which versions are current; what turns out stale is computed anew before anybody sees it.
 
     Args:
+        decoder: over the classifier's PLM and slots; None if it does not generate.
         device: an executor of one thread, which becomes the device thread; see `DeviceThread`.
         on_death: called in the event loop when the device thread has died and everybody has been told.
     """
@@ -63,13 +57,14 @@ class Engine:
         *,
         limits: EngineLimits,
         metrics: Metrics,
+        decoder: Decoder | None = None,
         device: ThreadPoolExecutor | None = None,
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
         buffers = classifier.buffers
         self.metrics = metrics
         self.geometry: BankGeometry = classifier.geometry
-        self.info = engine_info(classifier, limits)
+        self.info = engine_info(classifier, decoder, limits)
         self._classifier = classifier
         self._permits = Permits(texts=limits.queue_limit, tokens=limits.queue_token_limit)
         self._tokenizer = TokenizerStage(classifier.plm.tokenizer)
@@ -78,14 +73,31 @@ class Engine:
         self._loader = ProfileLoader(
             store, geometry=self.geometry, cache=self._cache, watch=self._watch, metrics=metrics
         )
-        self._queue = FairQueue()
+        changed = threading.Condition()
+        self._queue: FairQueue[Entry] = FairQueue(changed=changed)
+        slots = SlotTable(slots=buffers.slots, head_rows=buffers.own_head_rows, metrics=metrics)
+        self._generation = None
+        if decoder is not None:
+            self._generation = Generation(
+                decoder,
+                classifier,
+                slots=slots,
+                changed=changed,
+                tokenizer=self._tokenizer,
+                loader=self._loader,
+                permits=self._permits,
+                limits=limits,
+                metrics=metrics,
+                check_open=self._check_open,
+            )
         self._device = DeviceThread(
             classifier,
             self._queue,
-            SlotTable(slots=buffers.slots, head_rows=buffers.own_head_rows, metrics=metrics),
+            slots,
             thread=device or device_executor(),
             max_batch_tokens=limits.max_batch_tokens,
             metrics=metrics,
+            generation=self._generation,
             on_taken=self._batch_taken,
             on_death=self._device_died,
         )
@@ -94,8 +106,8 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._state = "starting"
         metrics.set_kernels(self.info.kernels)
-        metrics.requests_waiting.set_function(lambda: sum(ticket.taken is None for ticket in self._tickets))
-        metrics.requests_running.set_function(lambda: sum(ticket.taken is not None for ticket in self._tickets))
+        metrics.requests_running.set_function(self._count_running)
+        metrics.requests_waiting.set_function(self._count_waiting)
 
     async def start(self) -> None:
         """Warm up and begin; the store may be down, then it is asked again until it answers."""
@@ -114,8 +126,7 @@ class Engine:
         Cancelling the caller withdraws the request: what has not reached the device never will.
         Raises: EngineError.
         """
-        if self._state != "ok":
-            raise Unavailable(f"the engine takes no requests: {self._state}")
+        self._check_open()
         accepted = time.monotonic()
         check_inputs(request, self.info.max_inputs)
         self._permits.admit_texts(len(request.inputs))
@@ -132,13 +143,18 @@ class Engine:
         finally:
             self._permits.release(texts=len(request.inputs), tokens=tokens)
 
-    async def drain(self, seconds: float) -> None:
-        """Take nothing new; wait until what was accepted is answered, at most this long."""
-        if self._state == "ok":
-            self._state = "stopping"
-        deadline = time.monotonic() + seconds
-        while self._tickets and (left := deadline - time.monotonic()) > 0:
-            await asyncio.wait([ticket.answer for ticket in self._tickets], timeout=left)
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[News, None]:
+        """Go on with a prompt, with one version of the profile, current when the request came or later.
+
+        Closing it withdraws the request: the sequence leaves at the next step.
+        Raises: EngineError.
+        """
+        if self._generation is None:
+            raise DoesNotGenerate(f"{self.info.plm} ({self.info.model_type}) does not generate text")
+        self._check_open()
+        async with contextlib.aclosing(self._generation.generate(request)) as news:
+            async for each in news:
+                yield each
 
     async def close(self) -> None:
         """Whoever still waits is told; the device thread ends after the batch that it computes."""
@@ -153,11 +169,22 @@ class Engine:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _count_running(self) -> int:
+        generating = self._generation.running if self._generation is not None else 0
+        return sum(ticket.taken is not None for ticket in self._tickets) + generating
+
+    def _count_waiting(self) -> int:
+        generating = self._generation.waiting if self._generation is not None else 0
+        return sum(ticket.taken is None for ticket in self._tickets) + generating
+
+    def _check_open(self) -> None:
+        if self._state != "ok":
+            raise Unavailable(f"the engine takes no requests: {self._state}")
+
     async def _queued(
         self, request: ClassifyRequest, texts: list[TokenizedText], profile: CachedProfile, accepted: float
     ) -> ClassifyAnswer:
-        if self._state not in {"ok", "stopping"}:
-            raise Unavailable(f"the engine takes no requests: {self._state}")
+        self._check_open()
         answer: asyncio.Future[ClassifyAnswer] = asyncio.get_running_loop().create_future()
         ticket = Ticket(request, texts, profile, answer, accepted=accepted)
         self._tickets.add(ticket)
@@ -252,6 +279,8 @@ class Engine:
         for ticket in list(self._tickets):
             if not ticket.answer.done():
                 ticket.answer.set_exception(error)
+        if self._generation is not None:
+            self._generation.fail_all(error)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

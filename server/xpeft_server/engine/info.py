@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from xpeft_kernels import chosen_implementations
 from xpeft_server.model.classifier import Classifier
+from xpeft_server.model.decoder import Decoder
 
+from .engine_limits import EngineLimits
 from .requests import EngineInfo
 
-if TYPE_CHECKING:
-    from .engine import EngineLimits
 
-
-def engine_info(classifier: Classifier, limits: EngineLimits) -> EngineInfo:
+def engine_info(classifier: Classifier, decoder: Decoder | None, limits: EngineLimits) -> EngineInfo:
     plm = classifier.plm
     return EngineInfo(
         plm=plm.name,
@@ -21,11 +18,13 @@ def engine_info(classifier: Classifier, limits: EngineLimits) -> EngineInfo:
         device=str(plm.device),
         dtype=str(plm.dtype).removeprefix("torch."),
         kernels=chosen_implementations(plm.device.type),
-        generates=False,
+        generates=decoder is not None,
         context_length=plm.tokenizer.limit,
         slots=classifier.buffers.slots,
         max_batch_tokens=limits.max_batch_tokens,
         queue_limit=limits.queue_limit,
         queue_token_limit=limits.queue_token_limit,
         max_inputs=limits.max_inputs,
+        max_sequences=limits.max_sequences if decoder is not None else 0,
+        kv_tokens=0 if decoder is None else decoder.cache.tokens,
     )

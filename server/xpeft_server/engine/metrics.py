@@ -47,6 +47,7 @@ class Metrics:
         self._define_tokens()
         self._define_profiles(top_profiles)
         self._define_batches()
+        self._define_generation()
         self._define_tuning()
         self._define_facts()
         ProcessCollector(registry=self._registry)
@@ -107,8 +108,15 @@ class Metrics:
         self.batch_size = self._histogram("batch_size", "Texts in a batch.", _COUNTS)
         self.batch_tokens = self._histogram("batch_tokens", "Packed tokens in a batch.", _TOKENS)
         self.batch_profiles = self._histogram("batch_profiles", "Different profiles in a batch.", _COUNTS)
-        self.requests_running = self._gauge("requests_running", "Requests in the batch on the device.")
-        self.requests_waiting = self._gauge("requests_waiting", "Requests in the queue.")
+        self.requests_running = self._gauge(
+            "requests_running", "Requests on the device: in its batch, or being generated."
+        )
+        self.requests_waiting = self._gauge("requests_waiting", "Requests in the queues.")
+
+    def _define_generation(self) -> None:
+        self.preemptions = self._counter("preemptions", "Sequences that gave their KV cache away and began anew.")
+        kv_tokens = self._gauge("kv_tokens", "Room in the KV cache, in tokens.", ("state",))
+        self.kv_tokens = {state: kv_tokens.labels(state) for state in ("used", "free")}
 
     def _define_tuning(self) -> None:
         jobs = self._counter("tuning_jobs", "Tuning jobs that ended.", ("outcome",))

@@ -61,6 +61,29 @@ class ProfileLoader:
             raise loaded
         return loaded
 
+    async def current(self, key: ProfileKey, since: float) -> CachedProfile:
+        """The profile in a version that was current at ``since`` (monotonic seconds) or later, from the cache if it is.
+
+        While the store cannot be asked, the version at hand is answered with.
+        Raises: as `load`.
+        """
+        cached = self._cache.get(key)
+        if cached is None:
+            return await self.load(key)
+        if cached.asked_at >= since:
+            return cached
+        asked_at = time.monotonic()
+        answers = await self.versions([key])
+        if answers is None:
+            return cached
+        if answers[0] == cached.version:
+            cached.asked_at = max(asked_at, cached.asked_at)
+            return cached
+        self._cache.invalidate(cached)
+        if answers[0] is None:
+            raise not_found(key)
+        return await self.load(key)
+
     async def versions(self, keys: Sequence[ProfileKey]) -> list[str | None] | None:
         """Which versions the store has now; None while it cannot be asked."""
         if not self._watch.up:

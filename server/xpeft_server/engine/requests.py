@@ -137,7 +137,10 @@ class EngineStatus:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Facts for /info: nothing of any tenant. Lengths in tokens, sizes in requests, tokens or slots."""
+    """Facts for /info: nothing of any tenant. Lengths in tokens, sizes in requests, tokens or slots.
+
+    ``max_sequences`` and ``kv_tokens`` are 0 where the model does not generate.
+    """
 
     plm: str
     model_type: str
@@ -151,3 +154,5 @@ class EngineInfo:
     queue_limit: int
     queue_token_limit: int
     max_inputs: int
+    max_sequences: int = 0
+    kv_tokens: int = 0

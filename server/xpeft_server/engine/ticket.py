@@ -27,6 +27,14 @@ class Entry(NamedTuple):
         return self.ticket.texts[self.place]
 
     @property
+    def tenant(self) -> str:
+        return self.ticket.tenant
+
+    @property
+    def tokens(self) -> int:
+        return len(self.text)
+
+    @property
     def alive(self) -> bool:
         """Whether anybody still waits for it."""
         return not self.ticket.answer.done() and self.attempt == self.ticket.attempt

@@ -7,24 +7,27 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from xpeft_server.model.chat_template import ChatRefused
 from xpeft_server.model.tokenizing import TextTokenizer, TokenizedText
 
-from .requests import ClassifyRequest
+from .errors import InvalidInput, NoChatTemplate
+from .requests import ClassifyRequest, Prompt
 
 SHORT = 16_384
 """Characters; longer requests go to a lane of their own, so that nobody's short text waits behind a book."""
 
+Encode = Callable[[], list[TokenizedText]]
+
 
 class _Waiting(NamedTuple):
-    request: ClassifyRequest
+    encode: Encode
     done: asyncio.Future[list[TokenizedText]]
 
 
 class _Lane:
     """One thread; what comes while it works is its next round."""
 
-    def __init__(self, name: str, encode: Callable[[ClassifyRequest], list[TokenizedText]]) -> None:
-        self._encode = encode
+    def __init__(self, name: str) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._waiting: list[_Waiting] = []
         self._busy = False
@@ -47,7 +50,7 @@ class _Lane:
         results: list[list[TokenizedText] | Exception] = []
         for waiting in round_:
             try:
-                results.append([] if waiting.done.done() else self._encode(waiting.request))
+                results.append([] if waiting.done.done() else waiting.encode())
             except Exception as error:
                 results.append(error)
         loop.call_soon_threadsafe(self._deliver, loop, round_, results)
@@ -69,21 +72,50 @@ class TokenizerStage:
     """Requests to token lists on two threads: one for short requests, one for long ones."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._short = _Lane("tokenizer", self._encode)
-        self._long = _Lane("tokenizer-long", self._encode)
+        self.tokenizer = tokenizer
+        self._short = _Lane("tokenizer")
+        self._long = _Lane("tokenizer-long")
 
     async def encode(self, request: ClassifyRequest) -> list[TokenizedText]:
         """A token list a text, cut to the model's limit if the request says so."""
-        done: asyncio.Future[list[TokenizedText]] = asyncio.get_running_loop().create_future()
         characters = sum(len(text) + len(pair or "") for text, pair in request.inputs)
-        lane = self._short if characters <= SHORT else self._long
-        lane.submit(_Waiting(request, done))
-        return await done
+        return await self._on_lane(characters, lambda: self.tokenizer.encode(request.inputs, truncate=request.truncate))
+
+    async def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """A prompt's tokens, with the special ones that the tokenizer adds, or the template where it is a chat.
+
+        Raises: InvalidInput, which names the token that the vocabulary has not; NoChatTemplate.
+        """
+        if isinstance(prompt, str):
+            encoded = await self._on_lane(len(prompt), lambda: self.tokenizer.encode([(prompt, None)]))
+            return [int(token) for token in encoded[0].ids]
+        messages = [(each.role, each.content) for each in prompt if not isinstance(each, int)]
+        if messages:
+            characters = sum(len(content) for _, content in messages)
+            encoded = await self._on_lane(characters, lambda: self._encode_chat(messages))
+            return [int(token) for token in encoded[0].ids]
+        ids = [each for each in prompt if isinstance(each, int)]
+        for token in ids:
+            if not 0 <= token < self.tokenizer.size:
+                message = f"token {token} is not in the vocabulary, which has 0 to {self.tokenizer.size - 1}"
+                raise InvalidInput(message, param="prompt")
+        return ids
 
     def close(self) -> None:
         self._short.close()
         self._long.close()
 
-    def _encode(self, request: ClassifyRequest) -> list[TokenizedText]:
-        return self._tokenizer.encode(request.inputs, truncate=request.truncate)
+    def _encode_chat(self, messages: list[tuple[str, str]]) -> list[TokenizedText]:
+        if self.tokenizer.chat is None:
+            raise NoChatTemplate(
+                "the model's tokenizer has no template for chats; use /v1/completions", param="messages"
+            )
+        try:
+            return self.tokenizer.encode_bare([self.tokenizer.chat.render(messages)])
+        except ChatRefused as error:
+            raise InvalidInput(f"the model's template refuses this chat: {error}", param="messages") from None
+
+    async def _on_lane(self, characters: int, encode: Encode) -> list[TokenizedText]:
+        done: asyncio.Future[list[TokenizedText]] = asyncio.get_running_loop().create_future()
+        (self._short if characters <= SHORT else self._long).submit(_Waiting(encode, done))
+        return await done

@@ -19,12 +19,13 @@ class Decoder:
 
     Args:
         kv_tokens: room for keys and values, in tokens.
-    Raises: ModelUnusable if the PLM has no language-model head.
+    Raises: ModelUnusable if the PLM has no language-model head, or its tokenizer's texts cannot be told piece by piece.
     """
 
     def __init__(self, plm: Plm, buffers: SlotBuffers, *, kv_tokens: int) -> None:
         if plm.vocabulary_head is None:
             raise ModelUnusable(f"plm: {plm.name!r} has no language-model head and does not generate")
+        _ = plm.tokenizer.texts
         self.plm = plm
         self.cache = KvCache(kv_shape(plm), tokens=kv_tokens, context=plm.tokenizer.limit)
         self._buffers = buffers

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from .chat_template import ChatTemplate
 from .errors import ModelUnusable
 from .token_texts import TokenText, TokenTexts
 
@@ -36,7 +37,9 @@ class TextTokenizer:
         limit: tokens that the model takes.
 
     Attributes:
+        size: tokens of the vocabulary: their ids are below it.
         end: the token that ends a text, where the tokenizer names one.
+        chat: its template for chats, where it brings one.
     Raises: ModelUnusable if the tokenizer has no fast form, or no vocabulary (transformers makes an empty one where
         its files are missing).
     """
@@ -48,8 +51,10 @@ class TextTokenizer:
         self.vocabulary: Mapping[str, int] = backend.get_vocab()
         if not self.vocabulary.keys() - set(tokenizer.all_special_tokens):
             raise ModelUnusable(f"plm: its tokenizer knows no word: {sorted(self.vocabulary)} (no tokenizer.json?)")
+        self.size = 1 + max(self.vocabulary.values())
         self.limit = min(limit, tokenizer.model_max_length)
         self.end: int | None = tokenizer.eos_token_id
+        self.chat = ChatTemplate(tokenizer) if tokenizer.chat_template else None
         self._whole = Tokenizer.from_str(backend.to_str())
         self._whole.no_truncation()
         self._whole.no_padding()

@@ -1,0 +1,17 @@
+"""How much an engine takes in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Sizes in texts, tokens, sequences and bytes; see the settings of the same names."""
+
+    max_batch_tokens: int
+    queue_limit: int
+    queue_token_limit: int
+    max_inputs: int
+    max_sequences: int
+    host_cache_bytes: int

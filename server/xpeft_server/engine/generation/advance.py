@@ -1,0 +1,29 @@
+"""What a step did to a sequence: the device thread's message to the event loop."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from xpeft_server.model.sampling_logprobs import RowLogprobs
+
+from ..errors import EngineError
+from ..requests import FinishReason
+from .sequence import Sequence
+
+
+class Advance(NamedTuple):
+    """One more token of a sequence, or its end, or both.
+
+    Args:
+        token: shown to the client; None if there is none, as where the model ended the text.
+        counted: whether a token was generated, shown or not.
+        at: monotonic seconds.
+    """
+
+    sequence: Sequence
+    at: float
+    token: int | None = None
+    counted: bool = True
+    logprobs: RowLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    error: EngineError | None = None

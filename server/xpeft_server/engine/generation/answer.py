@@ -1,0 +1,114 @@
+"""An answer that is being generated, as the event loop sees it: tokens come in, news goes out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from xpeft_server.model.sampling_logprobs import RowLogprobs
+from xpeft_server.model.tokenizing import TextTokenizer
+
+from ..errors import EngineError, InternalError
+from ..requests import ChosenToken, Finished, FinishReason, LikelyToken, News, Piece, Started
+from .advance import Advance
+from .text_stream import TextStream
+
+
+class Answer:
+    """Tells each piece of news once, in order; the last is `Finished`, or an error. Used from the event loop alone.
+
+    Args:
+        text: turns its tokens into text.
+        profile_version: None for the bare PLM.
+        accepted: monotonic seconds when the request came.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        text: TextStream,
+        *,
+        profile_version: str | None,
+        prompt_tokens: int,
+        accepted: float,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._text = text
+        self._profile_version = profile_version
+        self._prompt_tokens = prompt_tokens
+        self._accepted = accepted
+        self._tokens = 0
+        self._started_at: float | None = None
+        self._queue_time = 0.0
+        self._news: asyncio.Queue[News | EngineError] = asyncio.Queue()
+        self.done = False
+
+    @property
+    def told_all(self) -> bool:
+        """Whether it is over and all its news has been taken."""
+        return self.done and self._news.empty()
+
+    async def next(self) -> News:
+        """Waits for it. Raises: EngineError if the answer ended with one."""
+        news = await self._news.get()
+        if isinstance(news, EngineError):
+            raise news
+        return news
+
+    def advance(self, advance: Advance) -> bool:
+        """Take in what a step did. Returns: whether the answer is over. What comes after its end does not count."""
+        if self.done:
+            return True
+        if advance.error is not None:
+            self.fail(advance.error)
+            return True
+        if self._started_at is None:
+            self._start(advance)
+        self._tokens += advance.counted
+        text = "" if advance.token is None else self._text.push(advance.token)
+        reason: FinishReason | None = "stop" if self._text.stopped else advance.finish_reason
+        if reason is not None:
+            text += self._text.end()
+            reason = "stop" if self._text.stopped else reason
+        tokens = (
+            () if advance.token is None or advance.logprobs is None else (self._told(advance.token, advance.logprobs),)
+        )
+        if text or tokens:
+            self._news.put_nowait(Piece(text, tokens))
+        if reason is not None:
+            self._finish(reason)
+        return self.done
+
+    def fail(self, error: EngineError) -> None:
+        """The answer ends with an error, unless it is over."""
+        if not self.done:
+            self.done = True
+            self._news.put_nowait(error)
+
+    def fail_unexpectedly(self, error: Exception) -> None:
+        """The answer ends with a bug of ours."""
+        self.fail(InternalError(f"the answer could not be told: {error!r}"))
+
+    @property
+    def inference_time(self) -> float:
+        """Seconds since the device thread took it."""
+        return time.monotonic() - self._accepted - self._queue_time
+
+    def _start(self, advance: Advance) -> None:
+        self._started_at = advance.at
+        self._queue_time = (advance.sequence.taken or advance.at) - self._accepted
+        self._news.put_nowait(Started(self._profile_version, self._prompt_tokens, self._queue_time))
+
+    def _finish(self, reason: FinishReason) -> None:
+        self.done = True
+        self._news.put_nowait(
+            Finished(reason, self._prompt_tokens, self._tokens, self._queue_time, self.inference_time)
+        )
+
+    def _told(self, token: int, logprobs: RowLogprobs) -> ChosenToken:
+        likeliest = zip(logprobs.ids.tolist(), logprobs.logprobs.tolist(), strict=True)
+        return ChosenToken(self._likely(token, logprobs.chosen), tuple(self._likely(*each) for each in likeliest))
+
+    def _likely(self, token: int, logprob: float) -> LikelyToken:
+        text, exact = self._tokenizer.token_text(token)
+        return LikelyToken(token, text, exact, logprob)

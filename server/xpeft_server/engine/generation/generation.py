@@ -1,0 +1,171 @@
+"""Requests to go on with a prompt: in as values, out as news of the answer."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+
+from xpeft_server.model.classifier import Classifier
+from xpeft_server.model.decoder import Decoder
+
+from ..engine_limits import EngineLimits
+from ..errors import EngineError, InputTooLong, InvalidInput
+from ..metrics import Metrics
+from ..permits import Permits
+from ..profile_cache import CachedProfile
+from ..profile_loader import ProfileLoader
+from ..queue import FairQueue
+from ..requests import GenerateRequest, News, Started
+from ..slot_table import SlotTable
+from ..tokenizer_stage import TokenizerStage
+from .advance import Advance
+from .answer import Answer
+from .generator import Generator
+from .sequence import Sequence
+from .text_stream import TextStream
+
+logger = logging.getLogger(__name__)
+
+
+class Generation:
+    """The event loop's side: checks, tokenises, finds the profile, queues, and tells what the device thread did.
+
+    Args:
+        changed: notified of sequences that wait; what the device thread waits for.
+        check_open: raises Unavailable where the engine takes no requests.
+
+    Attributes:
+        generator: the device thread's side.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        classifier: Classifier,
+        *,
+        slots: SlotTable,
+        changed: threading.Condition,
+        tokenizer: TokenizerStage,
+        loader: ProfileLoader,
+        permits: Permits,
+        limits: EngineLimits,
+        metrics: Metrics,
+        check_open: Callable[[], None],
+    ) -> None:
+        self._limit = decoder.limit
+        self._tokenizer = tokenizer
+        self._loader = loader
+        self._permits = permits
+        self._metrics = metrics
+        self._check_open = check_open
+        self._sequences: set[Sequence] = set()
+        self._waiting: FairQueue[Sequence] = FairQueue(changed=changed)
+        self.generator = Generator(
+            decoder,
+            classifier,
+            waiting=self._waiting,
+            slots=slots,
+            max_tokens=limits.max_batch_tokens,
+            max_sequences=limits.max_sequences,
+            metrics=metrics,
+        )
+
+    @property
+    def running(self) -> int:
+        """Answers that the device thread has begun."""
+        return sum(sequence.taken is not None for sequence in self._sequences)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._sequences) - self.running
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[News, None]:
+        """See `EnginePort.generate`."""
+        accepted = time.monotonic()
+        _check(request)
+        self._permits.admit_texts(1)
+        tokens = 0
+        sequence: Sequence | None = None
+        try:
+            prompt = await self._tokenizer.encode_prompt(request.prompt)
+            _check_length(prompt, self._limit)
+            self._permits.admit_tokens(len(prompt))
+            tokens = len(prompt)
+            profile = None if request.profile is None else await self._loader.current(request.profile, accepted)
+            self._check_open()
+            sequence = self._sequence(request, prompt, profile, accepted)
+            self._sequences.add(sequence)
+            self._waiting.put([sequence])
+            while True:
+                news = await sequence.answer.next()
+                if isinstance(news, Started):
+                    self._metrics.time_to_first_token.observe(time.monotonic() - accepted)
+                    self._metrics.request_queue_time.observe(news.queue_time)
+                yield news
+                if sequence.answer.told_all:
+                    break
+            self._metrics.prompt_tokens.inc(tokens)
+            self._metrics.request_inference_time.observe(sequence.answer.inference_time)
+        finally:
+            if sequence is not None:
+                sequence.withdrawn = True
+                self._sequences.discard(sequence)
+            self._permits.release(texts=1, tokens=tokens)
+
+    def advance(self, advances: list[Advance]) -> None:
+        """What a step did."""
+        for advance in advances:
+            sequence = advance.sequence
+            try:
+                over = sequence.answer.advance(advance)
+            except Exception as error:
+                logger.exception("an answer could not be told")
+                sequence.answer.fail_unexpectedly(error)
+                over = True
+            sequence.withdrawn |= over
+
+    def fail_all(self, error: EngineError) -> None:
+        for sequence in list(self._sequences):
+            sequence.answer.fail(error)
+            sequence.withdrawn = True
+
+    def _sequence(
+        self, request: GenerateRequest, prompt: list[int], profile: CachedProfile | None, accepted: float
+    ) -> Sequence:
+        decoding = self._tokenizer.tokenizer
+        answer = Answer(
+            decoding,
+            TextStream(decoding, prompt, request.stop),
+            profile_version=None if profile is None else profile.version,
+            prompt_tokens=len(prompt),
+            accepted=accepted,
+        )
+        most = self._limit if request.max_new_tokens is None else len(prompt) + request.max_new_tokens
+        return Sequence(
+            prompt,
+            tenant=request.tenant,
+            profile=profile,
+            limit=min(self._limit, most),
+            rule=request.sampling,
+            seed=secrets.randbits(63) if request.seed is None else request.seed,
+            answer=answer,
+        )
+
+
+def _check(request: GenerateRequest) -> None:
+    if not request.prompt:
+        raise InvalidInput("prompt is empty: there is nothing to go on with", param="prompt")
+    if request.max_new_tokens is not None and request.max_new_tokens < 1:
+        raise InvalidInput(f"max_new_tokens is {request.max_new_tokens}, at least 1 is needed", param="max_new_tokens")
+
+
+def _check_length(prompt: list[int], limit: int) -> None:
+    if not prompt:
+        raise InvalidInput("prompt has no tokens", param="prompt")
+    if len(prompt) >= limit:
+        raise InputTooLong(
+            f"prompt has {len(prompt)} tokens; prompt and answer together have room for {limit}", param="prompt"
+        )

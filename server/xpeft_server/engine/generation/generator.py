@@ -1,0 +1,244 @@
+"""Continuous batching: sequences join and leave at every step. The device thread's own."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import NamedTuple
+
+from xpeft_server.model.classifier import Classifier
+from xpeft_server.model.decoder import Decoder
+from xpeft_server.model.sampling import Chosen, choose_tokens
+from xpeft_server.model.slots import SlotFill
+from xpeft_server.model.step_packing import Chunk
+
+from ..errors import EngineError, InternalError, WrongBank
+from ..metrics import Metrics
+from ..queue import FairQueue
+from ..requests import FinishReason
+from ..slot_table import SlotTable
+from .advance import Advance
+from .sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+_SPARE = 32
+"""Who comes leaves one part in so many of the cache free, for those who are there and grow."""
+
+_LEAST_SHARE = 4
+"""However many write, prompts get one token in so many of the budget."""
+
+
+class _Part(NamedTuple):
+    """A sequence in a step: how many of its unread tokens are read."""
+
+    sequence: Sequence
+    length: int
+
+    @property
+    def asks(self) -> bool:
+        return self.length == self.sequence.unread
+
+
+class Generator:
+    """Runs all sequences that are in; `step` reads or writes the next tokens of each.
+
+    Tokens of prompts wait for the budget, tokens of answers never do. Where the cache is full, the sequence that came
+    last gives its row away and is computed again later; what it draws at random depends on its seed and its length
+    alone, so that it goes on as if nothing had happened.
+
+    Args:
+        waiting: accepted sequences, in turn between tenants.
+        max_tokens: most tokens of prompts in a step.
+        max_sequences: most sequences in a step.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        classifier: Classifier,
+        *,
+        waiting: FairQueue[Sequence],
+        slots: SlotTable,
+        max_tokens: int,
+        max_sequences: int,
+        metrics: Metrics,
+    ) -> None:
+        self._decoder = decoder
+        self._classifier = classifier
+        self._waiting = waiting
+        self._slots = slots
+        self._max_tokens = max_tokens
+        self._max_sequences = max_sequences
+        self._metrics = metrics
+        self._ends = decoder.plm.ends
+        self._running: list[Sequence] = []
+        self._fills: dict[str, SlotFill] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would have anything to do."""
+        return bool(self._running) or bool(self._waiting)
+
+    def step(self) -> list[Advance]:
+        """Let go of who has gone, take in who fits, and compute one step for all.
+
+        Returns: at most one advance a sequence.
+        """
+        self._part_with_the_gone()
+        self._make_room()
+        self._pin_slots()
+        refused = self._admit()
+        advances = refused + self._compute(self._share_budget())
+        for advance in advances:
+            if advance.finish_reason or advance.error:
+                self._release(advance.sequence)
+        self._count(advances)
+        return advances
+
+    def _part_with_the_gone(self) -> None:
+        for sequence in [each for each in self._running if each.withdrawn]:
+            self._release(sequence)
+
+    def _make_room(self) -> None:
+        """A row for everybody's next tokens; who came last goes first where that is not possible."""
+        for sequence in list(self._running):
+            while sequence.row is not None:
+                longer = self._decoder.cache.lengthen(sequence.row, len(sequence.ids))
+                if longer is not None:
+                    sequence.row = longer
+                    break
+                self._preempt(self._running[-1])
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._release(sequence)
+        sequence.start_anew()
+        self._waiting.put([sequence], front=True)
+        self._metrics.preemptions.inc()
+
+    def _pin_slots(self) -> None:
+        self._slots.begin_batch()
+        for sequence in self._running:
+            self._slot_of(sequence)
+
+    def _admit(self) -> list[Advance]:
+        """Take in who has room for keys, values and profile. Returns: who never will."""
+        refused: list[Advance] = []
+
+        def fits(sequence: Sequence) -> bool:
+            if len(self._running) >= self._max_sequences:
+                return False
+            if self._slot_of(sequence) is None:
+                if self._running:
+                    return False
+                error = WrongBank("the profile's head has more labels than this server holds", param="profile")
+                refused.append(Advance(sequence, time.monotonic(), counted=False, error=error))
+                return True
+            spare = self._decoder.cache.tokens // _SPARE if self._running else 0
+            sequence.row = self._decoder.cache.claim(len(sequence.ids), spare=spare)
+            if sequence.row is None:
+                return False
+            sequence.taken = sequence.taken or time.monotonic()
+            self._running.append(sequence)
+            return True
+
+        self._waiting.take_ready(fits)
+        return refused
+
+    def _slot_of(self, sequence: Sequence) -> int | None:
+        """The slot of its profile, pinned for this step and filled before it computes; None if there is no room."""
+        profile = sequence.profile
+        if profile is None:
+            return self._classifier.buffers.bare_slot
+        placed = self._slots.place(profile)
+        if placed is None:
+            return None
+        placement, cold = placed
+        if cold:
+            self._fills[profile.version] = SlotFill(placement.slot, profile.profile, placement.head_rows)
+        return placement.slot
+
+    def _share_budget(self) -> list[_Part]:
+        """One token for who writes; what is left of the budget for who still reads, in the order of their coming."""
+        writing = sum(sequence.unread == 1 for sequence in self._running)
+        left = max(self._max_tokens - writing, self._max_tokens // _LEAST_SHARE)
+        parts = []
+        for sequence in self._running:
+            if sequence.unread == 1:
+                parts.append(_Part(sequence, 1))
+            elif left:
+                parts.append(_Part(sequence, min(sequence.unread, left)))
+                left -= parts[-1].length
+        return parts
+
+    def _compute(self, parts: list[_Part]) -> list[Advance]:
+        """One step of these. If it fails, its halves are tried, until it is known whose fault it was."""
+        if not parts:
+            return []
+        try:
+            chosen = self._forward(parts)
+        except Exception as error:
+            failure = error
+        else:
+            return self._take_in(parts, chosen)
+        if len(parts) == 1:
+            logger.error("a sequence could not be computed", exc_info=failure)
+            return [Advance(parts[0].sequence, time.monotonic(), counted=False, error=_as_engine_error(failure))]
+        half = len(parts) // 2
+        logger.warning("a step of %d sequences failed and is halved: %r", len(parts), failure)
+        return self._compute(parts[:half]) + self._compute(parts[half:])
+
+    def _take_in(self, parts: list[_Part], chosen: Chosen) -> list[Advance]:
+        now = time.monotonic()
+        asking = [part.sequence for part in parts if part.asks]
+        for part in parts:
+            part.sequence.known += part.length
+        return [self._advanced(sequence, int(chosen.ids[i]), chosen, i, now) for i, sequence in enumerate(asking)]
+
+    def _forward(self, parts: list[_Part]) -> Chosen:
+        chunks = []
+        for part in parts:
+            sequence, slot = part.sequence, self._slot_of(part.sequence)
+            assert slot is not None and sequence.row is not None  # noqa: S101, PT018
+            chunks.append(Chunk(sequence.next_ids(part.length), sequence.known, sequence.row, slot, part.asks))
+        try:
+            self._fill()
+            logits = self._decoder.step(chunks)
+        except BaseException:
+            self._slots.forget(self._fills)
+            raise
+        finally:
+            self._fills = {}
+        return choose_tokens(logits, [part.sequence.draw() for part in parts if part.asks])
+
+    def _fill(self) -> None:
+        if self._fills:
+            began = time.monotonic()
+            self._classifier.fill(list(self._fills.values()))
+            self._metrics.profile_load["host"].observe(time.monotonic() - began)
+
+    def _advanced(self, sequence: Sequence, token: int, chosen: Chosen, row: int, now: float) -> Advance:
+        if token < 0:
+            error = InternalError("the model's numbers for this text are not finite")
+            return Advance(sequence, now, counted=False, error=error)
+        sequence.ids.append(token)
+        if token in self._ends:
+            return Advance(sequence, now, finish_reason="stop")
+        finish_reason: FinishReason | None = "length" if len(sequence.ids) >= sequence.limit else None
+        return Advance(sequence, now, token, logprobs=chosen.logprobs[row], finish_reason=finish_reason)
+
+    def _release(self, sequence: Sequence) -> None:
+        if sequence.row is not None:
+            self._running.remove(sequence)
+            self._decoder.cache.release(sequence.row)
+            sequence.row = None
+
+    def _count(self, advances: list[Advance]) -> None:
+        self._metrics.generation_tokens.inc(sum(advance.counted for advance in advances))
+        cache = self._decoder.cache
+        self._metrics.kv_tokens["used"].set(cache.used)
+        self._metrics.kv_tokens["free"].set(cache.tokens - cache.used)
+
+
+def _as_engine_error(error: Exception) -> EngineError:
+    return error if isinstance(error, EngineError) else InternalError(f"the text could not be computed: {error!r}")
