@@ -121,6 +121,25 @@ def server_starter(tiny_bert: Path) -> Callable[..., Server]:
     return lambda store, *arguments: Server("--plm", str(tiny_bert), "--store", store, *arguments)
 
 
+@pytest.fixture(scope="session")
+def server_of() -> Callable[..., Server]:
+    """A server with arguments of one's own; who starts it ends it."""
+    return Server
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[[Callable[[], bool]], None]:
+    """Waits for a condition, half a minute at most."""
+
+    def wait(happened: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not happened():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    return wait
+
+
 @pytest.fixture
 def start_server(server_starter: StartServer) -> Iterator[StartServer]:
     """Servers of one test."""
