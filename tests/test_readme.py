@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,13 @@ def shell(tmp_path_factory: pytest.TempPathFactory, project_root: Path, port: in
 
 @pytest.fixture(scope="module")
 def server(readme: str, shell: dict[str, object], port: int) -> Iterator[None]:
-    command = "exec " + block(readme, "serve").replace("8000", str(port))
+    with running("exec " + block(readme, "serve").replace("8000", str(port)), shell, port):
+        yield
+
+
+@contextmanager
+def running(command: str, shell: dict[str, object], port: int) -> Iterator[None]:
+    """A server that is ready, and that ends as it should."""
     process = subprocess.Popen(["bash", "-c", command], **shell)  # type: ignore[call-overload]
     deadline = time.monotonic() + 120
     while True:
@@ -103,6 +110,30 @@ def test_the_command_that_tunes_over_http_starts_a_job_that_succeeds(
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/jobs/{job['id']}", timeout=10) as answer:
             job = json.load(answer)
     assert (job["status"], job["error"]) == ("succeeded", None)
+
+
+@pytest.fixture
+def writer(readme: str, shell: dict[str, object], tiny_llama: Path) -> Iterator[int]:
+    """The port of the README's server that writes, over a tiny model."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    command = "exec " + block(readme, "write-serve").replace("PATH_OR_HUB_ID", str(tiny_llama))
+    with running(command.replace("8001", str(port)), shell, port):
+        yield port
+
+
+def test_the_readmes_writer_writes_for_curl_and_for_openais_client(
+    readme: str, shell: dict[str, object], writer: int
+) -> None:
+    answer = json.loads(run(block(readme, "write").replace("8001", str(writer)), shell, writer))
+    assert answer["profile"] == "base"
+    assert answer["usage"]["completion_tokens"] > 0
+    found = re.search(r"^```python openai\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    assert found
+    program = found[1].replace("8001", str(writer))
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip()
 
 
 def settings_table() -> str:
