@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from xpeft_profiles import ProfileKey
+from xpeft_profiles import ProfileKey, StoreUnavailable
 from xpeft_server.engine.errors import (
     DoesNotGenerate,
     InputTooLong,
@@ -192,6 +192,25 @@ async def test_a_deleted_profile_is_not_served_any_more(open_studio: Any) -> Non
     await studio.store.delete(key)
     with pytest.raises(ProfileNotFound):
         await studio.told(key, PROMPT, 2)
+
+
+async def test_while_the_store_is_down_known_profiles_go_on_and_others_are_unavailable(
+    open_studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio = await open_studio()
+    known, unknown = await studio.put("known", 1), await studio.put("unknown", 2)
+    before = await studio.told(known, PROMPT)
+
+    async def down(keys: Any) -> Any:
+        raise StoreUnavailable("the store is down")
+
+    monkeypatch.setattr(studio.store, "versions", down)
+    monkeypatch.setattr(studio.store, "get_many", down)
+    assert (await studio.told(known, PROMPT)).text == before.text
+    with pytest.raises(Unavailable):
+        await studio.told(unknown, PROMPT)
+    assert not studio.engine.status().ready
+    assert studio.empty()
 
 
 async def test_a_decoder_classifies_and_generates_side_by_side(open_studio: Any) -> None:
