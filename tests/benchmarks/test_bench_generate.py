@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from xpeft_benchmarks import generate_crew
+from xpeft_benchmarks.generate import run_generate
+from xpeft_benchmarks.generate_crew import Crew
+from xpeft_benchmarks.generate_engine import GenerateEngineWorker
+from xpeft_benchmarks.generate_results import GenerateSample, Variant, missing, results_of
+from xpeft_benchmarks.generate_timeline import AnswerWrong, Timeline
+from xpeft_benchmarks.generate_transformers import ContinuousFailed, TransformersWorker
+from xpeft_benchmarks.generate_work import GeneratePlan, draw_work
+from xpeft_benchmarks.prompts import cut_prompts
+from xpeft_benchmarks.results import Result
+from xpeft_benchmarks.texts import TextsInvalid
+from xpeft_benchmarks.workers import WorkerFailed
+
+TEXTS = [" ".join(f"w{(start + word) % 100}" for word in range(1 + start % 9)) for start in range(40)]
+VOCABULARY = 102
+NAMES = [
+    "engine 3 profiles",
+    "engine one profile",
+    "engine bare PLM",
+    "transformers padded 4",
+    "transformers continuous",
+    "staggered engine 3 profiles",
+    "staggered engine one profile",
+    "staggered transformers padded 4",
+]
+
+
+def plan(plm: Path, **changes: object) -> GeneratePlan:
+    values: dict[str, object] = {
+        "plm": str(plm),
+        "bank": "random:N=8,R=4,seed=0",
+        "device": "cpu",
+        "dtype": "float32",
+        "requests": 7,
+        "profiles": 3,
+        "rounds": 2,
+        "max_batch_tokens": 64,
+        "batch": 4,
+        "prompt": (3, 9),
+        "new": 6,
+        "mixed_new": (2, 12),
+    }
+    return GeneratePlan(**(values | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def endless(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama, of which every token ends a text where that is not switched off."""
+    folder = tmp_path_factory.mktemp("endless") / "endless"
+    shutil.copytree(tiny_llama, folder)
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": list(range(VOCABULARY))}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(endless: Path) -> tuple[dict[str, Result], list[str]]:
+    steps: list[str] = []
+    results = run_generate(plan(endless), TEXTS, on_step=steps.append)
+    return {result.variant: result for result in results}, steps
+
+
+def test_engine_and_transformers_are_measured_in_one_run(run: tuple[dict[str, Result], list[str]]) -> None:
+    results, steps = run
+    assert list(results) == NAMES
+    assert all(len(result.speeds) == 2 and result.per_second > 0 for result in results.values())
+    assert {result.unit for result in results.values()} == {"tokens"}
+    assert {name: [each.to for each in result.ratios] for name, result in results.items() if result.ratios} == {
+        NAMES[0]: [NAMES[3], NAMES[4], NAMES[1], NAMES[2]],
+        NAMES[5]: [NAMES[7], NAMES[6]],
+    }
+    assert steps[-2:] == ["round 1 of 2", "round 2 of 2"]
+
+
+def test_staggered_requests_tell_latencies_and_within_what_time_they_came(
+    run: tuple[dict[str, Result], list[str]],
+) -> None:
+    results, _ = run
+    arriving = {name: result.details.get("arriving_s") for name, result in results.items()}
+    assert {name for name, seconds in arriving.items() if seconds} == set(NAMES[5:])
+    assert len(set(arriving.values()) - {None}) == 1
+    for result in results.values():
+        details = result.details
+        assert 0 < details["first_token_p50_ms"] <= details["first_token_p95_ms"]
+        assert details["first_token_p50_ms"] < details["total_p50_ms"] <= details["total_p95_ms"]
+    assert results[NAMES[3]].details["mean_batch"] == 3.5
+    assert 1 <= results[NAMES[7]].details["mean_batch"] <= 4
+
+
+class FakeWorker:
+    """Answers at speeds that are known; ``refuses`` are jobs that it fails at."""
+
+    refuses: ClassVar[set[str]] = set()
+    asked: ClassVar[list[dict[str, Any]]] = []
+    seconds: ClassVar[dict[str, float]] = {"run": 1.0, "padded": 2.0, "continuous": 4.0}
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    def __enter__(self) -> FakeWorker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        pass
+
+    def ask(self, **job: Any) -> dict[str, Any]:
+        self.asked.append({"module": self.module, **job})
+        if job["job"] in self.refuses:
+            raise WorkerFailed(f"{job['job']} is broken")
+        if job["job"] == "open":
+            return {"folder": "f", "prompts": [[1]]} if "texts" in job else {}
+        seconds = self.seconds[job["job"]]
+        return {"seconds": seconds, "first_token": [0.1], "total": [seconds]}
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
+    monkeypatch.setattr(FakeWorker, "refuses", set())
+    monkeypatch.setattr(FakeWorker, "asked", [])
+    monkeypatch.setattr(generate_crew, "Worker", FakeWorker)
+    return FakeWorker
+
+
+def test_staggered_requests_come_within_half_of_the_time_that_padded_batches_need(fake: type[FakeWorker]) -> None:
+    wanted = plan(Path("p"), requests=10, new=5)
+    run_generate(wanted, TEXTS, on_step=_ignore)
+    mixed = draw_work(wanted, np.random.default_rng(0)).mixed_new
+    staggered = [job["at"] for job in fake.asked if job.get("new") == mixed]
+    padded_tokens_a_second = 10 * 5 / 2.0
+    assert {at[0] for at in staggered} == {0.0}
+    assert staggered[0][-1] == pytest.approx(0.5 * sum(mixed) / padded_tokens_a_second)
+    assert all(at == staggered[0] for at in staggered)
+
+
+def test_both_sides_are_asked_for_the_same(fake: type[FakeWorker]) -> None:
+    run_generate(plan(Path("p")), TEXTS, on_step=_ignore)
+    for name in ("new", "at"):
+        asked = [{tuple(job[name]) for job in fake.asked if job["job"] == kind} for kind in ("run", "padded")]
+        assert asked[0] == asked[1]
+
+
+def test_who_is_there_at_once_is_put_into_padded_batches_by_length_and_else_in_turn(fake: type[FakeWorker]) -> None:
+    wanted = plan(Path("p"))
+    run_generate(wanted, TEXTS, on_step=_ignore)
+    lengths = draw_work(wanted, np.random.default_rng(0)).prompt
+    padded = [job for job in fake.asked if job["job"] == "padded"]
+    for job in padded:
+        at_once = max(job["at"]) == 0
+        assert [lengths[each] for each in job["order"]] == (sorted(lengths) if at_once else lengths)
+    assert len({max(job["at"]) == 0 for job in padded}) == 2
+
+
+def test_continuous_batching_that_does_not_run_is_said_in_steps_and_results(fake: type[FakeWorker]) -> None:
+    fake.refuses = {"continuous"}
+    steps: list[str] = []
+    results = run_generate(plan(Path("p")), TEXTS, on_step=steps.append)
+    assert "transformers continuous DOES NOT RUN HERE: continuous is broken" in steps
+    assert [result.variant for result in results if "continuous" in result.variant] == [
+        "transformers continuous DOES NOT RUN HERE"
+    ]
+    assert results[-1].per_second == 0
+    assert results[-1].details == {"failed": "continuous is broken"}
+    assert "transformers continuous" not in [each.to for each in results[0].ratios]
+
+
+def test_continuous_batching_is_left_out_where_nobody_wants_it(fake: type[FakeWorker]) -> None:
+    results = run_generate(plan(Path("p"), continuous=False), TEXTS, on_step=_ignore)
+    assert not [result for result in results if "continuous" in result.variant]
+    assert "continuous" not in {job["job"] for job in fake.asked}
+
+
+def test_a_padded_side_that_fails_ends_the_run(fake: type[FakeWorker]) -> None:
+    fake.refuses = {"padded"}
+    with pytest.raises(WorkerFailed, match="padded is broken"):
+        run_generate(plan(Path("p")), TEXTS, on_step=_ignore)
+
+
+def test_an_engine_answers_as_long_as_asked_though_every_token_would_end_it(endless: Path) -> None:
+    with GenerateEngineWorker() as worker:
+        opened = worker(
+            {
+                "job": "open",
+                "plm": str(endless),
+                "bank": "random:N=8,R=4,seed=0",
+                "device": "cpu",
+                "dtype": "float32",
+                "profiles": 2,
+                "seed": 0,
+                "texts": TEXTS,
+                "prompt_tokens": [4, 2, 5],
+                "longest": 20,
+                "max_batch_tokens": 64,
+            }
+        )
+        measured = worker({"job": "run", "owners": [1, None, 0], "new": [3, 11, 1], "at": [0.0, 0.0, 0.05]})
+    assert list(map(len, opened["prompts"])) == [4, 2, 5]
+    assert measured["seconds"] >= max(measured["total"][:2])
+    assert all(0 < first <= total for first, total in zip(measured["first_token"], measured["total"], strict=True))
+
+
+@pytest.fixture
+def transformers(endless: Path) -> TransformersWorker:
+    worker = TransformersWorker()
+    prompts = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14]]
+    worker({"job": "open", "folder": str(endless), "device": "cpu", "dtype": "float32", "prompts": prompts})
+    return worker
+
+
+def recorded(worker: TransformersWorker) -> list[dict[str, Any]]:
+    """What `generate` of its model is called with from now on."""
+    calls: list[dict[str, Any]] = []
+    original = worker._model.generate
+
+    def generate(**arguments: Any) -> Any:
+        calls.append(arguments)
+        return original(**arguments)
+
+    worker._model.generate = generate
+    return calls
+
+
+def test_padded_batches_are_padded_on_the_left_and_run_to_their_longest_answer(
+    transformers: TransformersWorker,
+) -> None:
+    calls = recorded(transformers)
+    measured = transformers({"job": "padded", "order": [1, 2, 0, 3], "batch": 2, "new": [2, 7, 3, 4], "at": [0.0] * 4})
+    assert [call["input_ids"].tolist() for call in calls] == [[[0, 8], [9, 10]], [[0, 5, 6, 7], [11, 12, 13, 14]]]
+    assert [call["attention_mask"].tolist() for call in calls] == [[[0, 1], [1, 1]], [[0, 1, 1, 1], [1, 1, 1, 1]]]
+    assert [call["generation_config"].max_new_tokens for call in calls] == [7, 4]
+    assert measured["batches"] == 2
+    assert measured["total"][2] < measured["total"][1] < measured["first_token"][0] == measured["first_token"][3]
+
+
+def test_a_padded_batch_begins_without_those_who_come_later(transformers: TransformersWorker) -> None:
+    calls = recorded(transformers)
+    measured = transformers(
+        {"job": "padded", "order": [0, 1, 2, 3], "batch": 4, "new": [1] * 4, "at": [0.0, 0.0, 0.5, 0.5]}
+    )
+    assert [len(call["input_ids"]) for call in calls] == [2, 2]
+    assert measured["seconds"] >= 0.5
+    assert max(measured["total"]) < measured["seconds"]
+
+
+def test_continuous_batching_that_breaks_tells_its_own_words(transformers: TransformersWorker) -> None:
+    transformers._model = object()
+    with pytest.raises(ContinuousFailed, match=r"AttributeError: .*continuous_batching_context_manager"):
+        transformers({"job": "continuous", "new": [1] * 4, "at": [0.0] * 4})
+
+
+@pytest.mark.parametrize(
+    ("model", "says"), [("tiny_bert", "no language-model head"), ("tiny_llama", "takes 64 tokens")]
+)
+def test_a_model_that_cannot_do_it_is_told_by_name(model: str, says: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(model)
+    wanted = plan(folder, mixed_new=(60, 60))
+    with ExitStack() as stack, pytest.raises(WorkerFailed, match=says):
+        Crew(wanted, draw_work(wanted, np.random.default_rng(0)), TEXTS, stack, on_step=_ignore)
+
+
+def test_the_time_of_a_stretch_goes_from_the_first_arrival_to_the_last_end() -> None:
+    now = [100.0]
+    line = Timeline([0.0, 2.0], [3, 4], clock=lambda: now[0])
+    now[0] = 100.5
+    assert (line.until(0), line.until(1)) == (-0.5, 1.5)
+    line.started(0)
+    line.started(1, 103.0)
+    now[0] = 105.0
+    line.ended(1, 4)
+    line.ended(0, 3, 104.0)
+    assert line.measured() == {"seconds": 5.0, "first_token": [0.5, 1.0], "total": [4.0, 3.0]}
+
+
+@pytest.mark.parametrize("tokens", [2, 4])
+def test_an_answer_of_another_length_is_no_measurement(tokens: int) -> None:
+    with pytest.raises(AnswerWrong, match=f"request 0 was answered with {tokens} tokens, 3 were asked for"):
+        Timeline([0.0], [3]).ended(0, tokens)
+
+
+def test_prompts_are_cut_from_texts_that_stand_one_behind_the_other() -> None:
+    texts = [[1, 2, 3], [], [4], [5, 6]]
+    assert cut_prompts(texts, [2, 3, 1, 5]) == [[1, 2], [4, 5, 6], [1], [4, 5, 6, 1, 2]]
+
+
+def test_prompts_cannot_be_cut_from_texts_without_tokens() -> None:
+    with pytest.raises(TextsInvalid, match="none of 2 texts"):
+        cut_prompts([[], []], [1])
+
+
+def test_requests_are_drawn_within_their_limits_and_are_the_same_for_a_seed() -> None:
+    wanted = plan(Path("p"), requests=500)
+    work = draw_work(wanted, np.random.default_rng(3))
+    assert (min(work.prompt), max(work.prompt)) == (3, 9)
+    assert (min(work.mixed_new), max(work.mixed_new)) == (2, 12)
+    assert work.owners[:4] == [0, 1, 2, 0]
+    assert (work.arrivals[0], work.arrivals[-1]) == (0.0, 1.0)
+    assert all(one <= other for one, other in pairwise(work.arrivals))
+    assert work.longest == 9 + 12
+    assert work == draw_work(wanted, np.random.default_rng(3))
+    assert work != draw_work(wanted, np.random.default_rng(4))
+
+
+def test_a_single_request_comes_at_once() -> None:
+    work = draw_work(plan(Path("p"), requests=1), np.random.default_rng(0))
+    assert work.staggered(5.0).at == [0.0]
+
+
+def test_results_have_ratios_round_by_round_and_latencies_over_all_rounds() -> None:
+    def sample(seconds: float, batches: int = 0) -> GenerateSample:
+        return GenerateSample(60, seconds, [0.1 * seconds, 0.3 * seconds], [seconds, seconds], batches)
+
+    variants = {
+        "ours": Variant("", lambda: sample(1), ("theirs", "not measured"), 0.75),
+        "theirs": Variant("", lambda: sample(2)),
+    }
+    ours, theirs = results_of(
+        variants, {"ours": [sample(1), sample(1), sample(3)], "theirs": [sample(2, 1), sample(4, 1), sample(3, 2)]}
+    )
+    assert [(each.to, each.median) for each in ours.ratios] == [("theirs", 2.0)]
+    assert ours.per_second == 60
+    assert ours.details["first_token_p50_ms"] == 300
+    assert ours.details["total_p95_ms"] == 3000
+    assert ours.details["arriving_s"] == 0.75
+    assert "mean_batch" not in ours.details
+    assert theirs.details["mean_batch"] == 1.67
+
+
+def test_what_does_not_run_is_a_result_of_nothing_with_its_reason() -> None:
+    result = missing("that", "it broke", 3)
+    assert (result.per_second, list(result.speeds)) == (0.0, [0.0] * 3)
+    assert "it broke" in result.meaning
+
+
+def _ignore(step: str) -> None:
+    del step
