@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -69,9 +70,34 @@ def test_serve_shows_a_table_and_writes_lines(
     assert str(tiny_bert.parent) not in out.read_text(encoding="utf-8")
 
 
+def test_generate_shows_a_table_and_writes_lines(
+    tiny_llama: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plm, out = tmp_path / "longer-llama", tmp_path / "generate.jsonl"
+    shutil.copytree(tiny_llama, plm)
+    config = json.loads((plm / "config.json").read_text(encoding="utf-8"))
+    (plm / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 256}), encoding="utf-8")
+    options = f"--bank {BANK} --dtype float32 --device cpu --requests 4 --profiles 2 --rounds 1 --no-continuous".split()
+    words = ["generate", "--plm", str(plm), *options, "--data", str(texts), "--json", str(out)]
+    done = run(*words, monkeypatch=monkeypatch)
+    assert done.exit_code == 0, done.output
+    lines = {line["variant"]: line for line in map(json.loads, out.read_text(encoding="utf-8").splitlines())}
+    assert [each["to"] for each in lines["engine 2 profiles"]["ratios"]] == [
+        "transformers padded 32",
+        "engine one profile",
+        "engine bare PLM",
+    ]
+    assert lines["staggered engine 2 profiles"]["ratios"][0]["to"] == "staggered transformers padded 32"
+    assert not [name for name in lines if "continuous" in name]
+    assert lines["engine 2 profiles"]["settings"]["max_batch_tokens"] == 1024
+    assert lines["engine 2 profiles"]["settings"]["plm"] == "longer-llama"
+    assert str(tmp_path) not in out.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["generate"], "has no language-model head and does not generate"),
         (["ops", "--popularity", "pareto"], "popularity 'pareto'"),
         (["ops", "--bank", "random:N=x"], "N is 'x'"),
         (["ops", "--data", "gone.jsonl"], "gone.jsonl"),

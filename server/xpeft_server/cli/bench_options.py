@@ -25,6 +25,7 @@ Plm = Annotated[
     str, typer.Option(envvar="XPEFT_PLM", help="Language model: a path, a hub id, or minilm for the demo package's.")
 ]
 BankSource = Annotated[str, typer.Option(envvar="XPEFT_BANK", help="Adapter bank: a file, or random:N=…,R=…,seed=….")]
+DecoderPlm = Annotated[str, typer.Option(envvar="XPEFT_PLM", help="Decoder: a path or a hub id.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="Number format of the model.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where the model runs.")]
 Data = Annotated[
@@ -72,6 +73,11 @@ Concurrency = Annotated[
 ]
 Seconds = Annotated[float, typer.Option(min=0.1, help="Length of one variant's turn in a round.")]
 Requests = Annotated[int | None, typer.Option(min=1, help="End a turn after so many texts.", show_default=False)]
+MOST_PROMPTS = 1024  # a server's queue takes no more, unless it is told otherwise
+Prompts = Annotated[
+    int, typer.Option("--requests", min=1, max=MOST_PROMPTS, help="Prompts that are answered in a round.")
+]
+Continuous = Annotated[bool, typer.Option(help="Also the continuous batching of transformers.")]
 InfinityPython = Annotated[
     Path | None,
     typer.Option(
@@ -85,3 +91,4 @@ Tokens = Annotated[
 Adapters = Annotated[int, typer.Option(min=1, max=1024, help="N, adapters in the bank.")]
 Width = Annotated[int, typer.Option(min=1, max=256, help="R, their bottleneck.")]
 RANDOM_BANK = "random:N=100,R=48,seed=0,std=0.1"
+RANDOM_NARROW_BANK = "random:N=100,R=16,seed=0,std=0.1"
