@@ -3,7 +3,8 @@ PYTHON ?= python3
 # An index to take torch from, where the default index's CUDA build is not wanted, such as
 # https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-# For demo: a language model instead of the packaged MiniLM, and whether to end by itself.
+# For the demos: the language model, which only `demo` does without (it takes the packaged MiniLM then), and whether to
+# end by itself.
 PLM ?=
 ONCE ?=
 # Passed on to pytest and to `xpeft serve`.
@@ -21,10 +22,10 @@ debian = as_root=; [ "$$(id -u)" = 0 ] || as_root="sudo -n"; \
 	else echo "$(1) is missing and cannot be installed without root: install it, then try again" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup redis demo test lint serve clean
+.PHONY: help setup redis demo demo-generate test lint serve clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## install everything into .venv (TORCH_INDEX=URL: where torch comes from)
 
@@ -47,6 +48,12 @@ demo: setup  ## tune three desks, serve them, classify with all at once (ONCE=1 
 	@echo "demo: examples/demo.py"
 	@$(BIN)/python examples/demo.py $(if $(ONCE),--once) $(if $(PLM),--plm '$(PLM)')
 
+demo-generate: $(if $(PLM),setup)  ## tune two voices, serve them, write with both (PLM=path or hub id, ONCE=1)
+	$(if $(PLM),,$(error demo-generate needs a causal language model: make demo-generate PLM=PATH_OR_HUB_ID, \
+		for example PLM=HuggingFaceTB/SmolLM2-135M))
+	@echo "demo-generate: examples/demo_generate.py"
+	@$(BIN)/python examples/demo_generate.py $(if $(ONCE),--once) --plm '$(PLM)'
+
 test: setup redis  ## run the tests (ARGS=... for pytest)
 	@echo "test: pytest"
 	@$(BIN)/pytest $(ARGS)
@@ -61,7 +68,7 @@ serve: setup  ## serve on 127.0.0.1:8000 with MiniLM, a random bank and SQLite (
 	@echo "serve: xpeft serve $(ARGS)"
 	@exec $(BIN)/xpeft serve $(ARGS)
 
-clean:  ## remove .venv, caches, builds and the demo's data; profile databases stay
-	@echo "clean: .venv, caches, build, dist, demo-data"
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo-data
+clean:  ## remove .venv, caches, builds and the demos' data; profile databases stay
+	@echo "clean: .venv, caches, build, dist, demo-data, demo-generate-data"
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo-data demo-generate-data
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
