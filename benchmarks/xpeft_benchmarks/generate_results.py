@@ -51,7 +51,7 @@ def results_of(variants: Mapping[str, Variant], samples: Mapping[str, Sequence[G
         Result(
             variant=name,
             meaning=variant.meaning,
-            unit="tokens",  # type: ignore[arg-type]
+            unit="tokens",
             speeds=speeds[name],
             ratios=[ratio(other, speeds[name], speeds[other]) for other in variant.against if other in speeds],
             details={**_arriving(variant), **_latency(samples[name]), **_batches(samples[name])},
@@ -65,7 +65,7 @@ def missing(name: str, reason: str, rounds: int) -> Result:
     return Result(
         variant=f"{name} DOES NOT RUN HERE",
         meaning=f"{name}: {reason}",
-        unit="tokens",  # type: ignore[arg-type]
+        unit="tokens",
         speeds=[0.0] * rounds,
         details={"failed": reason},
     )

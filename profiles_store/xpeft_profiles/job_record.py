@@ -54,7 +54,7 @@ class JobRecord:
 
 def new_job_id(created: float) -> str:
     """``job_``, the microseconds since 1970 as 14 digits and 96 random bits: ids sort by age and cannot be guessed."""
-    return f"job_{int(created * 1e6):014x}{secrets.token_hex(12)}"
+    return f"job_{round(created * 1e6):014x}{secrets.token_hex(12)}"
 
 
 def encode_job(record: JobRecord) -> bytes:
