@@ -90,7 +90,8 @@ def _start(project: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def _make(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    told = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ONCE", "PLM"}}
+    ours = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ONCE", "PLM"}
+    told = {name: value for name, value in os.environ.items() if name not in ours}
     return subprocess.run(["make", *arguments], cwd=root, env=told, capture_output=True, text=True, check=False)
 
 
