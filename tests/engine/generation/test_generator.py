@@ -76,6 +76,22 @@ async def test_where_the_cache_is_full_who_came_first_finishes_first(open_studio
     await studio.until(studio.empty)
 
 
+async def test_who_waits_for_room_makes_no_profile_resident(open_studio: Any) -> None:
+    studio = await open_studio(kv_tokens=256)
+    keys = [await studio.put(f"p{number}", number) for number in range(2)]
+    first = studio.engine.generate(studio.request(keys[0], PROMPT * 8, 90))
+    await anext(first)
+    waiting = asyncio.create_task(studio.told(keys[1], PROMPT * 6, 5))
+    generation = studio.engine._generation
+    await studio.until(lambda: bool(generation.generator._waiting))
+    tokens = studio.engine.metrics.generation_tokens._value.get
+    then = tokens()
+    await studio.until(lambda: tokens() > then + 3)
+    assert list(studio.engine._device._slots._placed) == [(await studio.store.versions(keys))[0]]
+    await first.aclose()
+    assert (await waiting).finished.completion_tokens > 0
+
+
 async def test_more_profiles_than_slots_wait_for_one_another(open_studio: Any) -> None:
     studio = await open_studio(slots=3)
     keys = [await studio.put(f"p{number}", number) for number in range(10)]

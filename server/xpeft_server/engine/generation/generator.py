@@ -128,16 +128,18 @@ class Generator:
         def fits(sequence: Sequence) -> bool:
             if len(self._running) >= self._max_sequences:
                 return False
+            cache = self._decoder.cache
+            row = cache.claim(len(sequence.ids), spare=cache.tokens // _SPARE if self._running else 0)
+            if row is None:
+                return False
             if self._slot_of(sequence) is None:
+                cache.release(row)
                 if self._running:
                     return False
                 error = WrongBank("the profile's head has more labels than this server holds", param="profile")
                 refused.append(Advance(sequence, time.monotonic(), counted=False, error=error))
                 return True
-            spare = self._decoder.cache.tokens // _SPARE if self._running else 0
-            sequence.row = self._decoder.cache.claim(len(sequence.ids), spare=spare)
-            if sequence.row is None:
-                return False
+            sequence.row = row
             sequence.taken = sequence.taken or time.monotonic()
             self._running.append(sequence)
             return True
