@@ -31,7 +31,8 @@ def create(
     role: Annotated[
         Role,
         typer.Option(
-            help="infer: classify and read profiles; admin: write them too; operator: read the whole server's /metrics."
+            help="infer: classify, generate and read profiles; admin: write them too; operator: read the whole server's"
+            " /metrics."
         ),
     ],
     tenant: Annotated[

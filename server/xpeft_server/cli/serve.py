@@ -18,7 +18,7 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def serve(**options: Any) -> None:
-    """Serve classify requests over HTTP, each with the profile that it names.
+    """Classify and, with a causal language model, generate over HTTP, each request with the profile that it names.
 
     Without --api-keys everybody on this machine is let in and acts for the tenant "default". SIGTERM or Ctrl-C
     stops: what is in flight is finished first.
