@@ -6,7 +6,8 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -63,23 +64,33 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     The tokenizer adds no special tokens; "</s>" ends a text.
     """
+    words = [f"w{number}" for number in range(100)]
+    return _save_word_llama(tmp_path_factory.mktemp("tiny-llama"), words, hidden=32, positions=64)
+
+
+@pytest.fixture(scope="session")
+def save_word_llama() -> Callable[..., Path]:
+    """Saves a random-weight Llama (L=2) with a token for each word: ``(folder, words, hidden=…, positions=…)``."""
+    return _save_word_llama
+
+
+def _save_word_llama(folder: Path, words: Sequence[str], *, hidden: int, positions: int) -> Path:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    words = ["<unk>", "</s>", *(f"w{number}" for number in range(100))]
+    words = ["<unk>", "</s>", *words]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>").save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(words),
-        hidden_size=32,
+        hidden_size=hidden,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
         intermediate_size=64,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         initializer_range=0.2,
         bos_token_id=None,
         eos_token_id=1,
@@ -88,6 +99,24 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def start_example(tmp_path: Path, project_root: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Starts a program of examples/ in a copy, so that what it writes beside its folder lies in ``tmp_path``."""
+    shutil.copytree(project_root / "examples", tmp_path / "examples")
+
+    def start(program: str, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(tmp_path / "examples" / program), *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "COLUMNS": "120"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
 
 
 class RedisServer:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
+
+StartExample = Callable[..., subprocess.Popen[str]]
 
 
 def _words(text: str) -> list[str]:
@@ -54,26 +54,10 @@ def bag_of_words(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -
     return folder
 
 
-@pytest.fixture
-def copy_of_project(tmp_path: Path, project_root: Path) -> Path:
-    """The demo writes beside its folder: let that not be the project's own demo-data."""
-    shutil.copytree(project_root / "examples", tmp_path / "examples")
-    return tmp_path
-
-
-def _start(project: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(project / "examples" / "demo.py"), *arguments],
-        cwd=project,
-        env={**os.environ, "COLUMNS": "120"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_the_demo_runs_through_and_ends_by_itself(bag_of_words: Path, copy_of_project: Path) -> None:
-    demo = _start(copy_of_project, "--once", "--plm", str(bag_of_words))
+def test_the_demo_runs_through_and_ends_by_itself(
+    bag_of_words: Path, start_example: StartExample, tmp_path: Path
+) -> None:
+    demo = start_example("demo.py", "--once", "--plm", str(bag_of_words))
     output, errors = demo.communicate(timeout=300)
     assert demo.returncode == 0, output + errors
     for said in (
@@ -83,7 +67,7 @@ def test_the_demo_runs_through_and_ends_by_itself(bag_of_words: Path, copy_of_pr
         "ended with exit code 0",
     ):
         assert said in output
-    assert {path.name for path in (copy_of_project / "demo-data").glob("*.safetensors")} == {
+    assert {path.name for path in (tmp_path / "demo-data").glob("*.safetensors")} == {
         "bank.safetensors",
         "airline-desk.safetensors",
         "bank-desk.safetensors",
@@ -91,8 +75,10 @@ def test_the_demo_runs_through_and_ends_by_itself(bag_of_words: Path, copy_of_pr
     }
 
 
-def test_without_once_the_server_stays_until_the_demo_is_interrupted(bag_of_words: Path, copy_of_project: Path) -> None:
-    demo = _start(copy_of_project, "--plm", str(bag_of_words))
+def test_without_once_the_server_stays_until_the_demo_is_interrupted(
+    bag_of_words: Path, start_example: StartExample
+) -> None:
+    demo = start_example("demo.py", "--plm", str(bag_of_words))
     assert demo.stdout is not None
     with demo.stdout, demo.stderr or demo.stdout:
         lines = iter(demo.stdout.readline, "")
@@ -107,9 +93,9 @@ def test_without_once_the_server_stays_until_the_demo_is_interrupted(bag_of_word
         httpx.get(f"{url}/ready")
 
 
-def test_a_demo_that_cannot_learn_fails_with_exit_code_1(tiny_bert: Path, copy_of_project: Path) -> None:
+def test_a_demo_that_cannot_learn_fails_with_exit_code_1(tiny_bert: Path, start_example: StartExample) -> None:
     """To a model that knows none of the words every message is the same."""
-    demo = _start(copy_of_project, "--once", "--plm", str(tiny_bert))
+    demo = start_example("demo.py", "--once", "--plm", str(tiny_bert))
     output, errors = demo.communicate(timeout=300)
     assert demo.returncode == 1, output + errors
     assert "The demo failed: airline: held-out accuracy" in output

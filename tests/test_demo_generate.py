@@ -8,11 +8,13 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
+
+StartExample = Callable[..., subprocess.Popen[str]]
 
 VOICES = ("fan", "grump")
 Row = dict[str, str]
@@ -28,37 +30,17 @@ def voices(project_root: Path) -> dict[str, list[Row]]:
 
 
 @pytest.fixture(scope="module")
-def word_llama(tmp_path_factory: pytest.TempPathFactory, voices: dict[str, list[Row]], project_root: Path) -> Path:
-    """A Llama (L=2, H=64, 128 positions) whose tokens are the words and signs of all prompts and reviews."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("word-llama")
+def word_llama(
+    tmp_path_factory: pytest.TempPathFactory,
+    voices: dict[str, list[Row]],
+    project_root: Path,
+    save_word_llama: Callable[..., Path],
+) -> Path:
+    """A Llama whose tokens are the words and signs of all prompts and reviews."""
     rows = [*voices["fan"], *voices["grump"], *_rows(project_root / "examples" / "voices" / "prompts.jsonl")]
     texts = [row["prompt"] + row.get("completion", "") for row in rows]
-    words = ["<unk>", "</s>", *sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text)})]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
-    assert made.unk_token_id not in [token for text in texts for token in made(text).input_ids]
-    made.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=64,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text)})
+    return save_word_llama(tmp_path_factory.mktemp("word-llama"), words, hidden=64, positions=128)
 
 
 @pytest.fixture
@@ -71,32 +53,16 @@ def chatting_llama(word_llama: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def copy_of_project(tmp_path: Path, project_root: Path) -> Path:
-    """The demo writes beside its folder: let that not be the project's own demo-generate-data."""
-    shutil.copytree(project_root / "examples", tmp_path / "examples")
-    return tmp_path
-
-
-def _start(project: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(project / "examples" / "demo_generate.py"), *arguments],
-        cwd=project,
-        env={**os.environ, "COLUMNS": "120"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def _make(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     ours = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ONCE", "PLM"}
     told = {name: value for name, value in os.environ.items() if name not in ours}
     return subprocess.run(["make", *arguments], cwd=root, env=told, capture_output=True, text=True, check=False)
 
 
-def test_the_demo_runs_through_and_ends_by_itself(word_llama: Path, copy_of_project: Path) -> None:
-    demo = _start(copy_of_project, "--once", "--plm", str(word_llama))
+def test_the_demo_runs_through_and_ends_by_itself(
+    word_llama: Path, start_example: StartExample, tmp_path: Path
+) -> None:
+    demo = start_example("demo_generate.py", "--once", "--plm", str(word_llama))
     output, errors = demo.communicate(timeout=300)
     assert demo.returncode == 0, output + errors
     for said in (
@@ -116,7 +82,7 @@ def test_the_demo_runs_through_and_ends_by_itself(word_llama: Path, copy_of_proj
     tokens = re.search(r"│ xpeft_generation_tokens_total +│ +0 +│ +(\d+) +│", output)
     assert tokens is not None
     assert int(tokens[1]) >= 48
-    assert {path.name for path in (copy_of_project / "demo-generate-data").glob("*.safetensors")} == {
+    assert {path.name for path in (tmp_path / "demo-generate-data").glob("*.safetensors")} == {
         "bank.safetensors",
         "fan-voice.safetensors",
         "grump-voice.safetensors",
@@ -124,9 +90,9 @@ def test_the_demo_runs_through_and_ends_by_itself(word_llama: Path, copy_of_proj
 
 
 def test_a_model_with_a_chat_template_chats_and_the_server_stays_until_the_demo_is_interrupted(
-    chatting_llama: Path, copy_of_project: Path
+    chatting_llama: Path, start_example: StartExample
 ) -> None:
-    demo = _start(copy_of_project, "--plm", str(chatting_llama))
+    demo = start_example("demo_generate.py", "--plm", str(chatting_llama))
     assert demo.stdout is not None
     with demo.stdout, demo.stderr or demo.stdout:
         lines = iter(demo.stdout.readline, "")
@@ -147,17 +113,17 @@ def test_a_model_with_a_chat_template_chats_and_the_server_stays_until_the_demo_
 
 
 def test_a_model_that_cannot_tell_the_voices_apart_fails_with_exit_code_1(
-    tiny_llama: Path, copy_of_project: Path
+    tiny_llama: Path, start_example: StartExample
 ) -> None:
     """To a model that knows none of the words both say nothing."""
-    demo = _start(copy_of_project, "--once", "--plm", str(tiny_llama))
+    demo = start_example("demo_generate.py", "--once", "--plm", str(tiny_llama))
     output, errors = demo.communicate(timeout=300)
     assert demo.returncode == 1, output + errors
     assert "The demo failed: a profile wrote the same as another" in output
 
 
-def test_an_encoder_is_refused_before_anything_is_tuned(tiny_bert: Path, copy_of_project: Path) -> None:
-    demo = _start(copy_of_project, "--once", "--plm", str(tiny_bert))
+def test_an_encoder_is_refused_before_anything_is_tuned(tiny_bert: Path, start_example: StartExample) -> None:
+    demo = start_example("demo_generate.py", "--once", "--plm", str(tiny_bert))
     output, errors = demo.communicate(timeout=300)
     assert demo.returncode == 1, output + errors
     assert "(bert) does not write text" in output

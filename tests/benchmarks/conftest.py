@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,3 +39,15 @@ def bar() -> Progress:
 @pytest.fixture(scope="module")
 def show(bar: Progress) -> Show:
     return Show(bar, "a cell")
+
+
+@pytest.fixture(scope="session")
+def endless(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama, of which every token ends a text where that is not switched off."""
+    folder = tmp_path_factory.mktemp("endless") / "endless"
+    shutil.copytree(tiny_llama, folder)
+    tokens = list(range(json.loads((folder / "config.json").read_text())["vocab_size"]))
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": tokens}))
+    return folder
