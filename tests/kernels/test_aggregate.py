@@ -92,6 +92,24 @@ def test_each_masks_bias_goes_with_its_own_half_of_the_row(biases: tuple[bool, b
     check(filled(bank, masks, form, [0, 1], 2), bank, masks.double(), form)
 
 
+@pytest.mark.parametrize("biases", [(False, False), (True, False), (False, True), (True, True)])
+def test_hard_masks_add_up_pieces_of_each_half(biases: tuple[bool, bool]) -> None:
+    form = AdapterForm(128, 64, down_bias=biases[0], up_bias=biases[1])
+    masks, bank = hard_masks(8, 9), bank_of(form, 9)
+    assert {bool(mask.sum(-1).max() * 2 <= 9) for mask in masks} == {True, False}
+    ids = [3, 0, 7, 5, 1, 2, 4, 6]
+    found = filled(bank, packed(masks), form, ids, 8)[:, ids]
+    check(found, bank, torch.from_numpy(masks / masks.sum(-1, keepdims=True)), form)
+
+
+def test_slots_may_be_narrower_than_the_bank() -> None:
+    form = AdapterForm(16, 8)
+    masks, bank = hard_masks(6, 20), bank_of(form, 20)
+    out = poisoned_slots(form, 6, torch.bfloat16)
+    aggregate_adapters(bank, packed(masks), out, torch.arange(6), split=form.split)
+    check(out, bank, torch.from_numpy(masks / masks.sum(-1, keepdims=True)), form)
+
+
 def test_the_bits_behind_the_last_adapter_mean_nothing() -> None:
     form = AdapterForm(8, 4)
     masks, bank = packed(hard_masks(2, 13)), bank_of(form, 13)

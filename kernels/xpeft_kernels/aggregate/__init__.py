@@ -26,7 +26,7 @@ def aggregate_adapters(
     Args:
         bank: ``[L, N, D]`` rows of `AdapterForm`, floating point.
         masks: ``[P, 2, L, ceil(N / 8)]`` uint8 little-endian bits (hard), or ``[P, 2, L, N]`` floating (soft).
-        slots: ``[L, S, D']`` with D' ≥ D, dtype of ``bank``; written in place, other slots untouched.
+        slots: ``[L, S, D']`` with D' ≥ D, floating point; written in place, other slots untouched.
         slot_ids: ``[P]`` int64, all different.
         split: where mask a's part of a row ends.
     Raises: ValueError if shapes or the masks' dtype do not fit.

@@ -52,7 +52,7 @@ class SlotBuffers:
     """Preallocated for S slots and ``head_rows`` label rows; the bank's shared heads come behind those.
 
     Args:
-        bank: ``[L, N, D]`` rows of the form, as `bank_rows`.
+        bank: ``[L, N, D]`` rows of the form, as `bank_rows`; dtype of the model, float32 on CPU.
         adapters: ``[L, S + 1, D']`` rows of the form, dtype of the model; the last is all zeros, an adapter that
             changes nothing: rows of the bare PLM in a batch with others.
         head_weight, head_bias: ``[rows, H]`` and ``[rows]`` float32.
@@ -61,7 +61,8 @@ class SlotBuffers:
     def __init__(self, bank: Bank, *, slots: int, head_rows: int, device: torch.device, dtype: torch.dtype) -> None:
         self.form = adapter_form(bank)
         self.own_head_rows = head_rows
-        self.bank = bank_rows(bank, device=device, dtype=dtype)
+        # On CPU rows are added up in float32, which is how they are kept there.
+        self.bank = bank_rows(bank, device=device, dtype=torch.float32 if device.type == "cpu" else dtype)
         # Not zeroed: on CPU a slot takes memory when it is first filled, and no other is ever read.
         self.adapters = torch.empty(bank.blocks, slots + 1, self.form.slot_row, device=device, dtype=dtype)
         self.adapters[:, slots].zero_()
