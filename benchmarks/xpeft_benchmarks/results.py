@@ -13,7 +13,7 @@ from typing import Any, Literal
 from .machine import machine, versions
 from .rounds import Ratio
 
-Unit = Literal["texts", "requests", "calls", "tokens"]
+Unit = Literal["texts", "requests", "calls", "tokens", "profiles"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,13 @@ from .errors import (
     ProfileInvalid,
     ProfileStoreError,
     RecordDamaged,
+    SourceInvalid,
     StoreUnavailable,
     StoreUrlInvalid,
     TooManyJobs,
+    TooManyProfiles,
 )
+from .file_batch import FileRecord, read_file_batch
 from .file_reader import read_profile_file
 from .file_writer import write_profile_file
 from .geometry import BankGeometry
@@ -25,7 +28,7 @@ from .record_reader import decode_record
 from .record_writer import encode_record
 from .redis_store import RedisStore
 from .sqlite_store import SqliteStore
-from .store import ListPage, Match, ProfileListing, ProfileStore, PutOutcome, StoredProfile
+from .store import KeyedRecord, ListPage, Match, ProfileListing, ProfileStore, PutOutcome, StoredProfile
 from .store_url import open_store
 
 __all__ = [
@@ -33,11 +36,13 @@ __all__ = [
     "BankGeometry",
     "BankMismatch",
     "CursorInvalid",
+    "FileRecord",
     "JobKey",
     "JobPage",
     "JobRecord",
     "JobStatus",
     "JobStore",
+    "KeyedRecord",
     "ListPage",
     "Match",
     "MemoryStore",
@@ -51,17 +56,20 @@ __all__ = [
     "PutOutcome",
     "RecordDamaged",
     "RedisStore",
+    "SourceInvalid",
     "SqliteStore",
     "StoreUnavailable",
     "StoreUrlInvalid",
     "StoredJob",
     "StoredProfile",
     "TooManyJobs",
+    "TooManyProfiles",
     "check_name",
     "decode_record",
     "encode_record",
     "new_job_id",
     "open_store",
+    "read_file_batch",
     "read_profile_file",
     "write_profile_file",
 ]

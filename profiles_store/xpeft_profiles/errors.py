@@ -7,6 +7,8 @@ ProfileStoreError
 ├── PreconditionFailed    If-Match or If-None-Match does not hold (``current_version``: what is there)
 ├── CursorInvalid         a page cursor that this server did not hand out
 ├── TooManyJobs           the tenant has as many unfinished tuning jobs as it may have
+├── TooManyProfiles       the tenant has as many profiles as it may have
+├── SourceInvalid         what profiles were to be read from cannot be read, or not to its end
 ├── StoreUrlInvalid       a store URL that names no store
 └── StoreUnavailable      the store cannot be reached, or cannot do what it was asked
 """
@@ -63,6 +65,18 @@ class TooManyJobs(ProfileStoreError):
     def __init__(self, most: int) -> None:
         super().__init__(f"{most} tuning jobs are queued or running, and a tenant may have no more at a time")
         self.retry_after = 10.0
+
+
+class TooManyProfiles(ProfileStoreError):
+    """``retry_after``: seconds; there is room again once the tenant has deleted a profile."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"there are {most} profiles, and a tenant may have no more")
+        self.retry_after = 10.0
+
+
+class SourceInvalid(ProfileStoreError):
+    pass
 
 
 class StoreUrlInvalid(ProfileStoreError):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
+from .errors import TooManyProfiles
 from .job_store import JobStore
 from .listing import check_limit, decode_cursor, listing_of, page_of
 from .memory_job_store import MemoryJobStore
-from .names import ProfileKey, check_name
+from .names import ProfileKey, check_keys, check_name
 from .profile import Profile
 from .record_writer import encode_record
-from .store import NO_CONDITION, ListPage, Match, PutOutcome, StoredProfile
+from .store import NO_CONDITION, KeyedRecord, ListPage, Match, PutOutcome, StoredProfile
 
 
 class MemoryStore:
@@ -36,17 +37,32 @@ class MemoryStore:
     async def versions(self, keys: Sequence[ProfileKey]) -> list[str | None]:
         return [stored and stored.version for stored in map(self._profiles.get, keys)]
 
-    async def put(self, key: ProfileKey, profile: Profile, *, match: Match = NO_CONDITION) -> PutOutcome:
+    async def put(
+        self, key: ProfileKey, profile: Profile, *, match: Match = NO_CONDITION, most: int | None = None
+    ) -> PutOutcome:
         check_name(key.tenant, param="tenant")
         check_name(key.name)
-        version, record, now = profile.version, encode_record(profile), self._clock()
         there = self._profiles.get(key)
         match.check(there and there.version)
+        if there is None and most is not None and sum(each.tenant == key.tenant for each in self._profiles) >= most:
+            raise TooManyProfiles(most)
+        return self._put(KeyedRecord(key, profile.version, encode_record(profile)), self._clock(), replace=True)
+
+    async def put_many(self, records: Sequence[KeyedRecord], *, replace: bool = True) -> list[PutOutcome]:
+        check_keys(record.key for record in records)
+        now = self._clock()
+        return [self._put(record, now, replace=replace) for record in records]
+
+    def _put(self, keyed: KeyedRecord, now: float, *, replace: bool) -> PutOutcome:
+        key, version, record = keyed
+        there = self._profiles.get(key)
         if there is None:
             self._profiles[key] = StoredProfile(version, record, now, now)
             return PutOutcome(version, "created", now, now)
         if there.version == version and there.record == record:
             return PutOutcome(version, "identical", there.created, there.updated)
+        if not replace:
+            return PutOutcome(there.version, "kept", there.created, there.updated)
         self._profiles[key] = StoredProfile(version, record, there.created, now)
         return PutOutcome(version, "replaced", there.created, now)
 
@@ -62,6 +78,10 @@ class MemoryStore:
         names = sorted(name for name in there if name > after and name.startswith(prefix))[: limit + 1]
         lines = (listing_of(name, self._profiles[ProfileKey(tenant, name)]) for name in names[:limit])
         return page_of(names, limit, lines)
+
+    async def tenants(self) -> AsyncIterator[str]:
+        for tenant in sorted({key.tenant for key in self._profiles}):
+            yield tenant
 
     async def ping(self) -> None:
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from .errors import ProfileInvalid, shown
@@ -15,6 +16,18 @@ class ProfileKey(NamedTuple):
 
     tenant: str
     name: str
+
+
+def check_keys(keys: Iterable[ProfileKey]) -> None:
+    """Raises: ProfileInvalid, naming the first tenant or name that is none."""
+    is_name = NAME_PATTERN.fullmatch
+    tenants: set[str] = set()
+    for tenant, name in keys:
+        if tenant not in tenants:
+            check_name(tenant, param="tenant")
+            tenants.add(tenant)
+        if is_name(name) is None:
+            check_name(name)
 
 
 def check_name(name: str, *, param: str = "name") -> None:

@@ -12,6 +12,10 @@ from .errors import ProfileInvalid, RecordDamaged, shown
 from .profile import Profile, record_version
 from .record_layout import CHECKSUM, FLAGS, FORMAT, HARD, HEADER, LAYER_NORM, MAGIC, OWN_HEAD, RecordHeader
 from .record_writer import canonical_json
+from .texts import FINGERPRINT
+
+NEGATIVE_ZERO = 0x8000
+"""The bits of float16's."""
 
 
 class RecordSummary(NamedTuple):
@@ -32,6 +36,8 @@ def decode_record(data: bytes) -> Profile:
         dtype = np.dtype(np.uint8 if name.startswith("mask") and header.flags & HARD else "<f2")
         count = shape[0] * (shape[1] if len(shape) == 2 else 1)
         arrays[name] = np.frombuffer(data, dtype, count, offset).reshape(shape)
+        if dtype.kind == "f" and (arrays[name].view("<u2") == NEGATIVE_ZERO).any():
+            raise RecordDamaged(f"{name} has a negative zero, which is not canonical")
         offset += count * dtype.itemsize
     if header.flags & HARD:
         for name in ("mask_a", "mask_b"):
@@ -70,6 +76,9 @@ def _checked_header(data: bytes) -> RecordHeader:
         raise RecordDamaged(f"the record's CRC-32 is {actual:08x}, it says {checksum:08x}")
     if header.flags & ~FLAGS:
         raise RecordDamaged(f"the record has flags {header.flags:#x}, this server knows {FLAGS:#x}")
+    _, _, flags, _, _, width, hidden, classes, *_ = header
+    if (width and not flags & LAYER_NORM) or ((hidden or classes) and not flags & OWN_HEAD):
+        raise RecordDamaged(f"the record has R={width} H={hidden} C={classes} in spite of flags {flags:#x}")
     return header
 
 
@@ -77,9 +86,10 @@ def _words(header: RecordHeader, data: bytes) -> dict[str, Any]:
     text = data[HEADER.size : HEADER.size + header.text_bytes]
     try:
         words = json.loads(text) if text else {}
+        canonical = not text or canonical_json(words) == text
     except (ValueError, RecursionError) as error:
         raise RecordDamaged(f"the record's text {shown(text)} is not JSON") from error
-    if not isinstance(words, dict) or (text and canonical_json(words) != text):
+    if not canonical or not isinstance(words, dict) or not _as_written(words, header):
         raise RecordDamaged(f"the record's text {shown(text)} is not canonical")
     labels = words.pop("labels", None)
     found = {
@@ -91,6 +101,13 @@ def _words(header: RecordHeader, data: bytes) -> dict[str, Any]:
     if words:
         raise RecordDamaged(f"the record's text has unknown entries {shown(sorted(words))}")
     return found
+
+
+def _as_written(words: dict[str, Any], header: RecordHeader) -> bool:
+    """No text says nothing, no entry is empty, and the text has the bank only where the header cannot have it."""
+    if (header.text_bytes and not words) or None in words.values():
+        return False
+    return "bank" not in words or not (any(header.bank_digest) or FINGERPRINT.fullmatch(str(words["bank"])))
 
 
 def _array_shapes(header: RecordHeader) -> list[tuple[str, tuple[int, ...]]]:

@@ -1,4 +1,4 @@
-"""The two scripts that write: Redis runs each as a whole, so the precondition and the write are one step.
+"""The scripts that write: Redis runs each as a whole, so the precondition and the write are one step.
 
 A profile's value is ``created, updated`` as two little-endian doubles, the version's 32 bytes, then the record.
 All reading stands before all writing: a script that fails has changed nothing.
@@ -30,7 +30,7 @@ local function refused(first, current)
 end
 """
 
-# KEYS: profile, version, names. ARGV: name, version, its digest, record, precondition.
+# KEYS: profile, version, names. ARGV: name, version, its digest, record, most profiles (-1: any number), precondition.
 PUT = (
     _PRECONDITION
     + """
@@ -39,7 +39,9 @@ local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local current = redis.call('GET', KEYS[2])
 local kept = redis.call('GET', KEYS[1])
 redis.call('ZSCORE', KEYS[3], ARGV[1])
-if refused(5, current) then return {'refused', current or ''} end
+if refused(6, current) then return {'refused', current or ''} end
+local most = tonumber(ARGV[5])
+if not current and most >= 0 and redis.call('ZCARD', KEYS[3]) >= most then return {'full', ''} end
 local status, created = 'created', now
 if current then
     status = 'replaced'
@@ -55,6 +57,63 @@ redis.call('ZADD', KEYS[3], 0, ARGV[1])
 return {status, times}
 """
 )
+
+# KEYS: names. ARGV: how a version's key begins, how a profile's begins, 1 to replace or 0 to keep what is there, then
+# of each profile its name, version, and digest and record in one. The keys that are made of them are the tenant's, too.
+# Returns a letter of the outcome for each profile, the times for each, and the versions that were kept.
+PUT_MANY = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local version_keys, profile_keys = {}, {}
+for i = 4, #ARGV, 3 do
+    version_keys[#version_keys + 1] = ARGV[1] .. ARGV[i]
+    profile_keys[#profile_keys + 1] = ARGV[2] .. ARGV[i]
+end
+local versions = redis.call('MGET', unpack(version_keys))
+redis.call('ZSCORE', KEYS[1], ARGV[4])
+-- A key of another type is absent to MGET; GET refuses it.
+local absent = {}
+for i = 1, #version_keys do
+    if not versions[i] then
+        absent[#absent + 1] = version_keys[i]
+        absent[#absent + 1] = profile_keys[i]
+    end
+end
+if #absent > 0 and redis.call('EXISTS', unpack(absent)) > 0 then
+    for _, key in ipairs(absent) do redis.call('GET', key) end
+end
+local first = struct.pack('<dd', now, now)
+local letters, times, kept, values, names = {}, {}, {}, {}, {}
+for i = 1, #version_keys do
+    local name, version, content = ARGV[3 * i + 1], ARGV[3 * i + 2], ARGV[3 * i + 3]
+    local current = versions[i]
+    letters[i], times[i] = 'c', first
+    if current then
+        local stored = redis.call('GET', profile_keys[i])
+        local whole = stored and #stored >= 16
+        if whole and current == version and string.sub(stored, 17) == content then
+            letters[i], times[i] = 'i', string.sub(stored, 1, 16)
+        elseif ARGV[3] == '0' then
+            letters[i], times[i] = 'k', whole and string.sub(stored, 1, 16) or struct.pack('<dd', 0, 0)
+            kept[#kept + 1] = current
+        else
+            letters[i], times[i] = 'r', struct.pack('<dd', whole and struct.unpack('<d', stored) or now, now)
+        end
+    end
+    if letters[i] == 'c' or letters[i] == 'r' then
+        local at = #values
+        values[at + 1], values[at + 2] = profile_keys[i], times[i] .. content
+        values[at + 3], values[at + 4] = version_keys[i], version
+        names[#names + 1] = 0
+        names[#names + 1] = name
+    end
+end
+if #values > 0 then
+    redis.call('MSET', unpack(values))
+    redis.call('ZADD', KEYS[1], unpack(names))
+end
+return {table.concat(letters), table.concat(times), kept}
+"""
 
 # KEYS: profile, version, names. ARGV: name, precondition.
 DELETE = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import redis
@@ -10,19 +10,21 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from .errors import PreconditionFailed, StoreUnavailable
+from .errors import PreconditionFailed, StoreUnavailable, TooManyProfiles
 from .job_store import JobStore
 from .listing import check_limit, decode_cursor, listing_of, page_of
-from .names import ProfileKey, check_name
+from .names import ProfileKey, check_keys, check_name
 from .profile import Profile
 from .record_writer import encode_record
+from .redis_chunks import chunks_of
 from .redis_job_store import RedisJobStore
-from .redis_scripts import DELETE, PUT, TIMES, open_envelope, precondition_arguments
-from .store import NO_CONDITION, ListPage, Match, ProfileListing, PutOutcome, StoredProfile
+from .redis_scripts import DELETE, PUT, PUT_MANY, TIMES, open_envelope, precondition_arguments
+from .store import NO_CONDITION, KeyedRecord, ListPage, Match, ProfileListing, PutOutcome, StoredProfile
 
 T = TypeVar("T")
 # So many records a list has in memory at a time.
 LIST_CHUNK = 64
+SCANNED = 5_000  # keys that one step of the search for tenants looks at
 
 
 class RedisStore:
@@ -58,6 +60,7 @@ class RedisStore:
         self._client = redis.asyncio.Redis.from_pool(pool)
         self.jobs: JobStore = RedisJobStore(self._client, read=self._read, once=self._once)
         self._put_script = self._client.register_script(PUT)
+        self._put_many_script = self._client.register_script(PUT_MANY)
         self._delete_script = self._client.register_script(DELETE)
         where = pool.connection_kwargs
         self._place = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
@@ -71,20 +74,48 @@ class RedisStore:
 
     async def get_many(self, keys: Sequence[ProfileKey]) -> list[StoredProfile | None]:
         values = await self._values("profile", keys)
-        return [None if value is None else open_envelope(value) for value in values]
+        foreign = await self._foreign([key for key, value in zip(keys, values, strict=True) if value is None])
+        return [
+            open_envelope(b"") if key in foreign else None if value is None else open_envelope(value)
+            for key, value in zip(keys, values, strict=True)
+        ]
 
     async def versions(self, keys: Sequence[ProfileKey]) -> list[str | None]:
         values = await self._values("version", keys)
         return [None if value is None else value.decode("ascii", "replace") for value in values]
 
-    async def put(self, key: ProfileKey, profile: Profile, *, match: Match = NO_CONDITION) -> PutOutcome:
+    async def put(
+        self, key: ProfileKey, profile: Profile, *, match: Match = NO_CONDITION, most: int | None = None
+    ) -> PutOutcome:
         check_name(key.tenant, param="tenant")
         check_name(key.name)
         version = profile.version
         digest = bytes.fromhex(version.removeprefix("sha256:"))
-        arguments = [key.name, version, digest, encode_record(profile), *precondition_arguments(match)]
+        limit = -1 if most is None else most
+        arguments = [key.name, version, digest, encode_record(profile), limit, *precondition_arguments(match)]
         status, times = await self._run(self._put_script, key, arguments)
+        if status == "full":
+            raise TooManyProfiles(limit)
         return PutOutcome(version, status, *TIMES.unpack(times))
+
+    async def put_many(self, records: Sequence[KeyedRecord], *, replace: bool = True) -> list[PutOutcome]:
+        if not records:
+            return []
+        check_keys(record.key for record in records)
+        chunks = chunks_of(records)
+
+        async def write() -> list[Any]:
+            async with self._client.pipeline(transaction=False) as pipe:
+                for chunk in chunks:
+                    begin = f"xpeft:{{{chunk.tenant}}}:"
+                    arguments = [f"{begin}version:", f"{begin}profile:", int(replace), *chunk.arguments]
+                    await self._put_many_script(keys=[f"{begin}names"], args=arguments, client=pipe)
+                return await pipe.execute()
+
+        outcomes: dict[int, PutOutcome] = {}
+        for chunk, answer in zip(chunks, await self._once(write), strict=True):
+            outcomes.update(chunk.outcomes(answer, records))
+        return [outcomes[place] for place in range(len(records))]
 
     async def delete(self, key: ProfileKey, *, match: Match = NO_CONDITION) -> bool:
         status, _ = await self._run(self._delete_script, key, [key.name, *precondition_arguments(match)])
@@ -107,6 +138,21 @@ class RedisStore:
             lines += [listing_of(name, stored) for name, stored in zip(chunk, profiles, strict=True) if stored]
         return page_of(names, limit, lines)
 
+    async def tenants(self) -> AsyncIterator[str]:
+        """Found by their sets of names, among all keys that the database has."""
+        begin, end = "xpeft:{", "}:names"
+        seen: set[str] = set()
+        cursor = 0
+        while True:
+            cursor, keys = await self._read(
+                lambda at=cursor: self._client.scan(at, match=f"{begin}*{end}", count=SCANNED)  # type: ignore[misc]
+            )
+            for tenant in {key.decode()[len(begin) : -len(end)] for key in keys} - seen:
+                seen.add(tenant)
+                yield tenant
+            if not cursor:
+                return
+
     async def ping(self) -> None:
         await self._read(lambda: self._client.ping())
 
@@ -121,6 +167,21 @@ class RedisStore:
         values: Sequence[bytes | None] = await self._read(lambda: self._client.mget(names))
         return values
 
+    async def _foreign(self, keys: Sequence[ProfileKey]) -> set[ProfileKey]:
+        """Of keys without a string: those where a value of another type stands, which is no absent profile."""
+        if not keys:
+            return set()
+
+        async def ask() -> Any:
+            async with self._client.pipeline(transaction=False) as pipe:
+                for tenant, name in keys:
+                    pipe.type(f"xpeft:{{{tenant}}}:profile:{name}")
+                return await pipe.execute()
+
+        types = await self._read(ask)
+        # One that has become a string since then was written after the question.
+        return {key for key, type_ in zip(keys, types, strict=True) if type_ not in (b"none", b"string")}
+
     async def _run(self, script: Any, key: ProfileKey, arguments: Sequence[Any]) -> tuple[Any, bytes]:
         """Raises: PreconditionFailed, StoreUnavailable."""
         tenant, name = key
@@ -133,14 +194,24 @@ class RedisStore:
     async def _read(self, command: Callable[[], Awaitable[Any]]) -> Any:
         async def twice_at_most() -> Any:
             try:
-                return await command()
+                return await _sent(command)
             except redis.ConnectionError:
-                return await command()
+                return await _sent(command)
 
         return await self._once(twice_at_most)
 
     async def _once(self, command: Callable[[], Awaitable[T]]) -> T:
         try:
-            return await command()
+            return await _sent(command)
         except (redis.RedisError, OSError) as error:
             raise StoreUnavailable(f"redis at {self._place} failed: {error}") from error
+
+
+async def _sent(command: Callable[[], Awaitable[T]]) -> T:
+    """Raises: redis.ConnectionError where uvloop finds, as the command is sent, that the connection has closed."""
+    try:
+        return await command()
+    except RuntimeError as error:
+        if "closed" not in str(error):
+            raise
+        raise redis.ConnectionError(str(error)) from error

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from operator import itemgetter
 from pathlib import Path
 
-from .errors import StoreUnavailable
+from .errors import StoreUnavailable, TooManyProfiles
 from .listing import listing_of, page_of
 from .names import ProfileKey
 from .sqlite_jobs import SCHEMA as JOBS_SCHEMA
-from .store import ListPage, Match, PutOutcome, StoredProfile
+from .store import KeyedRecord, ListPage, Match, PutOutcome, StoredProfile
 
 # "xpef" in the file's header says whose database it is.
 APPLICATION_ID = 0x78706566
@@ -35,11 +37,28 @@ INSERT INTO profiles (tenant, name, version, created, updated, record) VALUES (?
 ON CONFLICT (tenant, name) DO UPDATE SET
     version = excluded.version, updated = excluded.updated, record = excluded.record
 """
+# A JSON list of [tenant, name] → those of them that are there.
+GET_FOR_PUT_MANY = """
+SELECT tenant, name, version, record, created, updated FROM json_each(?) AS asked CROSS JOIN profiles
+ON tenant = json_extract(asked.value, '$[0]') AND name = json_extract(asked.value, '$[1]')
+"""
+COUNT = "SELECT count(*) FROM (SELECT 1 FROM profiles WHERE tenant = ? LIMIT ?)"
 DELETE = "DELETE FROM profiles WHERE tenant = ? AND name = ?"
 # Names are compared byte by byte; no character sorts behind U+10FFFF.
 PAGE = """
 SELECT name, version, record, created, updated FROM profiles
 WHERE tenant = ? AND name > ? AND name >= ? AND name < ? || char(0x10FFFF) ORDER BY name LIMIT ?
+"""
+
+
+# From one tenant to the next through the primary key, however many profiles lie between.
+TENANTS = """
+WITH RECURSIVE found (tenant) AS (
+    SELECT min(tenant) FROM profiles WHERE tenant > ?
+    UNION ALL
+    SELECT (SELECT min(tenant) FROM profiles WHERE tenant > found.tenant) FROM found WHERE found.tenant IS NOT NULL
+)
+SELECT tenant FROM found WHERE tenant IS NOT NULL LIMIT ?
 """
 
 
@@ -125,25 +144,65 @@ def _look_up(
 
 
 def put(
-    connection: sqlite3.Connection, key: ProfileKey, version: str, record: bytes, match: Match, now: float
+    connection: sqlite3.Connection,
+    key: ProfileKey,
+    version: str,
+    record: bytes,
+    match: Match,
+    most: int | None,
+    now: float,
 ) -> PutOutcome:
-    """Raises: PreconditionFailed."""
-    with transaction(connection):
-        there = connection.execute(GET_FOR_PUT, (record, *key)).fetchone()
-        match.check(there and there[0])
-        if there is not None and there[0] == version and there[3]:
-            return PutOutcome(version, "identical", there[1], there[2])
-        created = now if there is None else there[1]
-        connection.execute(PUT, (*key, version, created, now, record))
+    """Inside a transaction. Raises: PreconditionFailed, TooManyProfiles."""
+    there = connection.execute(GET_FOR_PUT, (record, *key)).fetchone()
+    match.check(there and there[0])
+    if there is not None and there[0] == version and there[3]:
+        return PutOutcome(version, "identical", there[1], there[2])
+    if there is None and most is not None:
+        (count,) = connection.execute(COUNT, (key.tenant, most)).fetchone()
+        if count >= most:
+            raise TooManyProfiles(most)
+    created = now if there is None else there[1]
+    connection.execute(PUT, (*key, version, created, now, record))
     return PutOutcome(version, "created" if there is None else "replaced", created, now)
 
 
+def put_many(
+    connection: sqlite3.Connection, records: Sequence[KeyedRecord], replace: bool, now: float
+) -> list[PutOutcome]:
+    """Inside a transaction."""
+    asked = json.dumps([keyed.key for keyed in records])
+    rows = connection.execute(GET_FOR_PUT_MANY, (asked,))
+    there = {(tenant, name): StoredProfile(*stored) for tenant, name, *stored in rows}
+    outcomes: list[PutOutcome] = []
+    written: list[tuple[str, str, str, float, float, bytes]] = []
+    for key, version, record in records:
+        known = there.get(key)
+        if known is None:
+            outcome = PutOutcome(version, "created", now, now)
+        elif known.version == version and known.record == record:
+            outcome = PutOutcome(version, "identical", known.created, known.updated)
+        elif not replace:
+            outcome = PutOutcome(known.version, "kept", known.created, known.updated)
+        else:
+            outcome = PutOutcome(version, "replaced", known.created, now)
+        outcomes.append(outcome)
+        if outcome.status in ("created", "replaced"):
+            there[key] = StoredProfile(version, record, outcome.created, now)
+            written.append((*key, version, outcome.created, now, record))
+    # In the order of the primary key, so that each of its pages is changed once.
+    connection.executemany(PUT, sorted(written, key=itemgetter(0, 1)))
+    return outcomes
+
+
 def delete(connection: sqlite3.Connection, key: ProfileKey, match: Match) -> bool:
-    """Raises: PreconditionFailed."""
-    with transaction(connection):
-        there = connection.execute(GET_VERSION, key).fetchone()
-        match.check(there and there[0])
-        return connection.execute(DELETE, key).rowcount > 0
+    """Inside a transaction. Raises: PreconditionFailed."""
+    there = connection.execute(GET_VERSION, key).fetchone()
+    match.check(there and there[0])
+    return connection.execute(DELETE, key).rowcount > 0
+
+
+def tenants(connection: sqlite3.Connection, after: str, limit: int) -> list[str]:
+    return [tenant for (tenant,) in connection.execute(TENANTS, (after, limit))]
 
 
 def page(connection: sqlite3.Connection, tenant: str, after: str, prefix: str, limit: int) -> ListPage:

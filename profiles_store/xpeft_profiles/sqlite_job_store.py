@@ -11,7 +11,6 @@ from .job_record import JobKey, JobRecord
 from .job_store import JobPage, StoredJob
 from .listing import check_limit, decode_cursor
 from .names import check_name
-from .sqlite_database import transaction
 
 T = TypeVar("T")
 
@@ -23,7 +22,10 @@ class InThread(Protocol):
 
 
 class SqliteJobStore:
-    """``read`` and ``write`` are the profile store's. ``clock`` gives seconds since 1970."""
+    """``read`` and ``write`` are the profile store's; what is written runs inside a transaction.
+
+    ``clock`` gives seconds since 1970.
+    """
 
     def __init__(self, read: InThread, write: InThread, clock: Callable[[], float]) -> None:
         self._read = read
@@ -34,11 +36,7 @@ class SqliteJobStore:
         check_name(record.tenant, param="tenant")
         check_name(record.profile)
 
-        def add(connection: sqlite3.Connection) -> None:
-            with transaction(connection):
-                jobs.add(connection, record, lease, most, keep, self._clock())
-
-        await self._write(add)
+        await self._write(lambda connection: jobs.add(connection, record, lease, most, keep, self._clock()))
 
     async def get(self, key: JobKey) -> StoredJob | None:
         return await self._read(lambda connection: jobs.get(connection, key, self._clock()))
@@ -49,12 +47,7 @@ class SqliteJobStore:
     async def renew(self, keys: Sequence[JobKey], *, lease: float) -> list[bool]:
         if not keys:
             return []
-
-        def renew(connection: sqlite3.Connection) -> list[bool]:
-            with transaction(connection):
-                return jobs.renew(connection, keys, self._clock() + lease)
-
-        return await self._write(renew)
+        return await self._write(lambda connection: jobs.renew(connection, keys, self._clock() + lease))
 
     async def unfinished(self) -> list[StoredJob]:
         return await self._read(lambda connection: jobs.unfinished(connection, self._clock()))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -14,15 +15,17 @@ from . import sqlite_database as database
 from .errors import StoreUnavailable
 from .job_store import JobStore
 from .listing import check_limit, decode_cursor
-from .names import ProfileKey, check_name
+from .names import ProfileKey, check_keys, check_name
 from .profile import Profile
 from .record_writer import encode_record
 from .sqlite_job_store import SqliteJobStore
-from .store import NO_CONDITION, ListPage, Match, PutOutcome, StoredProfile
+from .sqlite_write_lane import WriteLane
+from .store import NO_CONDITION, KeyedRecord, ListPage, Match, PutOutcome, StoredProfile
 from .version_cache import VersionCache
 
 P = ParamSpec("P")
 T = TypeVar("T")
+TENANTS_AT_ONCE = 1000
 
 
 class Lane(NamedTuple):
@@ -34,12 +37,15 @@ class Lane(NamedTuple):
 
 class OpenFile(NamedTuple):
     reader: Lane
-    writer: Lane
+    writer: WriteLane
     cache: VersionCache
+    identity: tuple[int, int]
 
 
 class SqliteStore:
     """One file in WAL mode: readers and the writer do not wait for each other, a commit is on the disk.
+
+    Writes that come together share a commit, see `WriteLane`.
 
     Args:
         path: the file; its folder must exist.
@@ -82,7 +88,7 @@ class SqliteStore:
             writer.shutdown(wait=False)
             raise
         to_write, to_read, probe = opened
-        return OpenFile(Lane(to_read, reader), Lane(to_write, writer), VersionCache(probe))
+        return OpenFile(Lane(to_read, reader), WriteLane(to_write, writer), VersionCache(probe), self._identity())
 
     async def get(self, key: ProfileKey) -> StoredProfile | None:
         (stored,) = await self._read(database.get_many, [key])
@@ -104,11 +110,17 @@ class SqliteStore:
             known.update(zip(unknown, found, strict=True))
         return [known[key] for key in keys]
 
-    async def put(self, key: ProfileKey, profile: Profile, *, match: Match = NO_CONDITION) -> PutOutcome:
+    async def put(
+        self, key: ProfileKey, profile: Profile, *, match: Match = NO_CONDITION, most: int | None = None
+    ) -> PutOutcome:
         check_name(key.tenant, param="tenant")
         check_name(key.name)
         record = encode_record(profile)
-        return await self._write(database.put, key, profile.version, record, match, self._clock())
+        return await self._write(database.put, key, profile.version, record, match, most, self._clock())
+
+    async def put_many(self, records: Sequence[KeyedRecord], *, replace: bool = True) -> list[PutOutcome]:
+        check_keys(record.key for record in records)
+        return await self._write(database.put_many, records, replace, self._clock())
 
     async def delete(self, key: ProfileKey, *, match: Match = NO_CONDITION) -> bool:
         return await self._write(database.delete, key, match)
@@ -116,6 +128,13 @@ class SqliteStore:
     async def list(self, tenant: str, *, limit: int, cursor: str | None = None, prefix: str = "") -> ListPage:
         check_limit(limit)
         return await self._read(database.page, tenant, decode_cursor(cursor), prefix, limit)
+
+    async def tenants(self) -> AsyncIterator[str]:
+        after = ""
+        while some := await self._read(database.tenants, after, TENANTS_AT_ONCE):
+            for tenant in some:
+                yield tenant
+            after = some[-1]
 
     async def ping(self) -> None:
         await self._read(database.get_versions, [ProfileKey("ping", "ping")])
@@ -126,14 +145,25 @@ class SqliteStore:
         if file is None:
             return
         file.cache.close()
-        for lane in (file.reader, file.writer):
-            await self._in_thread(lane.thread, lane.connection.close)
-            lane.thread.shutdown(wait=False)
+        for connection, thread in (file.reader, (file.writer.connection, file.writer.thread)):
+            await self._in_thread(thread, connection.close)
+            thread.shutdown(wait=False)
 
     def _opened(self) -> OpenFile:
         if self._file is None:
             raise StoreUnavailable(f"the store {self._path} is not open")
+        # What is written to a file that has no name any more is lost with the process.
+        if self._identity() != self._file.identity:
+            raise StoreUnavailable(f"the store {self._path} is another file now: put it back, or restart the server")
         return self._file
+
+    def _identity(self) -> tuple[int, int]:
+        """Device and number of the file that has the store's name. Raises: StoreUnavailable if none has."""
+        try:
+            found = self._path.stat()
+        except OSError as error:
+            raise StoreUnavailable(f"the store {self._path} failed: {error}") from error
+        return found.st_dev, found.st_ino
 
     async def _read(
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -144,11 +174,18 @@ class SqliteStore:
     async def _write(
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
+        """``work`` runs inside a transaction."""
         lane = self._opened().writer
-        return await self._in_thread(lane.thread, lambda: work(lane.connection, *args, **kwargs))
+        with self._failures_named():
+            return await lane.write(lambda connection: work(connection, *args, **kwargs))
 
     async def _in_thread(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-        try:
+        with self._failures_named():
             return await asyncio.get_running_loop().run_in_executor(thread, work)
+
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        try:
+            yield
         except sqlite3.Error as error:
             raise StoreUnavailable(f"the store {self._path} failed: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -54,12 +54,24 @@ class ListPage(NamedTuple):
 
 
 class PutOutcome(NamedTuple):
-    """``identical``: that version was there already, nothing was written and ``updated`` is what it was."""
+    """What is there now.
+
+    ``identical``: that version was there already, nothing was written and ``updated`` is what it was. ``kept``: another
+    version was there and was to be left alone; it is the one named here.
+    """
 
     version: str
-    status: Literal["created", "replaced", "identical"]
+    status: Literal["created", "replaced", "identical", "kept"]
     created: float
     updated: float
+
+
+class KeyedRecord(NamedTuple):
+    """A canonical record, checked already, and where it belongs; ``version`` is the record's."""
+
+    key: ProfileKey
+    version: str
+    record: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +121,29 @@ class ProfileStore(Protocol):
     async def versions(self, keys: Sequence[ProfileKey]) -> list[str | None]:
         """Which version is there now: the question of every batch, so it is cheap."""
 
-    async def put(self, key: ProfileKey, profile: Profile, *, match: Match = NO_CONDITION) -> PutOutcome:
-        """Raises: PreconditionFailed; ProfileInvalid if the key's tenant or name is not a name."""
+    async def put(
+        self, key: ProfileKey, profile: Profile, *, match: Match = NO_CONDITION, most: int | None = None
+    ) -> PutOutcome:
+        """Raises: PreconditionFailed; ProfileInvalid if the key's tenant or name is not a name;
+        TooManyProfiles if the profile would be new and its tenant has ``most`` already.
+        """
+
+    async def put_many(self, records: Sequence[KeyedRecord], *, replace: bool = True) -> list[PutOutcome]:
+        """Write without conditions; one outcome a record, as if they had come one after the other.
+
+        Args: replace: False leaves alone what is there.
+        Raises: ProfileInvalid, with nothing written, if a key is none. StoreUnavailable: SQLite has written nothing;
+            Redis wrote each tenant's records in chunks, each of them whole or not at all.
+        """
 
     async def delete(self, key: ProfileKey, *, match: Match = NO_CONDITION) -> bool:
         """False if it was not there. Raises: PreconditionFailed, with ``if_match`` on an absent profile too."""
 
     async def list(self, tenant: str, *, limit: int, cursor: str | None = None, prefix: str = "") -> ListPage:
         """A page by name; names that stay are seen once, whatever comes and goes. Raises: CursorInvalid."""
+
+    def tenants(self) -> AsyncIterator[str]:
+        """All that have profiles, each once, in no promised order; asks as it goes."""
 
     async def ping(self) -> None:
         """Raises: StoreUnavailable."""

@@ -26,6 +26,7 @@ REDIS_OPTIONS = (
     "ssl_check_hostname",
     "ssl_keyfile",
 )
+CERTIFICATE_CHECKS = ("none", "optional", "required")
 POSITIVE_OPTIONS = ("max_connections", "socket_connect_timeout", "socket_timeout")
 CREDENTIALS = re.compile(r"(?<=://).*(?=@)")
 
@@ -70,6 +71,10 @@ def _redis_store(url: str) -> RedisStore:
     for name, values in options.items():
         if name not in REDIS_OPTIONS:
             raise _invalid(url, f"it has the unknown option {shown(name)}")
+        if name.startswith("ssl_") and parts.scheme != "rediss":
+            raise _invalid(url, f"{name} is for rediss://, which speaks TLS")
+        if name == "ssl_cert_reqs" and values[0] not in CERTIFICATE_CHECKS:
+            raise _invalid(url, f"ssl_cert_reqs must be one of {', '.join(CERTIFICATE_CHECKS)}")
         if name in POSITIVE_OPTIONS and not 0 < float(values[0]) < math.inf:
             raise _invalid(url, f"{name} must be greater than 0")
     if parts.scheme == "unix" and not parts.path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -66,6 +67,24 @@ def redis_client(redis_server: Any) -> Iterator[redis.Redis]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def acl_rule(project_root: Path) -> list[str]:
+    """The words of the command in deploy/README.md that gives a server's user its rights; one is ``>PASSWORD``."""
+    text = (project_root / "deploy" / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"^```redis acl\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1].split()
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_server: Any, acl_rule: list[str]) -> str:
+    """The shared Redis as a user that has these rights and no others."""
+    with redis.Redis(port=redis_server.port) as client:
+        client.execute_command(*acl_rule)
+    url: str = redis_server.url.replace("redis://", "redis://xpeft:PASSWORD@")
+    return url
+
+
 @pytest.fixture(params=["memory", "sqlite", "redis"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return _url(request.param, request, tmp_path)
@@ -83,7 +102,7 @@ def _url(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
     if kind == "sqlite":
         return f"sqlite:///{folder}/profiles.db"
     request.getfixturevalue("redis_client")
-    url: str = request.getfixturevalue("redis_server").url
+    url: str = request.getfixturevalue("redis_url")
     return url
 
 

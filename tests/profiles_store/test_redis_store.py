@@ -216,3 +216,44 @@ async def test_more_callers_than_connections_wait_for_one(redis_server: Any, mak
     answers = await asyncio.gather(*(store.versions([KEY]) for _ in range(200)))
     assert answers == [[make_profile().version]] * 200
     await store.close()
+
+
+async def test_a_profiles_key_of_another_type_is_a_damaged_record_and_no_absent_profile(
+    calm_store: RedisStore, redis_client: redis.Redis, make_profile: MakeProfile
+) -> None:
+    there, absent = ProfileKey("acme", "there"), ProfileKey("acme", "absent")
+    await calm_store.put(KEY, make_profile())
+    await calm_store.put(there, make_profile())
+    redis_client.delete("xpeft:{acme}:profile:support")
+    redis_client.rpush("xpeft:{acme}:profile:support", "not ours")
+    odd, missing, whole = await calm_store.get_many([KEY, absent, there])
+    assert odd is not None
+    with pytest.raises(RecordDamaged):
+        odd.decode()
+    assert missing is None
+    assert whole is not None
+    assert whole.decode().version == make_profile().version
+    assert [(line.name, line.damaged) for line in (await calm_store.list("acme", limit=3)).profiles] == [
+        ("support", True),
+        ("there", False),
+    ]
+    assert await calm_store.delete(KEY) is True
+    assert await calm_store.get(KEY) is None
+
+
+async def test_a_connection_that_uvloop_finds_closed_is_one_that_broke(
+    calm_store: RedisStore, make_profile: MakeProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await calm_store.put(KEY, make_profile())
+    mget, failures = calm_store._client.mget, [True]
+
+    async def closed(*arguments: Any) -> Any:
+        if failures and failures.pop():
+            raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+        return await mget(*arguments)
+
+    monkeypatch.setattr(calm_store._client, "mget", closed)
+    assert await calm_store.versions([KEY]) == [make_profile().version]
+    failures += [True, True]
+    with pytest.raises(StoreUnavailable, match="the handler is closed"):
+        await calm_store.versions([KEY])

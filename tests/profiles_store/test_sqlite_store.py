@@ -186,3 +186,20 @@ async def test_the_event_loop_runs_while_the_store_works(store: SqliteStore, mak
         turns += 1
     assert turns > 1
     assert (await waiting).status == "created"
+
+
+async def test_a_file_that_lost_its_name_takes_no_write_until_it_has_it_again(
+    store: SqliteStore, tmp_path: Path, make_profile: MakeProfile
+) -> None:
+    path, away = tmp_path / "profiles.db", tmp_path / "away.db"
+    await store.put(KEY, make_profile(1))
+    path.rename(away)
+    for call in (store.put(KEY, make_profile(2)), store.ping(), store.versions([KEY]), store.get(KEY)):
+        with pytest.raises(StoreUnavailable, match=r"profiles\.db"):
+            await call
+    path.write_bytes(away.read_bytes())
+    with pytest.raises(StoreUnavailable, match="another file now"):
+        await store.put(KEY, make_profile(2))
+    away.rename(path)
+    assert await store.versions([KEY]) == [make_profile(1).version]
+    assert (await store.put(KEY, make_profile(2))).status == "replaced"

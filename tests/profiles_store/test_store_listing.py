@@ -9,11 +9,13 @@ import pytest
 
 from xpeft_profiles import (
     CursorInvalid,
+    KeyedRecord,
     Match,
     ProfileKey,
     ProfileStore,
     RecordDamaged,
     encode_record,
+    redis_store,
 )
 
 KEY = ProfileKey("acme", "support")
@@ -81,6 +83,29 @@ async def test_paging_neither_skips_nor_repeats_while_names_come_and_go(
         turn += 1
     assert [name for name in seen if name in stay] == stay
     assert len(seen) == len(set(seen))
+
+
+async def test_tenants_are_those_that_have_profiles_each_once(store: ProfileStore, make_profile: MakeProfile) -> None:
+    assert [tenant async for tenant in store.tenants()] == []
+    tenants = ["A", "acme", "acme.eu", "b-1", "names", "version", "z" * 128]
+    for tenant in tenants:
+        for name in ("names", "p", "version"):
+            await store.put(ProfileKey(tenant, name), make_profile())
+    assert sorted([tenant async for tenant in store.tenants()]) == tenants
+    for name in ("names", "p", "version"):
+        await store.delete(ProfileKey("acme", name))
+    tenants.remove("acme")
+    assert sorted([tenant async for tenant in store.tenants()]) == tenants
+
+
+async def test_thousands_of_tenants_are_told(
+    store: ProfileStore, make_profile: MakeProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "SCANNED", 100)
+    profile = make_profile()
+    keys = [ProfileKey(f"t{n:04}", "p") for n in range(2300)]
+    await store.put_many([KeyedRecord(key, profile.version, encode_record(profile)) for key in keys])
+    assert sorted([tenant async for tenant in store.tenants()]) == [key.tenant for key in keys]
 
 
 @pytest.mark.parametrize("cursor", ["", "!", "YQ==", "Y", "Li4vdXA", "w7w", "ü", "YR", "a" * 400, "YQ\n"])

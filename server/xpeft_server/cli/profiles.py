@@ -1,4 +1,4 @@
-"""``xpeft profiles``: upload, look at, list and remove the profiles of a running server."""
+"""``xpeft profiles``: upload, look at, list and remove profiles, and move many of them at once."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ import typer
 from xpeft_server.output_file import output_file
 
 from .profiles_client import ClientError, ProfilesClient
+from .profiles_export import export_command
+from .profiles_import import import_command
+from .profiles_place import ApiKey
 from .screen import fail, say, show_facts, show_json, show_rows
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    help="Upload, look at, list and remove profiles on a running server. A profile is a person's or a"
+    help="Upload, look at, list and remove profiles on a running server; import and export many at once. A profile is a"
+    " person's or a"
     " customer's own model in a few hundred bytes; its name is private to the tenant of the API key.",
 )
 
 Name = Annotated[str, typer.Argument(help="Profile name: letters, digits, '.', '_', '-', 128 at most.")]
-Url = Annotated[str, typer.Option(envvar="XPEFT_URL", help="Where the server is.")]
-ApiKey = Annotated[
-    str | None,
+Url = Annotated[
+    str,
     typer.Option(
-        envvar="XPEFT_API_KEY",
-        help="Key of the tenant. Prefer the variable: other users of this machine can read options.",
-        show_default=False,
+        envvar="XPEFT_URL",
+        help="Where the server is; for https with an authority of your own, SSL_CERT_FILE names its file.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table, a line for each profile.")]
 _LOCAL = "http://127.0.0.1:8000"
+app.command(name="import")(import_command)
+app.command(name="export")(export_command)
 
 
 @app.command()

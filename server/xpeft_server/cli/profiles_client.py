@@ -21,6 +21,20 @@ class ClientError(Exception):
     """The server refused, or did not answer as one; the message is a whole sentence for the command line."""
 
 
+class Refused(ClientError):
+    """An answer in the server's form of an error.
+
+    ``retry_after``: seconds, None where the server named none; ``reason``: its message alone.
+    """
+
+    def __init__(self, message: str, *, status: int, code: str | None, reason: str, retry_after: float | None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.reason = reason
+        self.retry_after = retry_after
+
+
 class Answer(NamedTuple):
     status: int
     headers: Mapping[str, str]  # names in lower case
@@ -103,17 +117,26 @@ class ProfilesClient:
         sent = dict(headers or {})
         if self._api_key:
             sent["Authorization"] = f"Bearer {self._api_key}"
-        connect = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
-        connection = connect(self._host, self._port, timeout=_TIMEOUT)
         try:
-            answer = _exchange(connection, method, self._prefix + path, sent, body)
+            answer = self._exchanged(method, self._prefix + path, sent, body)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise ClientError(self._why(error)) from None
+        if not 200 <= answer.status < 300:
+            raise _refusal(answer, self._url)
+        return answer
+
+    def _exchanged(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
+        """Raises: OSError, HTTPException, ValueError."""
+        connection = self._new_connection()
+        try:
+            connection.connect()
+            return exchange(connection, method, path, headers, body)
         finally:
             connection.close()
-        if not 200 <= answer.status < 300:
-            raise ClientError(_refusal(answer, self._url))
-        return answer
+
+    def _new_connection(self) -> http.client.HTTPConnection:
+        connect = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
+        return connect(self._host, self._port, timeout=_TIMEOUT)
 
     def _why(self, error: Exception) -> str:
         match error:
@@ -124,16 +147,21 @@ class ProfilesClient:
                 )
             case TimeoutError():
                 return f"{self._url} sent nothing for {_TIMEOUT:g} seconds: try again, or look at its /ready"
+            case ssl.SSLCertVerificationError():
+                return (
+                    f"{self._url}: its certificate is not trusted ({error.verify_message});"
+                    " the variable SSL_CERT_FILE names a file of other authorities"
+                )
             case ssl.SSLError():
                 return f"{self._url}: no secure connection ({error.reason or error}); http:// if it speaks no TLS"
             case _:
                 return f"{self._url} cannot be reached: {error or type(error).__name__}"
 
 
-def _exchange(
+def exchange(
     connection: http.client.HTTPConnection, method: str, path: str, headers: Mapping[str, str], body: bytes | None
 ) -> Answer:
-    connection.connect()
+    """One request and its answer on an open connection. Raises: OSError, HTTPException, ValueError."""
     # A server that refuses a large body answers before it has read it.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         connection.request(method, path, body=body, headers=dict(headers))
@@ -158,22 +186,25 @@ def _conditions(if_match: str | None, if_none_match: str | None) -> dict[str, st
     return headers
 
 
-def _refusal(answer: Answer, url: str) -> str:
+def _refusal(answer: Answer, url: str) -> ClientError:
     """The server's error envelope as one line, with what to do where the status says it."""
     phrase = f"{answer.status} {http.client.responses.get(answer.status, '')}".rstrip()
     try:
         error = json.loads(answer.body)["error"]
-        message, code = str(error["message"]), error.get("code")
+        reason, code = str(error["message"]), error.get("code")
     except (ValueError, KeyError, TypeError, AttributeError):
         start = answer.body[:200].decode(errors="replace")
-        return f"{url} answered {phrase} in no form of an xpeft server's: {start!r}"
+        return ClientError(f"{url} answered {phrase} in no form of an xpeft server's: {start!r}")
+    retry_after = answer.headers.get("retry-after")
     hints = {
         401: "; give a key with --api-key or XPEFT_API_KEY",
-        429: f"; try again in {answer.headers.get('retry-after', 'a few')} seconds",
-        503: f"; try again in {answer.headers.get('retry-after', 'a few')} seconds",
+        429: f"; try again in {retry_after or 'a few'} seconds",
+        503: f"; try again in {retry_after or 'a few'} seconds",
     }
     request = answer.headers.get("x-request-id")
-    return (
-        f"{phrase}{f' ({code})' if code else ''}: {message}{hints.get(answer.status, '')}"
+    message = (
+        f"{phrase}{f' ({code})' if code else ''}: {reason}{hints.get(answer.status, '')}"
         f"{f' [request {request}]' if request else ''}"
     )
+    seconds = float(retry_after) if retry_after is not None and retry_after.isdigit() else None
+    return Refused(message, status=answer.status, code=code, reason=reason, retry_after=seconds)

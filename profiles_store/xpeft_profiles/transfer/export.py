@@ -1,0 +1,65 @@
+"""Profiles out of a store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+from ..errors import RecordDamaged
+from ..file_writer import write_profile_file
+from ..names import ProfileKey
+from ..store import ProfileStore, StoredProfile
+from .entries import Refusal
+from .targets import Target
+
+PAGE: Final = 500
+
+
+async def export_profiles(
+    store: ProfileStore,
+    target: Target,
+    *,
+    tenant: str | None,
+    on_page: Callable[[int, list[Refusal]], None],
+) -> int:
+    """Write every profile, page by page; one that changes meanwhile is written as it is when its page is read.
+
+    Args:
+        tenant: whose; None for all, and each entry then names its tenant.
+        on_page: after each page, how many were written so far and the page's damaged records.
+    Returns: how many were written.
+    """
+    written = 0
+    async for owner in _owners(store, tenant):
+        cursor: str | None = None
+        while True:
+            page = await store.list(owner, limit=PAGE, cursor=cursor)
+            keys = [ProfileKey(owner, line.name) for line in page.profiles]
+            refusals: list[Refusal] = []
+            for key, stored in zip(keys, await store.get_many(keys), strict=True):
+                if stored is None:
+                    continue  # deleted since the page was read
+                try:
+                    _write(target, key, stored, named=tenant is None)
+                    written += 1
+                except RecordDamaged as error:
+                    refusals.append(Refusal(f"{key.tenant}/{key.name}", key.name, error.message))
+            on_page(written, refusals)
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+    return written
+
+
+def _write(target: Target, key: ProfileKey, stored: StoredProfile, *, named: bool) -> None:
+    """Raises: RecordDamaged."""
+    file = write_profile_file(stored.decode())
+    target.add(key.tenant if named else None, key.name, file, updated=stored.updated)
+
+
+async def _owners(store: ProfileStore, tenant: str | None) -> AsyncIterator[str]:
+    if tenant is not None:
+        yield tenant
+        return
+    async for each in store.tenants():
+        yield each

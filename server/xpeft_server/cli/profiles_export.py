@@ -1,0 +1,123 @@
+"""``xpeft profiles export``: all profiles of a tenant, or of a whole store, as profile files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from .profiles_client import ClientError, Refused
+from .profiles_place import ApiKey, ServerPlace, ServerUrl, StorePlace, StoreUrl, Tenant, chosen_place, open_store_at
+from .profiles_target import opened_target
+from .refusals import Refusals
+from .screen import fail, say
+from .transfer_progress import TransferProgress
+
+if TYPE_CHECKING:
+    from xpeft_profiles.transfer import Refusal, Target
+
+    from .profiles_kept_client import KeptProfilesClient
+
+_AT_ONCE: Final = 256  # files that are asked for before the next ones
+# What a server has against one profile: deleted since it was listed, damaged.
+_GONE: Final = "profile_not_found"
+_DAMAGED: Final = "damaged_profile"
+
+
+def export_command(
+    context: typer.Context,
+    target: Annotated[
+        Path,
+        typer.Argument(help="A new folder, or a file that ends in .tar, .tar.gz, .jsonl or .jsonl.gz."),
+    ],
+    store: StoreUrl = None,
+    tenant: Tenant = None,
+    url: ServerUrl = None,
+    api_key: ApiKey = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Export profiles as files that can be imported again, as the same versions.
+
+    All tenants of a store, unless --tenant names one. The target is there whole or not at all.
+
+    Example: xpeft profiles export profiles.jsonl.gz --store sqlite:///profiles.db
+    """
+    from xpeft_profiles import ProfileStoreError
+
+    place = chosen_place(context, store=store, tenant=tenant, url=url, api_key=api_key)
+    refusals = Refusals(None)
+    progress = TransferProgress("exported", total=None)
+    try:
+        with opened_target(target, force=force) as opened, progress.shown():
+            run = _Export(opened, progress, refusals)
+            written = run.from_server(place) if isinstance(place, ServerPlace) else asyncio.run(run.from_store(place))
+    except (ProfileStoreError, ClientError) as error:
+        fail(f"{error}; nothing was written")
+    except OSError as error:
+        fail(f"{target} cannot be written: {error.strerror or error}")
+    say(f"wrote {target}: {written} profiles ({progress.seconds:.1f} s)")
+    if refusals.count:
+        fail(f"{refusals.count} profiles were left out")
+
+
+class _Export:
+    def __init__(self, target: Target, progress: TransferProgress, refusals: Refusals) -> None:
+        self._target = target
+        self._progress = progress
+        self._refusals = refusals
+
+    async def from_store(self, place: StorePlace) -> int:
+        """Raises: ProfileStoreError, OSError."""
+        from xpeft_profiles.transfer import export_profiles
+
+        store = open_store_at(place)
+        await store.open()
+        try:
+            return await export_profiles(store, self._target, tenant=place.tenant, on_page=self._show)
+        finally:
+            await store.close()
+
+    def from_server(self, place: ServerPlace) -> int:
+        """Raises: ClientError, OSError."""
+        from .profiles_pool import ProfilesPool
+
+        written = 0
+        with closing(ProfilesPool(place.url, place.api_key)) as pool:
+            for some in _portions(pool.client.list(prefix="", limit=None)):
+                refused: list[Refusal] = []
+                for profile, file in zip(some, pool.map(_file, [each["name"] for each in some]), strict=True):
+                    if isinstance(file, bytes):
+                        self._target.add(None, profile["name"], file, updated=float(profile["updated"]))
+                        written += 1
+                    elif file is not None:
+                        refused.append(file)
+                self._show(written, refused)
+        return written
+
+    def _show(self, written: int, refusals: Sequence[Refusal]) -> None:
+        self._refusals.add(refusals)
+        self._progress.step(written, 0)
+
+
+def _file(client: KeptProfilesClient, name: str) -> bytes | Refusal | None:
+    """None if it is not there any more."""
+    from xpeft_profiles.transfer import Refusal
+
+    try:
+        return client.file(name)
+    except Refused as refusal:
+        if refusal.code == _GONE:
+            return None
+        if refusal.code == _DAMAGED:
+            return Refusal(name, name, refusal.reason)
+        raise
+
+
+def _portions(profiles: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    while some := list(islice(profiles, _AT_ONCE)):
+        yield some

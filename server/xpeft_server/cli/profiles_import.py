@@ -1,0 +1,134 @@
+"""``xpeft profiles import``: many profile files at once, into a store or through a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from .profiles_client import ClientError
+from .profiles_place import ApiKey, ServerPlace, ServerUrl, StorePlace, StoreUrl, Tenant, chosen_place, open_store_at
+from .refusals import Refusals, open_refusals
+from .screen import fail, say
+from .transfer_progress import TransferProgress
+
+if TYPE_CHECKING:
+    from xpeft_profiles.transfer import BatchReader, ImportTarget, Refusal, Source, Totals
+
+_ENTRIES_OVER_HTTP: Final = 256  # in a batch
+_MIB: Final = 1 << 20
+
+
+def import_command(
+    context: typer.Context,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of NAME.safetensors or TENANT/NAME.safetensors, a .tar or .tar.gz of such, or a .jsonl or"
+            ' .jsonl.gz of {"tenant"?, "name", "file": the profile file in base64}.'
+        ),
+    ],
+    store: StoreUrl = None,
+    tenant: Tenant = None,
+    url: ServerUrl = None,
+    api_key: ApiKey = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and say what would be done, but write nothing.")
+    ] = False,
+    keep_existing: Annotated[
+        bool, typer.Option("--keep-existing", help="Leave profiles alone that are there with another version.")
+    ] = False,
+    errors: Annotated[
+        Path | None,
+        typer.Option(help="Write refused entries to this file, as lines of where, name, error.", show_default=False),
+    ] = None,
+    max_profile_bytes: Annotated[int, typer.Option(min=1, help="Largest profile file, in bytes.")] = _MIB,
+) -> None:
+    """Import profile files by the thousand; one that is refused does not stop the others.
+
+    What is there already is recognised and not written again: an import that was cut off is simply begun again.
+
+    Example: xpeft profiles import profiles.jsonl.gz --store sqlite:///profiles.db --tenant default
+    """
+    from xpeft_profiles import ProfileStoreError
+    from xpeft_profiles.transfer import Totals, open_source
+
+    place = chosen_place(context, store=store, tenant=tenant, url=url, api_key=api_key)
+    totals = Totals()
+    try:
+        with closing(open_source(source, max_bytes=max_profile_bytes)) as opened, open_refusals(errors) as refusals:
+            progress = TransferProgress("checked" if dry_run else "imported", total=opened.bytes_total)
+            run = _Import(opened, progress, refusals, totals, max_bytes=max_profile_bytes)
+            with progress.shown():
+                if isinstance(place, ServerPlace):
+                    asyncio.run(run.into_server(place, replace=not keep_existing, dry_run=dry_run))
+                else:
+                    asyncio.run(run.into_store(place, replace=not keep_existing, dry_run=dry_run))
+    except (ProfileStoreError, ClientError) as error:
+        fail(f"{error}; {totals.done} entries were done before: begin again to go on" if totals.done else str(error))
+    say(_summary(totals, progress.seconds, dry_run=dry_run))
+    if totals.refused:
+        fail(f"{totals.refused} of {totals.done} entries were refused")
+
+
+class _Import:
+    def __init__(
+        self,
+        source: Source,
+        progress: TransferProgress,
+        refusals: Refusals,
+        totals: Totals,
+        *,
+        max_bytes: int,
+    ) -> None:
+        self._source = source
+        self._progress = progress
+        self._refusals = refusals
+        self._totals = totals
+        self._max_bytes = max_bytes
+
+    async def into_store(self, place: StorePlace, *, replace: bool, dry_run: bool) -> None:
+        """Raises: ProfileStoreError."""
+        from xpeft_profiles.transfer import BatchReader, StoreTarget
+
+        store = open_store_at(place)
+        await store.open()
+        try:
+            reader = BatchReader(self._source, tenant=place.tenant, max_bytes=self._max_bytes)
+            await self._put_all(reader, StoreTarget(store, replace=replace, dry_run=dry_run))
+        finally:
+            await store.close()
+
+    async def into_server(self, place: ServerPlace, *, replace: bool, dry_run: bool) -> None:
+        """Raises: ProfileStoreError, ClientError."""
+        from xpeft_profiles.transfer import BatchReader
+
+        from .profiles_pool import ProfilesPool
+        from .profiles_server_target import ServerTarget
+
+        with closing(ProfilesPool(place.url, place.api_key)) as pool:
+            reader = BatchReader(
+                self._source, tenant=None, of_tenants=False, max_bytes=self._max_bytes, entries=_ENTRIES_OVER_HTTP
+            )
+            await self._put_all(reader, ServerTarget(pool, replace=replace, dry_run=dry_run))
+
+    async def _put_all(self, reader: BatchReader, target: ImportTarget) -> None:
+        from xpeft_profiles.transfer import import_profiles
+
+        await import_profiles(reader, target, self._totals, on_batch=self._show)
+
+    def _show(self, refusals: Sequence[Refusal]) -> None:
+        self._refusals.add(refusals)
+        self._progress.step(self._totals.done, self._totals.position)
+
+
+def _summary(totals: Totals, seconds: float, *, dry_run: bool) -> str:
+    counts = f"{totals.created} created, {totals.replaced} replaced, {totals.identical} identical"
+    if totals.kept:
+        counts += f", {totals.kept} kept"
+    rate = f"{totals.done / max(seconds, 1e-9):,.0f} a second"
+    return f"{'would be: ' if dry_run else ''}{counts}, {totals.refused} refused ({seconds:.1f} s, {rate})"

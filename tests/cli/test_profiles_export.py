@@ -1,0 +1,134 @@
+"""``xpeft profiles export`` out of a store: files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from xpeft_profiles import Profile, ProfileKey, open_store
+from xpeft_server.cli import transfer_progress
+from xpeft_server.cli.profiles import app
+
+KEYS = [ProfileKey(tenant, name) for tenant in ("acme", "zeta") for name in ("a", "b.1", "c")]
+
+
+def profile(seed: int) -> Profile:
+    rng = np.random.default_rng(seed)
+    masks = rng.permuted(np.tile(np.arange(16) < 4, (4, 1)), axis=1)
+    return Profile(bank="sha256:" + "ab" * 32, mask_a=masks[:2], mask_b=masks[2:])
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """A store of two tenants."""
+    found = f"sqlite:///{tmp_path}/profiles.db"
+
+    async def fill() -> None:
+        store = open_store(found)
+        await store.open()
+        for seed, key in enumerate(KEYS):
+            await store.put(key, profile(seed))
+        await store.close()
+
+    asyncio.run(fill())
+    return found
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """An empty folder, so that a test sees all that was left in it."""
+    path = tmp_path / "out"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is."""
+    monkeypatch.setattr(transfer_progress, "_LINE_SECONDS", 1e9)
+
+
+def call(command: str, *arguments: object) -> Result:
+    env: dict[str, str | None] = {"XPEFT_URL": None, "XPEFT_STORE": None, "XPEFT_API_KEY": None}
+    return CliRunner().invoke(app, [command, *map(str, arguments)], env=env)
+
+
+@pytest.mark.parametrize("name", ["profiles", "p.tar", "p.tar.gz", "p.tgz", "p.jsonl", "p.jsonl.gz"])
+@pytest.mark.parametrize("tenant", [None, "zeta"])
+def test_an_export_is_imported_as_the_same_versions(url: str, out: Path, name: str, tenant: str | None) -> None:
+    options = [] if tenant is None else ["--tenant", tenant]
+    done = call("export", out / name, "--store", url, *options)
+    assert (done.exit_code, done.stderr) == (0, "")
+    count = 6 if tenant is None else 3
+    assert f"{name}: {count} profiles (" in done.stdout
+    assert [path.name for path in out.iterdir()] == [name]
+    again = call("import", out / name, "--store", url, *options)
+    assert again.stdout.startswith(f"0 created, 0 replaced, {count} identical, 0 refused")
+    assert again.exit_code == 0
+    fresh = call("import", out / name, "--store", f"sqlite:///{out}/new.db", *options)
+    assert fresh.stdout.startswith(f"{count} created, 0 replaced, 0 identical, 0 refused")
+
+
+def test_a_file_that_is_there_is_replaced_only_when_forced(url: str, out: Path) -> None:
+    path = out / "p.jsonl"
+    path.write_text("precious")
+    done = call("export", path, "--store", url)
+    assert (done.exit_code, path.read_text()) == (1, "precious")
+    assert "is there already: give another target, or --force to replace it" in done.stderr
+    assert call("export", path, "--store", url, "--force").exit_code == 0
+    assert len(path.read_text().splitlines()) == 6
+
+
+def test_a_folder_with_something_in_it_is_never_replaced(url: str, out: Path) -> None:
+    (out / "profiles").mkdir()
+    assert call("export", out / "profiles", "--store", url).exit_code == 0
+    for target in (out / "profiles", out):
+        done = call("export", target, "--store", url, "--force")
+        assert done.exit_code == 1
+        assert "is there already and not an empty folder" in done.stderr
+    (out / "x.tar").mkdir()
+    assert "is there already: give another target" in call("export", out / "x.tar", "--store", url, "--force").stderr
+
+
+@pytest.mark.parametrize("name", ["profiles", "p.tar", "p.jsonl.gz"])
+def test_a_store_that_fails_leaves_nothing(out: Path, name: str, tmp_path: Path) -> None:
+    database = tmp_path / "broken.db"
+    database.write_bytes(b"no database at all " * 300)
+    done = call("export", out / name, "--store", f"sqlite:///{database}")
+    assert done.exit_code == 1
+    assert "not a database; nothing was written" in done.stderr
+    assert list(out.iterdir()) == []
+
+
+def test_a_target_that_cannot_be_written_is_said(url: str, out: Path) -> None:
+    for name in ("no/p.jsonl", "no/profiles"):
+        done = call("export", out / name, "--store", url)
+        assert done.exit_code == 1
+        assert f"{name} cannot be written: No such file or directory" in done.stderr
+
+
+def test_a_damaged_record_is_left_out_and_named(url: str, out: Path) -> None:
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        connection.execute("UPDATE profiles SET record = x'00' WHERE tenant = 'zeta' AND name = 'a'")
+    connection.close()
+    done = call("export", out / "p.jsonl", "--store", url)
+    assert done.exit_code == 1
+    first, last = done.stderr.splitlines()
+    assert first.startswith("refused zeta/a: the record has 1 bytes")
+    assert last == "xpeft: 1 profiles were left out"
+    assert len((out / "p.jsonl").read_text().splitlines()) == 5
+
+
+def test_a_tenant_without_profiles_is_an_empty_export(url: str, out: Path) -> None:
+    done = call("export", out / "p.jsonl", "--store", url, "--tenant", "nobody")
+    assert done.stdout.startswith(f"wrote {out}/p.jsonl: 0 profiles")
+    assert (out / "p.jsonl").read_bytes() == b""
+
+
+def test_the_help_has_an_example() -> None:
+    assert "Example: xpeft profiles export" in call("export", "--help").stdout
