@@ -1,4 +1,4 @@
-# `make` lists the targets. Everything is installed into .venv and at most one Debian package each for venv and Redis.
+# `make` lists the targets. Everything is installed into .venv and at most one Debian package each for venv, Redis and faketime.
 PYTHON ?= python3
 # An index to take torch from, where the default index's CUDA build is not wanted, such as
 # https://download.pytorch.org/whl/cpu
@@ -22,7 +22,7 @@ debian = as_root=; [ "$$(id -u)" = 0 ] || as_root="sudo -n"; \
 	else echo "$(1) is missing and cannot be installed without root: install it, then try again" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup redis demo demo-generate test lint serve clean
+.PHONY: help setup redis faketime demo demo-generate test nightly lint audit serve clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,11 @@ $(STAMP): pyproject.toml constraints.txt
 redis:
 	@command -v redis-server >/dev/null || { echo "redis: installing redis-server"; $(call debian,redis-server); }
 
+# Only the tests of clock jumps need it; they are skipped where it is missing.
+faketime:
+	@ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || { echo "faketime: installing faketime"; \
+		( $(call debian,faketime) ) || echo "faketime: not installed, tests of clock jumps are skipped" >&2; }
+
 demo: setup  ## tune three desks, serve them, classify with all at once (ONCE=1 ends by itself, PLM=path or hub id)
 	@echo "demo: examples/demo.py"
 	@$(BIN)/python examples/demo.py $(if $(ONCE),--once) $(if $(PLM),--plm '$(PLM)')
@@ -54,15 +59,22 @@ demo-generate: $(if $(PLM),setup)  ## tune two voices, serve them, write with bo
 	@echo "demo-generate: examples/demo_generate.py"
 	@$(BIN)/python examples/demo_generate.py $(if $(ONCE),--once) --plm '$(PLM)'
 
-test: setup redis  ## run the tests (ARGS=... for pytest)
+test: setup redis faketime  ## run the tests (ARGS=... for pytest)
 	@echo "test: pytest"
 	@$(BIN)/pytest $(ARGS)
+
+nightly: setup redis faketime  ## run the tests in their long form, an hour or so (ARGS=... for pytest)
+	@echo "nightly: pytest with XPEFT_NIGHTLY=1"
+	@XPEFT_NIGHTLY=1 $(BIN)/pytest $(ARGS)
 
 lint: setup  ## ruff, ruff format and mypy
 	@echo "lint: ruff check, ruff format --check, mypy"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+audit:  ## look for known vulnerabilities in constraints.txt; skipped where their database cannot be reached
+	@PYTHON="$(PYTHON)" .ci/audit
 
 serve: setup  ## serve on 127.0.0.1:8000 with MiniLM, a random bank and SQLite (ARGS=... for xpeft serve)
 	@echo "serve: xpeft serve $(ARGS)"

@@ -169,6 +169,12 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.kill()
 
 
+@pytest.fixture(scope="session")
+def redis_in() -> Callable[[Path], RedisServer]:
+    """A Redis server over a folder, not yet started; who starts it ends it."""
+    return RedisServer
+
+
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
     """One for a test that kills, stops or fills it."""

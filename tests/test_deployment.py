@@ -24,7 +24,7 @@ import yaml
 from xpeft_server.settings import is_loopback, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = ("setup", "demo", "test", "lint", "serve", "clean", "help")
+TARGETS = ("setup", "demo", "test", "nightly", "lint", "audit", "serve", "clean", "help")
 
 
 def _dockerfile() -> list[tuple[str, str]]:
@@ -194,6 +194,7 @@ def test_make_lists_every_target_with_what_it_does(target: str) -> None:
         (["demo", "ONCE=1"], ".venv/bin/python examples/demo.py --once"),
         (["demo", "ONCE=1", "PLM=a/b"], ".venv/bin/python examples/demo.py --once --plm 'a/b'"),
         (["test", "ARGS=-x"], ".venv/bin/pytest -x"),
+        (["nightly", "ARGS=-x"], "XPEFT_NIGHTLY=1 .venv/bin/pytest -x"),
         (["serve", "ARGS=--port 9000"], "exec .venv/bin/xpeft serve --port 9000"),
     ],
 )
@@ -203,11 +204,11 @@ def test_make_passes_on_what_it_is_told(arguments: list[str], command: str) -> N
     assert command in [line.rstrip() for line in planned.stdout.splitlines()]
 
 
-def test_ci_runs_lint_the_demo_and_then_the_tests() -> None:
+def test_ci_runs_lint_the_audit_the_demo_and_then_the_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & stat.S_IXUSR
     steps = re.findall(r"^step (.+)$", script.read_text(encoding="utf-8"), re.MULTILINE)
-    assert steps == ["make setup", "make lint", "make demo ONCE=1", "make test"]
+    assert steps == ["make setup", "make lint", "make audit", "make demo ONCE=1", "make test"]
 
 
 def test_the_public_ci_runs_the_same_script_on_both_pythons() -> None:
@@ -215,6 +216,15 @@ def test_the_public_ci_runs_the_same_script_on_both_pythons() -> None:
     job = workflow["jobs"]["test"]
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+
+
+def test_the_public_ci_runs_the_long_tests_each_night_on_both_pythons() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text(encoding="utf-8"))
+    # YAML takes the key "on" for a truth.
+    assert set(workflow[True]) == {"schedule", "workflow_dispatch"}
+    job = workflow["jobs"]["nightly"]
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["make nightly"]
 
 
 def test_the_hooks_before_a_commit_are_the_tools_of_make_lint() -> None:

@@ -41,6 +41,11 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
         return await self._waiting
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the server has not closed it."""
+        return self._transport is not None
+
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from xpeft_profiles import ProfileStoreError
 from xpeft_server.model.bank_errors import BankError
 from xpeft_server.model.errors import ModelError
 
@@ -25,6 +26,7 @@ FAILURES: Final = (
     ModelError,
     PeftUnavailable,
     PopularityInvalid,
+    ProfileStoreError,
     RequestsFailed,
     ServerFailed,
     ServerRefused,

@@ -132,6 +132,7 @@ def _limits(max_batch_tokens: int) -> EngineLimits:
         max_batch_tokens=max_batch_tokens,
         queue_limit=settings.queue_limit,
         queue_token_limit=settings.queue_token_limit,
+        queue_seconds=settings.queue_seconds,
         max_inputs=settings.max_inputs,
         max_sequences=settings.max_sequences,
         host_cache_bytes=settings.host_cache_bytes,

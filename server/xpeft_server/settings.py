@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 PREFIX = "XPEFT_"
 # What the commands that talk to a server read: set beside a server's own variables, they are no mistake.
 CLIENT_VARIABLES = frozenset({"XPEFT_URL", "XPEFT_API_KEY"})
+# Asks the tests for their long form, and reaches the servers that they start.
+_TEST_VARIABLES = frozenset({"XPEFT_NIGHTLY"})
 # In a URL: from the colon after the user's name to the last "@" before the path, or a parameter.
 _PASSWORD = re.compile(r"(?<=password=)[^&]+|(?<=:)[^/]+(?=@)")
 
@@ -68,6 +70,13 @@ class Settings(BaseModel):
     queue_token_limit: int = Field(
         default=262_144, ge=16, le=1 << 30, description="most tokens waiting; beyond it requests get 429"
     )
+    queue_seconds: float = Field(
+        default=1.0,
+        gt=0,
+        le=3600,
+        description="most work to classify that waits, in seconds of what the device did lately;"
+        " beyond it requests get 429",
+    )
     slots: SlotCount | Literal["auto"] = Field(
         default="auto",
         description="profiles whose adapters are kept ready on the device; auto is what fits into 1 GiB on CPU"
@@ -87,12 +96,29 @@ class Settings(BaseModel):
     api_keys: Path | None = Field(
         default=None, description="file of API keys (see xpeft keys); none: everyone on this host is let in"
     )
+    tenant_limits: Path | None = Field(
+        default=None, description="file of what each tenant may take, read again when it changes; none: a fair share"
+    )
+    tls_certificate: Path | None = Field(
+        default=None, description="PEM file of the server's certificate and its chain; with it the server speaks https"
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's private key, not encrypted")
+    tls_client_ca: Path | None = Field(
+        default=None, description="PEM file of the authorities of which every client must show a certificate"
+    )
+    audit_log: Path | None = Field(
+        default=None,
+        description="file that gets a line of JSON for every write and every refused key; none: the log, at info",
+    )
     metrics_open: bool = Field(default=False, description="serve /metrics without an operator's key")
     metrics_top_profiles: int = Field(
         default=100, ge=0, le=10_000, description="profiles with a metric of their own; the rest is counted as other"
     )
     max_body_bytes: int = Field(default=8 << 20, ge=1024, le=1 << 30, description="largest JSON body, in bytes")
     max_profile_bytes: int = Field(default=1 << 20, ge=1024, le=1 << 30, description="largest profile file, in bytes")
+    body_seconds: float = Field(
+        default=60.0, gt=0, le=3600, description="time for a request's body to arrive, in seconds; then it gets 408"
+    )
     max_inputs: int = Field(default=256, ge=1, le=1 << 16, description="most texts in one request")
     tuning_jobs_per_tenant: int = Field(
         default=4,
@@ -118,6 +144,14 @@ class Settings(BaseModel):
                 f"host = {self.host!r} can be reached from other machines, and api_keys is not set:"
                 " give --api-keys FILE or listen on 127.0.0.1"
             )
+        for given, missing in (
+            ("tls_certificate", "tls_key"),
+            ("tls_key", "tls_certificate"),
+            ("tls_client_ca", "tls_certificate"),
+        ):
+            if getattr(self, given) is not None and getattr(self, missing) is None:
+                option = "--" + missing.replace("_", "-")
+                raise ValueError(f"{given} = {str(getattr(self, given))!r} needs {missing}: give {option} FILE")
         for small, large in (
             ("max_profile_bytes", "max_body_bytes"),
             ("max_inputs", "queue_limit"),
@@ -193,7 +227,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
     known = {setting.variable: setting.name for setting in describe_settings()}
     values: dict[str, object] = {}
     for variable, value in environ.items():
-        if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES:
+        if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES | _TEST_VARIABLES:
             continue
         if variable not in known:
             near = difflib.get_close_matches(variable, [*known, *CLIENT_VARIABLES], n=1, cutoff=0.0)

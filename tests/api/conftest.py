@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -17,8 +18,10 @@ from fastapi import FastAPI
 
 from xpeft_profiles import BankGeometry, MemoryStore, Profile, write_profile_file
 from xpeft_server.api.app import create_app
+from xpeft_server.api.audit_log import AuditLog
 from xpeft_server.api.auth import Keys, NoKeys
 from xpeft_server.api.drain import Drain
+from xpeft_server.api.http_protocol import HttpProtocol
 from xpeft_server.api.key_ring import KeyRing
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import Classification, ClassifyAnswer, ClassifyRequest, EngineInfo, EngineStatus
@@ -204,6 +207,43 @@ async def tuner(
     await tuner.close()
 
 
+class AuditSink:
+    """Keeps what was written. ``failure`` is raised instead."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, Any]] = []
+        self.failure: OSError | None = None
+
+    def write(self, lines: Sequence[bytes]) -> None:
+        if self.failure is not None:
+            raise self.failure
+        assert all(line.endswith(b"\n") and b"\n" not in line[:-1] for line in lines)
+        self.entries += map(json.loads, lines)
+
+
+@pytest.fixture
+def audit_sink() -> AuditSink:
+    return AuditSink()
+
+
+@pytest.fixture
+def audit(audit_sink: AuditSink) -> Iterator[AuditLog]:
+    log = AuditLog(audit_sink)
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def audited(audit: AuditLog, audit_sink: AuditSink) -> Callable[[], list[dict[str, Any]]]:
+    """What the audit log was told, which is over then."""
+
+    def read() -> list[dict[str, Any]]:
+        audit.close()
+        return audit_sink.entries
+
+    return read
+
+
 @pytest.fixture
 def app(
     settings: Settings,
@@ -212,9 +252,12 @@ def app(
     tuner: Tuner,
     keys: Keys,
     metrics: Metrics,
+    audit: AuditLog,
     drain: Drain,
 ) -> FastAPI:
-    return create_app(settings, engine=engine, store=store, tuner=tuner, keys=keys, metrics=metrics, drain=drain)
+    return create_app(
+        settings, engine=engine, store=store, tuner=tuner, keys=keys, metrics=metrics, audit=audit, drain=drain
+    )
 
 
 @pytest.fixture
@@ -230,9 +273,14 @@ class QuietServer(uvicorn.Server):
 
 
 @pytest.fixture
-async def port(app: FastAPI) -> AsyncIterator[int]:
+def protocol() -> type[HttpProtocol]:
+    return HttpProtocol
+
+
+@pytest.fixture
+async def port(app: FastAPI, protocol: type[HttpProtocol]) -> AsyncIterator[int]:
     """Where a real server listens."""
-    config = uvicorn.Config(app, port=0, http="httptools", lifespan="off", access_log=False, log_config=None)
+    config = uvicorn.Config(app, port=0, http=protocol, ws="none", lifespan="off", access_log=False, log_config=None)
     server = QuietServer(config)
     running = asyncio.create_task(server.serve())
     while not server.started:
@@ -244,10 +292,18 @@ async def port(app: FastAPI) -> AsyncIterator[int]:
 
 @pytest.fixture
 async def keyed(
-    settings: Settings, engine: FakeEngine, store: MemoryStore, tuner: Tuner, key_file: Path, metrics: Metrics
+    settings: Settings,
+    engine: FakeEngine,
+    store: MemoryStore,
+    tuner: Tuner,
+    key_file: Path,
+    metrics: Metrics,
+    audit: AuditLog,
 ) -> AsyncIterator[Callable[[str | None], httpx.AsyncClient]]:
     """A server with keys: a client for each secret."""
-    app = create_app(settings, engine=engine, store=store, tuner=tuner, keys=KeyRing(key_file), metrics=metrics)
+    app = create_app(
+        settings, engine=engine, store=store, tuner=tuner, keys=KeyRing(key_file), metrics=metrics, audit=audit
+    )
     clients: list[httpx.AsyncClient] = []
 
     def client_of(secret: str | None) -> httpx.AsyncClient:

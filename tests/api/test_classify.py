@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from pydantic import ValidationError
 
@@ -259,3 +261,22 @@ def test_of_many_bad_texts_only_the_first_costs_anything():
     with pytest.raises(ValidationError) as refused:
         ClassifyBody.model_validate({"profile": "p", "input": [1] * 1000})
     assert refused.value.error_count() == 1
+
+
+async def test_an_answer_says_when_the_store_could_not_be_asked_for_its_version(client, engine, monkeypatch):
+    assert "x-profile-unverified" not in (await client.post(URL, json={"profile": "p", "input": "a"})).headers
+    verified = engine.classify
+
+    async def unverified(request):
+        return dataclasses.replace(await verified(request), verified=False)
+
+    monkeypatch.setattr(engine, "classify", unverified)
+    answer = await client.post(URL, json={"profile": "p", "input": "a"})
+    assert answer.status_code == 200
+    assert answer.headers["x-profile-unverified"] == "true"
+
+
+async def test_a_damaged_profile_is_no_bug_and_leaves_no_traceback(client, engine, caplog):
+    engine.failure = errors.DamagedProfile("profile 'p' is damaged in the store")
+    assert (await client.post(URL, json={"profile": "p", "input": "a"})).status_code == 500
+    assert not [record for record in caplog.records if record.exc_info]

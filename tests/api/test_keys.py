@@ -30,8 +30,8 @@ def test_a_key_is_found_with_its_tenant_and_role(path):
     write(path, entry("one"), entry("two", tenant="other", role="admin"))
     ring = KeyRing(path)
     assert ring.required
-    assert ring.find(b"one") == ("acme", {Role.INFER})
-    assert ring.find(b"two") == ("other", {Role.ADMIN})
+    assert ring.find(b"one") == ("acme", {Role.INFER}, "one")
+    assert ring.find(b"two") == ("other", {Role.ADMIN}, "two")
     for secret in (b"", b"three", b"one ", b"ONE", b"\xff"):
         assert ring.find(secret) is None
 
@@ -39,7 +39,8 @@ def test_a_key_is_found_with_its_tenant_and_role(path):
 def test_an_operator_stands_for_no_tenant(path):
     write(path, entry("one", tenant=None, role="operator"), entry("two", tenant="acme", role="operator"))
     ring = KeyRing(path)
-    assert ring.find(b"one") == ring.find(b"two") == ("", {Role.OPERATOR})
+    assert ring.find(b"one") == ("", {Role.OPERATOR}, "one")
+    assert ring.find(b"two") == ("", {Role.OPERATOR}, "two")
 
 
 def test_an_expired_key_is_none(path):
@@ -55,7 +56,7 @@ def test_a_revoked_key_is_none_after_the_next_look(path):
     write(path, entry("one"), entry("two"))
     ring = KeyRing(path)
     write_keys(path, [each for each in read_keys(path) if each.id == "two"])
-    ring.refresh()
+    ring.file.refresh()
     assert ring.find(b"one") is None
     assert ring.find(b"two") is not None
 
@@ -64,15 +65,15 @@ def test_a_broken_file_keeps_the_old_keys_and_is_logged_once(path, caplog):
     write(path, entry("one"))
     ring = KeyRing(path)
     path.write_text('{"keys": [')
-    ring.refresh()
-    ring.refresh()
+    ring.file.refresh()
+    ring.file.refresh()
     assert ring.find(b"one") is not None
     assert caplog.text.count("the keys stay as they were") == 1
     path.unlink()
-    ring.refresh()
+    ring.file.refresh()
     assert ring.find(b"one") is not None
     write(path, entry("two"))
-    ring.refresh()
+    ring.file.refresh()
     assert ring.find(b"one") is None
     assert ring.find(b"two") is not None
 
@@ -81,7 +82,7 @@ def test_an_unchanged_file_is_not_read_again(path, monkeypatch):
     write(path, entry("one"))
     ring = KeyRing(path)
     monkeypatch.setattr(type(path), "read_bytes", lambda _: pytest.fail("read again"))
-    ring.refresh()
+    ring.file.refresh()
 
 
 BROKEN = {

@@ -9,6 +9,7 @@ from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.profile_requests import ProfileRequests
 
 FAMILIES = {
+    "refusals": "counter",
     "requests": "counter",
     "prompt_tokens": "counter",
     "generation_tokens": "counter",
@@ -17,6 +18,7 @@ FAMILIES = {
     "profile_cache_evictions": "counter",
     "profile_cache_invalidations": "counter",
     "profile_uploads": "counter",
+    "profile_damaged": "counter",
     "profile_requests": "counter",
     "request_duration_seconds": "histogram",
     "request_queue_time_seconds": "histogram",

@@ -63,6 +63,17 @@ async def test_every_error_is_the_envelope(document):
                     assert schema == {"$ref": "#/components/schemas/ErrorEnvelope"}, (path, status)
 
 
+async def test_an_answer_has_the_content_that_it_is_sent_with(document):
+    def content(path, method, status):
+        return set(document["paths"][path][method]["responses"][status].get("content", {}))
+
+    assert content("/metrics", "get", "200") == {"text/plain"}
+    assert content("/metrics", "get", "401") == {"application/json"}
+    profile = "/v1/profiles/{name}"
+    assert content(profile, "get", "200") == {"application/json", "application/octet-stream"}
+    assert content(profile, "get", "304") == content(profile, "delete", "204") == set()
+
+
 async def test_bodies_and_answers_have_examples(document):
     schemas = document["components"]["schemas"]
     for name in ("ClassifyBody", "ClassifyReplyBody", "ProfileBody", "TuneBody", "TuningJobBody", "ErrorEnvelope"):

@@ -112,7 +112,7 @@ async def test_the_same_name_is_another_profile_for_another_tenant(keyed, profil
     assert len(versions) == 2
 
 
-async def test_open_metrics_need_no_key(settings, engine, store, tuner, key_file, metrics):
+async def test_open_metrics_need_no_key(settings, engine, store, tuner, key_file, metrics, audit):
     import httpx
 
     app = create_app(
@@ -122,6 +122,7 @@ async def test_open_metrics_need_no_key(settings, engine, store, tuner, key_file
         tuner=tuner,
         keys=KeyRing(key_file),
         metrics=metrics,
+        audit=audit,
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
         assert (await client.get("/metrics")).status_code == 200

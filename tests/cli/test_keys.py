@@ -37,7 +37,7 @@ def test_a_created_key_is_shown_once_and_opens_its_tenant(path):
     assert secret.startswith("xp_")
     assert secret not in path.read_text()
     assert secret not in created.stderr
-    assert KeyRing(path).find(secret.encode()) == ("acme", {Role.INFER})
+    assert KeyRing(path).find(secret.encode()) == ("acme", {Role.INFER}, "acme-1")
     assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -100,7 +100,78 @@ def test_a_revoked_key_is_gone_and_the_others_stay(path):
     assert "acme-1" in again.stderr
 
 
-@pytest.mark.parametrize("command", [["list"], ["revoke", "x"]])
+def test_a_rotated_key_has_a_successor_and_opens_for_the_grace(path):
+    old = create(path).stdout.strip()
+    create(path, "--id", "laptop")
+    rotated = keys("rotate", "acme-1", "--grace", "2h", path=path)
+    assert rotated.exit_code == 0
+    new = rotated.stdout.strip()
+    assert new.startswith("xp_")
+    assert new != old
+    assert new not in path.read_text() + rotated.stderr
+    first, _, third = read_keys(path)
+    assert (third.id, third.tenant, third.role, third.expires) == ("acme-2", "acme", Role.INFER, None)
+    assert first.expires_at == pytest.approx(time.time() + 7200, abs=60)
+    assert first.expires in rotated.stderr
+    later = time.time() + 7300
+    assert KeyRing(path).find(old.encode()) == ("acme", {Role.INFER}, "acme-1")
+    assert KeyRing(path, now=lambda: later).find(old.encode()) is None
+    assert KeyRing(path, now=lambda: later).find(new.encode()) == ("acme", {Role.INFER}, "acme-2")
+
+
+def test_the_grace_is_a_day_unless_it_is_said(path):
+    create(path)
+    keys("rotate", "acme-1", path=path)
+    assert read_keys(path)[0].expires_at == pytest.approx(time.time() + 86400, abs=60)
+
+
+def test_no_grace_revokes_the_old_key_at_once(path):
+    old = create(path).stdout.strip()
+    rotated = keys("rotate", "acme-1", "--grace", "0", "--expires", "90d", path=path)
+    (entry,) = read_keys(path)
+    assert entry.id == "acme-2"
+    assert entry.expires_at == pytest.approx(time.time() + 90 * 86400, abs=60)
+    assert "is revoked" in rotated.stderr
+    assert KeyRing(path).find(old.encode()) is None
+    assert KeyRing(path).find(rotated.stdout.strip().encode()) is not None
+
+
+def test_a_grace_never_makes_a_key_live_longer(path):
+    create(path, "--expires", "30m")
+    expires = read_keys(path)[0].expires
+    keys("rotate", "acme-1", "--grace", "7d", path=path)
+    assert read_keys(path)[0].expires == expires
+
+
+def test_an_operators_key_is_rotated_too(path):
+    keys("create", "--role", "operator", "--id", "prometheus", path=path)
+    assert keys("rotate", "prometheus", path=path).exit_code == 0
+    assert [(entry.id, entry.tenant, entry.role) for entry in read_keys(path)] == [
+        ("prometheus", None, Role.OPERATOR),
+        ("prometheus-1", None, Role.OPERATOR),
+    ]
+
+
+@pytest.mark.parametrize("grace", ["soon", "-1h", "1y", "", "1.5h", "00"])
+def test_a_grace_that_is_none_is_refused_and_nothing_is_changed(path, grace):
+    create(path)
+    before = path.read_text()
+    refused = keys("rotate", "acme-1", f"--grace={grace}", path=path)
+    assert refused.exit_code == 1
+    assert f"grace = {grace!r}" in refused.stderr
+    assert "xp_" not in refused.output
+    assert path.read_text() == before
+
+
+def test_a_key_that_is_not_there_cannot_be_rotated(path):
+    create(path)
+    refused = keys("rotate", "laptop", path=path)
+    assert refused.exit_code == 1
+    assert "'laptop'" in refused.stderr
+    assert len(read_keys(path)) == 1
+
+
+@pytest.mark.parametrize("command", [["list"], ["revoke", "x"], ["rotate", "x"]])
 def test_a_file_that_is_not_there_is_named(path, command):
     refused = keys(*command, path=path)
     assert refused.exit_code == 1

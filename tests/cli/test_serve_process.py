@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -13,10 +14,12 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from typer.testing import CliRunner
 
+from xpeft_server.api.key_file import read_keys, write_keys
 from xpeft_server.cli.main import app
 
 # SIGUSR1 lets the engine answer, SIGUSR2 is the death of its device thread.
@@ -55,7 +58,7 @@ class Engine:
     async def close(self):
         self.closed.set()
 
-running_server.build_engine = lambda settings, store, metrics, on_death: Engine(on_death)
+running_server.build_engine = lambda settings, store, metrics, tenants, on_death: Engine(on_death)
 main.app()
 """
 
@@ -194,3 +197,29 @@ def test_a_key_is_taken_and_revoked_without_a_restart(start, tmp_path):
         assert not deadline.is_set()
     timer.cancel()
     assert server.call("/v1/models", key=second)[0] == 200
+
+
+def test_a_key_expires_and_its_successor_is_taken_without_a_restart(start, tmp_path):
+    path, audit = tmp_path / "keys.json", tmp_path / "audit.jsonl"
+
+    def run(*arguments):
+        return CliRunner().invoke(app, ["keys", *arguments, "--file", str(path)]).stdout.strip()
+
+    old = run("create", "--tenant", "acme", "--role", "admin")
+    server = start("--api-keys", str(path), "--audit-log", str(audit))
+    assert server.call("/v1/models", key=old)[0] == 200
+    new = run("rotate", "acme-1", "--grace", "1h")
+    first, second = read_keys(path)
+    # The hour is over in two seconds.
+    soon = datetime.now(UTC) + timedelta(seconds=2)
+    write_keys(path, [dataclasses.replace(first, expires=soon.isoformat()), second])
+    deadline = time.monotonic() + 20
+    while server.call("/v1/models", key=new)[0] != 200 or server.call("/v1/models", key=old)[0] != 401:
+        assert time.monotonic() < deadline
+    assert time.time() >= soon.timestamp()
+    server.popen.send_signal(signal.SIGTERM)
+    assert server.ends()[0] == 0
+    entries = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert {entry["status"] for entry in entries} == {401}
+    assert old not in audit.read_text()
+    assert new not in audit.read_text()

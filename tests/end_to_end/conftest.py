@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,36 @@ BANK = "random:N=12,R=8,seed=1,std=0.3"
 
 
 class Server:
-    """A server process; ``client`` is a plain HTTP client of it."""
+    """A server process; ``client`` is a plain HTTP client of it.
 
-    def __init__(self, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [str(Path(sys.executable).with_name("xpeft")), "serve", "--port", "0", "--bank", BANK, *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    Args:
+        program: Python that ends in starting the command line; the installed one by default.
+        log: where its log goes; to the test's own standard error by default.
+        environ: beside this process's own.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        program: str | None = None,
+        log: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        begin = [str(Path(sys.executable).with_name("xpeft"))] if program is None else [sys.executable, "-c", program]
+        self.log = log
+        with contextlib.nullcontext() if log is None else log.open("ab") as errors:
+            self.process = subprocess.Popen(
+                [*begin, "serve", "--port", "0", "--bank", BANK, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, **(environ or {})},
+            )
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if "xpeft serves at" in line:
-                address = line.split("xpeft serves at ")[1].split()[0]
-                self.client = httpx.Client(base_url=address, timeout=30)
+                self.address = line.split("xpeft serves at ")[1].split()[0]
+                self.client = httpx.Client(base_url=self.address, timeout=30)
                 return
         raise AssertionError(f"xpeft serve ended with {self.process.wait()} before it listened")
 
@@ -118,7 +136,7 @@ StartServer = Callable[..., Server]
 
 @pytest.fixture(scope="session")
 def server_starter(tiny_bert: Path) -> Callable[..., Server]:
-    return lambda store, *arguments: Server("--plm", str(tiny_bert), "--store", store, *arguments)
+    return lambda store, *arguments, **options: Server("--plm", str(tiny_bert), "--store", store, *arguments, **options)
 
 
 @pytest.fixture(scope="session")
@@ -145,8 +163,8 @@ def start_server(server_starter: StartServer) -> Iterator[StartServer]:
     """Servers of one test."""
     servers: list[Server] = []
 
-    def start(*arguments: str) -> Server:
-        servers.append(server_starter(*arguments))
+    def start(*arguments: str, **options: Any) -> Server:
+        servers.append(server_starter(*arguments, **options))
         return servers[-1]
 
     yield start

@@ -105,6 +105,7 @@ async def start_engine(make_classifier: Callable[..., Classifier], store: Fragil
             "max_batch_tokens": 512,
             "queue_limit": 1000,
             "queue_token_limit": 100_000,
+            "queue_seconds": 60.0,
             "max_inputs": 256,
             "max_sequences": 256,
             "host_cache_bytes": 1 << 24,

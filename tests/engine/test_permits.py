@@ -1,38 +1,192 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
 import pytest
 
-from xpeft_server.engine.errors import Overloaded
-from xpeft_server.engine.permits import Permits
+from xpeft_server.engine.errors import LimitReached, Overloaded
+from xpeft_server.engine.metrics import Metrics
+from xpeft_server.engine.permits import Permit, Permits
+from xpeft_server.tenant_limits import ONE_TENANT, LimitsOfTenants, TenantLimits, TenantTable
+
+Enter = Callable[[AbstractContextManager[Permit]], Permit]
 
 
-def test_what_passes_the_limit_is_refused_and_names_both_numbers() -> None:
-    permits = Permits(texts=3, tokens=100)
-    permits.admit_texts(2)
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def enter() -> Iterator[Enter]:
+    """Lets a request in, and out at the end of the test."""
+    with ExitStack() as stack:
+        yield stack.enter_context
+
+
+@pytest.fixture
+def make(clock: Clock) -> Callable[..., Permits]:
+    def permits(*, texts: int = 100, tokens: int = 10_000, limits: LimitsOfTenants = ONE_TENANT) -> Permits:
+        return Permits(texts=texts, tokens=tokens, limits=limits, metrics=Metrics(), clock=clock)
+
+    return permits
+
+
+def for_all(**limits: Any) -> TenantTable:
+    return TenantTable(TenantLimits(**limits))
+
+
+def refused(permits: Permits, reason: str) -> float:
+    """How many were refused for this reason."""
+    return permits._refusals[reason]._value.get()
+
+
+def test_what_passes_the_limit_is_refused_and_names_both_numbers(make: Any, enter: Enter) -> None:
+    permits = make(texts=3)
+    enter(permits.admitted("a", 2))
     with pytest.raises(Overloaded, match="2 texts are waiting and 2 more would pass the limit of 3"):
-        permits.admit_texts(2)
-    permits.admit_texts(1)
+        enter(permits.admitted("b", 2))
+    enter(permits.admitted("b", 1))
+    assert (permits.texts, refused(permits, "queue")) == (3, 1)
 
 
-def test_tokens_are_bounded_apart_from_texts() -> None:
-    permits = Permits(texts=10, tokens=100)
-    permits.admit_tokens(90)
+def test_tokens_are_bounded_apart_from_texts(make: Any, enter: Enter) -> None:
+    permits = make(tokens=100)
+    enter(permits.admitted("a", 1)).admit_tokens(90)
+    second = enter(permits.admitted("a", 1))
     with pytest.raises(Overloaded, match="90 tokens"):
-        permits.admit_tokens(11)
+        second.admit_tokens(11)
+    second.admit_tokens(10)
 
 
-def test_a_request_larger_than_the_limit_is_let_in_when_it_is_alone() -> None:
-    permits = Permits(texts=10, tokens=100)
-    permits.admit_tokens(500)
+def test_a_request_larger_than_the_limit_is_let_in_when_it_is_alone(make: Any, enter: Enter) -> None:
+    permits = make(tokens=100)
+    enter(permits.admitted("a", 1)).admit_tokens(500)
     with pytest.raises(Overloaded):
-        permits.admit_tokens(1)
+        enter(permits.admitted("b", 1)).admit_tokens(1)
 
 
-def test_what_was_released_can_be_had_again() -> None:
-    permits = Permits(texts=1, tokens=10)
-    permits.admit_texts(1)
-    permits.admit_tokens(10)
-    permits.release(texts=1, tokens=10)
-    permits.admit_texts(1)
-    permits.admit_tokens(10)
-    assert (permits.texts, permits.tokens) == (1, 10)
+def test_who_leaves_takes_everything_along(make: Any) -> None:
+    permits = make(texts=1, tokens=10)
+    for _ in range(3):
+        with permits.admitted("a", 1) as permit:
+            permit.admit_tokens(10)
+            assert (permits.texts, permits.tokens) == (1, 10)
+            with pytest.raises(Overloaded):
+                permit.admit_tokens(1)
+    assert (permits.texts, permits.tokens) == (0, 0)
+
+
+def test_a_tenant_holds_only_its_share_of_what_others_leave(make: Any, enter: Enter) -> None:
+    permits = make(texts=100, limits=for_all(queue_share=0.5))
+    enter(permits.admitted("loud", 50))
+    with pytest.raises(LimitReached, match="50 texts of this tenant are waiting and 1 more would pass its share of 50"):
+        enter(permits.admitted("loud", 1))
+    enter(permits.admitted("second", 20))
+    enter(permits.admitted("second", 5))
+    with pytest.raises(LimitReached, match="share of 25"):
+        enter(permits.admitted("second", 1))
+    assert refused(permits, "queue_share") == 2
+    # However many there are, a tenant that has nothing inside finds room.
+    enter(permits.admitted("third", 12))
+    assert permits.texts == 87
+
+
+def test_a_share_is_of_tokens_too(make: Any, enter: Enter) -> None:
+    permits = make(tokens=1000, limits=for_all(queue_share=0.25))
+    enter(permits.admitted("a", 1)).admit_tokens(250)
+    late = enter(permits.admitted("a", 1))
+    with pytest.raises(LimitReached, match="250 tokens of this tenant"):
+        late.admit_tokens(1)
+
+
+def test_the_first_request_of_a_tenant_may_be_larger_than_its_share(make: Any, enter: Enter) -> None:
+    permits = make(texts=100, limits=for_all(queue_share=0.1))
+    enter(permits.admitted("a", 60))
+    enter(permits.admitted("b", 40))
+
+
+def test_requests_in_flight_are_counted_by_tenant(make: Any, enter: Enter) -> None:
+    permits = make(limits=for_all(concurrent_requests=2))
+    for tenant in "aabb":
+        enter(permits.admitted(tenant, 1))
+    with pytest.raises(LimitReached, match="2 requests of this tenant are open, 2 may be"):
+        enter(permits.admitted("a", 1))
+    with permits.admitted("c", 1):
+        pass
+    assert refused(permits, "concurrency") == 1
+
+
+def test_a_tenant_that_may_send_nothing_is_let_in_with_nothing(make: Any, enter: Enter) -> None:
+    permits = make(limits=for_all(concurrent_requests=0))
+    with pytest.raises(LimitReached):
+        enter(permits.admitted("a", 1))
+
+
+def test_a_rate_is_kept_and_says_when_to_come_again(make: Any, enter: Enter, clock: Clock) -> None:
+    permits = make(limits=for_all(requests_per_second=2))
+    for _ in range(2):
+        enter(permits.admitted("a", 1))
+    with pytest.raises(LimitReached, match="2 requests a second") as error:
+        enter(permits.admitted("a", 1))
+    assert error.value.retry_after == pytest.approx(0.5)
+    enter(permits.admitted("b", 1))
+    clock.now = 0.5
+    enter(permits.admitted("a", 1))
+    assert refused(permits, "request_rate") == 1
+
+
+def test_a_refused_request_costs_nothing(make: Any, enter: Enter, clock: Clock) -> None:
+    permits = make(limits=for_all(requests_per_second=1, concurrent_requests=1))
+    with permits.admitted("a", 1):
+        clock.now = 1.0
+        for _ in range(5):
+            with pytest.raises(LimitReached):
+                enter(permits.admitted("a", 1))
+    enter(permits.admitted("a", 1))
+
+
+def test_tokens_of_prompts_and_answers_count_against_one_rate(make: Any, enter: Enter, clock: Clock) -> None:
+    permits = make(limits=for_all(tokens_per_second=100))
+    with permits.admitted("a", 1) as permit:
+        permit.admit_tokens(80)
+        permit.spend(220)
+    with pytest.raises(LimitReached, match="100 tokens a second") as error:
+        enter(permits.admitted("a", 1))
+    assert error.value.retry_after == pytest.approx(2.0)
+    clock.now = 2.1
+    enter(permits.admitted("a", 1))
+
+
+def test_limits_that_change_hold_from_the_next_request_on(make: Any, enter: Enter) -> None:
+    class Changing:
+        limits = TenantLimits()
+
+        def of(self, tenant: str) -> TenantLimits:
+            return self.limits
+
+    changing = Changing()
+    permits = make(limits=changing)
+    for _ in range(10):
+        enter(permits.admitted("a", 1))
+    changing.limits = TenantLimits(concurrent_requests=3)
+    with pytest.raises(LimitReached):
+        enter(permits.admitted("a", 1))
+
+
+def test_a_hundred_thousand_tenants_that_were_here_once_are_forgotten(make: Any, clock: Clock) -> None:
+    permits = make(limits=for_all(requests_per_second=10))
+    for number in range(100_000):
+        clock.now += 0.001
+        with permits.admitted(f"t{number}", 1):
+            pass
+    assert len(permits._accounts) < 3000

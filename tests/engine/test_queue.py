@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
-from xpeft_server.engine.queue import FairQueue
+import pytest
+
+from xpeft_server.engine.queue import SHORT, FairQueue
+from xpeft_server.engine.shares import Shares
 from xpeft_server.engine.ticket import Entry
+from xpeft_server.tenant_limits import ONE_TENANT, TenantLimits, TenantTable
 
 
 class Waiter:
@@ -28,28 +33,28 @@ def tenants(batch: list[Entry]) -> list[str]:
 
 
 def test_a_batch_takes_what_is_there_up_to_the_token_budget() -> None:
-    queue = FairQueue(quantum=100)
+    queue = FairQueue(Shares(ONE_TENANT), quantum=100)
     queue.put(Waiter("a", 10, 10, 10, 10).entries())
     assert [entry.place for entry in queue.take(30)] == [0, 1, 2]
     assert [entry.place for entry in queue.take(30)] == [3]
 
 
 def test_a_text_longer_than_the_budget_goes_alone() -> None:
-    queue = FairQueue(quantum=16)
+    queue = FairQueue(Shares(ONE_TENANT), quantum=16)
     queue.put(Waiter("a", 500, 3).entries())
     assert len(queue.take(64)) == 1
     assert len(queue.take(64)) == 1
 
 
 def test_a_tenant_with_ten_thousand_texts_does_not_hold_up_another_with_one() -> None:
-    queue = FairQueue(quantum=64)
+    queue = FairQueue(Shares(ONE_TENANT), quantum=64)
     queue.put(Waiter("loud", *[16] * 10_000).entries())
     queue.put(Waiter("quiet", 16).entries())
     assert "quiet" in tenants(queue.take(128))
 
 
 def test_two_tenants_who_both_wait_get_the_same_number_of_tokens() -> None:
-    queue = FairQueue(quantum=64)
+    queue = FairQueue(Shares(TenantTable()), quantum=64)
     queue.put(Waiter("short", *[8] * 2000).entries())
     queue.put(Waiter("long", *[64] * 2000).entries())
     tokens = {"short": 0, "long": 0}
@@ -60,7 +65,7 @@ def test_two_tenants_who_both_wait_get_the_same_number_of_tokens() -> None:
 
 
 def test_a_cancelled_request_never_reaches_the_device() -> None:
-    queue = FairQueue()
+    queue = FairQueue(Shares(ONE_TENANT))
     gone, here = Waiter("a", 5, 5), Waiter("a", 7)
     queue.put(gone.entries() + here.entries())
     gone.gone = True
@@ -68,7 +73,7 @@ def test_a_cancelled_request_never_reaches_the_device() -> None:
 
 
 def test_texts_of_an_earlier_attempt_are_dropped() -> None:
-    queue = FairQueue()
+    queue = FairQueue(Shares(ONE_TENANT))
     waiter = Waiter("a", 5)
     queue.put(waiter.entries())
     waiter.attempt = 2
@@ -78,7 +83,7 @@ def test_texts_of_an_earlier_attempt_are_dropped() -> None:
 
 
 def test_what_is_put_in_front_keeps_its_order_and_comes_first() -> None:
-    queue = FairQueue()
+    queue = FairQueue(Shares(ONE_TENANT))
     queue.put(Waiter("a", 5).entries())
     back = Waiter("a", 1, 2, 3)
     queue.put(back.entries(), front=True)
@@ -86,7 +91,7 @@ def test_what_is_put_in_front_keeps_its_order_and_comes_first() -> None:
 
 
 def test_take_waits_for_texts_and_ends_when_the_queue_is_closed() -> None:
-    queue = FairQueue()
+    queue = FairQueue(Shares(ONE_TENANT))
     batches: list[list[Entry]] = []
     taker = threading.Thread(target=lambda: [batches.append(queue.take(10)), batches.append(queue.take(10))])
     taker.start()
@@ -95,3 +100,74 @@ def test_take_waits_for_texts_and_ends_when_the_queue_is_closed() -> None:
     taker.join(10)
     assert not taker.is_alive()
     assert [len(batch) for batch in batches] in ([1, 0], [0, 0])
+
+
+def test_a_tenant_of_twice_the_weight_gets_twice_the_tokens() -> None:
+    table = TenantTable(tenants={"heavy": TenantLimits(weight=2.0)})
+    queue = FairQueue(Shares(table), quantum=64)
+    for tenant in ("heavy", "light"):
+        queue.put(Waiter(tenant, *[8] * 4000).entries())
+    counts = Counter(tenant for _ in range(30) for tenant in tenants(queue.take(768)))
+    assert counts["heavy"] == pytest.approx(2 * counts["light"], rel=0.05)
+
+
+def test_a_tenant_of_little_weight_gets_its_long_text_through_all_the_same() -> None:
+    queue = FairQueue(Shares(TenantTable(TenantLimits(weight=0.01))), quantum=64)
+    queue.put(Waiter("light", 500).entries())
+    assert len(queue.take(1024)) == 1
+
+
+def hog_and_quiet() -> FairQueue[Entry]:
+    """A queue whose device had one tenant far ahead of four others, and that tenant waits with plenty."""
+    shares = Shares(TenantTable(), clock=lambda: 0.0)
+    for tenant, tokens in (("hog", 1000), ("q0", 100), ("q1", 100), ("q2", 100), ("q3", 100)):
+        shares.charge(tenant, tokens)
+    queue: FairQueue[Entry] = FairQueue(shares, quantum=64)
+    queue.put(Waiter("hog", *[16] * 1000).entries())
+    return queue
+
+
+def test_who_is_ahead_of_its_share_waits_while_anybody_else_does() -> None:
+    queue = hog_and_quiet()
+    queue.put(Waiter("q1", 16, 16).entries())
+    queue.put(Waiter("newcomer", 16).entries())
+    assert sorted(tenants(queue.take(1024))) == ["newcomer", "q1", "q1"]
+    assert set(tenants(queue.take(1024))) == {"hog"}
+
+
+def test_who_is_ahead_has_only_a_short_time_of_the_device_at_once() -> None:
+    queue = hog_and_quiet()
+    queue.observe(1000, 0.1)
+    assert sum(len(entry.text) for entry in queue.take(1024)) == 10_000 * SHORT // 16 * 16
+    for _ in range(100):
+        queue.observe(1_000_000, 0.1)
+    assert sum(len(entry.text) for entry in queue.take(1024)) == 1024
+
+
+def test_who_is_ahead_with_little_waiting_is_not_held_back() -> None:
+    queue = hog_and_quiet()
+    while queue.take(1024):
+        if not queue:
+            break
+    queue.put(Waiter("hog", 16).entries())
+    queue.put(Waiter("q1", 16).entries())
+    assert sorted(tenants(queue.take(1024))) == ["hog", "q1"]
+
+
+def test_who_has_plenty_waiting_gets_its_share_of_a_batch() -> None:
+    shares = Shares(TenantTable(), clock=lambda: 0.0)
+    for tenant in ("bulk", "q0", "q1", "q2"):
+        shares.charge(tenant, 1000)
+    queue: FairQueue[Entry] = FairQueue(shares)
+    queue.observe(1000, 0.1)
+    queue.put(Waiter("bulk", *[16] * 1000).entries())
+    queue.put(Waiter("q0", 16).entries())
+    counts = Counter(tenants(queue.take(1024)))
+    assert counts == {"bulk": 1024 // 4 // 16, "q0": 1}
+
+
+def test_who_is_ahead_is_taken_after_the_others_where_nobody_counts_tokens() -> None:
+    queue = hog_and_quiet()
+    queue.put(Waiter("q1", 16).entries())
+    assert tenants(queue.take_ready(lambda entry: True)) == ["q1"]
+    assert set(tenants(queue.take_ready(lambda entry: True))) == {"hog"}

@@ -9,8 +9,11 @@ from fastapi import FastAPI
 from xpeft_profiles import ProfileStore
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.settings import Settings
+from xpeft_server.tenant_limits import ONE_TENANT, LimitsOfTenants
 
 from .access import ACCESS, PUBLIC, UNMATCHED
+from .audit import Audit
+from .audit_log import AuditLog
 from .auth import Keys
 from .chat import Chat
 from .classify import Classifier
@@ -45,11 +48,14 @@ def create_app(
     tuner: TunerPort,
     keys: Keys,
     metrics: Metrics,
+    audit: AuditLog,
+    tenants: LimitsOfTenants = ONE_TENANT,
     drain: Drain | None = None,
 ) -> FastAPI:
-    """Put the HTTP layer together. Whoever calls it starts and stops engine, store, tuner and keys.
+    """Put the HTTP layer together. Whoever calls it starts and stops engine, store, tuner, keys and audit.
 
     Args:
+        tenants: how many profiles each may have.
         drain: shared with whoever stops the server; a server without one never drains.
     """
     drain = drain or Drain()
@@ -59,7 +65,7 @@ def create_app(
     operations = [
         *classify_operations(Classifier(settings, engine=engine, metrics=metrics)),
         *generation_operations(Generate(generation), Completions(generation), Chat(generation)),
-        *profile_operations(Profiles(settings, engine=engine, store=store, metrics=metrics)),
+        *profile_operations(Profiles(settings, engine=engine, store=store, tenants=tenants, metrics=metrics)),
         *tuning_operations(Jobs(settings, tuner=tuner)),
         *model_operations(Models(engine=engine, store=store)),
         *probe_operations(Probes(settings, engine=engine, store=store, metrics=metrics, drain=drain)),
@@ -69,5 +75,6 @@ def create_app(
     metrics.expect_routes([*ACCESS, UNMATCHED])
     public = PUBLIC | {"/metrics"} if settings.metrics_open else PUBLIC
     app.add_middleware(Gate, keys=keys, public=public, drain=drain)
+    app.add_middleware(Audit, log=audit)
     app.add_middleware(Trace, metrics=metrics)
     return app

@@ -15,10 +15,14 @@ class Role(StrEnum):
 
 
 class Principal(NamedTuple):
-    """The tenant that a request acts for (empty for an operator) and its roles."""
+    """The tenant that a request acts for (empty for an operator), its roles, and the id of its key.
+
+    Without a key, ``key_id`` is None.
+    """
 
     tenant: str
     roles: frozenset[Role]
+    key_id: str | None = None
 
 
 NOBODY: Final = Principal("", frozenset())

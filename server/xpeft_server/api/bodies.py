@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Final
 
@@ -17,18 +18,30 @@ _DISCARDED: Final = 16 << 20
 _CLOSE: Final = {"Connection": "close"}
 
 
-async def read_body(scope: Scope, receive: Receive, *, limit: int, media_type: bytes) -> bytes:
+async def read_body(scope: Scope, receive: Receive, *, limit: int, media_type: bytes, seconds: float) -> bytes:
     """The request's body, of at most ``limit`` bytes; no more than that is ever held.
 
-    Raises: ApiError 415 for another media type or an encoded body, 413 for one that is too long; ClientGone.
+    Raises: ApiError 415 for another media type or an encoded body, 413 for one that is too long, 408 for one that is
+        not there in time; ClientGone.
     """
     _check_headers(scope["headers"], limit=limit, media_type=media_type)
+    try:
+        async with asyncio.timeout(seconds):
+            return await _read(receive, limit)
+    except TimeoutError:
+        raise ApiError(
+            408, "request_timeout", f"the body was not there within {seconds:g} seconds", headers=_CLOSE
+        ) from None
+
+
+async def _read(receive: Receive, limit: int) -> bytes:
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body", False):
         body: bytes = message.get("body", b"")
         if len(body) <= limit:
             return body
-    parts: list[bytes] = []
+    # Not a list of parts: of a body that comes byte by byte each would cost forty.
+    held = bytearray()
     size = 0
     while True:
         if message["type"] == "http.disconnect":
@@ -36,17 +49,17 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int, media_type: b
         part: bytes = message.get("body", b"")
         size += len(part)
         if size <= limit:
-            parts.append(part)
+            held += part
         elif size > limit + _DISCARDED:
             raise _too_large(limit, headers=_CLOSE)
         else:
-            parts.clear()
+            held.clear()
         if not message.get("more_body", False):
             break
         message = await receive()
     if size > limit:
         raise _too_large(limit)
-    return b"".join(parts)
+    return bytes(held)
 
 
 def _check_headers(headers: list[tuple[bytes, bytes]], *, limit: int, media_type: bytes) -> None:

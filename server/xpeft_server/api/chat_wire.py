@@ -10,8 +10,9 @@ from xpeft_server.engine.requests import ChatMessage
 
 from .openai_wire import NullableBody, OpenAiFields
 from .refused_fields import Refused, unsupported
-from .sampling_wire import MOST_ITEMS, Logprobs, NewTokens
+from .sampling_wire import Logprobs, NewTokens
 from .union_tags import PARTS, TEXT
+from .wire import MOST_ITEMS
 
 _ROLES_OF_TOOLS: Final = ("tool", "function")
 # What OpenAI calls the developer's message the templates of open models call the system's.
@@ -124,6 +125,16 @@ class ChatBody(OpenAiFields):
     reasoning_effort: Annotated[object, Refused("none")] = None
     verbosity: Annotated[object, Refused("medium")] = None
     web_search_options: Annotated[object, Refused()] = None
+
+    @field_validator("messages", mode="before")
+    @classmethod
+    def _few_parts(cls, value: object) -> object:
+        # Of all messages together, before any part is looked at.
+        contents = [each.get("content") for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+        parts = sum(len(each) for each in contents if isinstance(each, list))
+        if parts > MOST_ITEMS:
+            raise ValueError(f"have {parts} parts, at most {MOST_ITEMS} are allowed")
+        return value
 
     @field_validator("max_completion_tokens")
     @classmethod

@@ -19,7 +19,7 @@ from .engine_port import EnginePort
 from .errors import ApiError
 from .json_bodies import parse_json
 from .names import asked_profile
-from .replies import JSON, Reply, json_reply
+from .replies import JSON, UNVERIFIED, Reply, json_reply
 from .wire import ClassifyBody, TextPairBody
 
 
@@ -28,13 +28,16 @@ class Classifier:
 
     def __init__(self, settings: Settings, *, engine: EnginePort, metrics: Metrics) -> None:
         self._max_bytes = settings.max_body_bytes
+        self._body_seconds = settings.body_seconds
         self._max_inputs = settings.max_inputs
         self._engine = engine
         self._metrics = metrics
 
     async def classify(self, request: Request) -> Reply:
         scope = request.scope
-        data = await read_body(scope, request.receive, limit=self._max_bytes, media_type=JSON)
+        data = await read_body(
+            scope, request.receive, limit=self._max_bytes, media_type=JSON, seconds=self._body_seconds
+        )
         body = parse_json(data, ClassifyBody)
         name = asked_profile(body.profile, body.model)
         inputs = self._inputs(body)
@@ -74,8 +77,9 @@ def _document(name: str, answer: ClassifyAnswer) -> dict[str, object]:
 
 
 def _headers(answer: ClassifyAnswer) -> list[tuple[bytes, bytes]]:
-    return [
+    headers = [
         (b"x-profile-version", answer.profile_version.encode()),
         (b"x-queue-time", b"%.6f" % answer.queue_time),
         (b"x-inference-time", b"%.6f" % answer.inference_time),
     ]
+    return headers if answer.verified else [*headers, UNVERIFIED]

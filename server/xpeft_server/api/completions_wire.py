@@ -11,9 +11,9 @@ from xpeft_server.engine.requests import FinishReason
 
 from .openai_wire import OpenAiFields
 from .refused_fields import Refused
-from .sampling_wire import MOST_ITEMS, NewTokens, TokenIds
+from .sampling_wire import NewTokens, TokenIds
 from .union_tags import LISTS, TEXT, TEXTS, TOKENS
-from .wire import GeneratedUsageBody, Text
+from .wire import MOST_ITEMS, GeneratedUsageBody, Text
 
 _MOST_LOGPROBS: Final = 5
 

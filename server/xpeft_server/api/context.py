@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 from starlette.types import Scope
 
@@ -16,16 +16,26 @@ _KEY: Final = "xpeft"
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
-class RequestContext:
-    """One request: its id, its path's template, when it began (``perf_counter`` seconds) and who asks."""
+class Change(NamedTuple):
+    """What a write has to tell beyond its path. Versions are None where they are not known, or there is none."""
 
-    __slots__ = ("principal", "request_id", "started", "template")
+    profile: str | None = None
+    job: str | None = None
+    version_before: str | None = None
+    version_after: str | None = None
+
+
+class RequestContext:
+    """One request: its id, its path's template, when it began (``perf_counter`` seconds), who asks, what it changed."""
+
+    __slots__ = ("change", "principal", "request_id", "started", "template")
 
     def __init__(self, scope: Scope) -> None:
         self.started = time.perf_counter()
         self.request_id = _request_id(scope["headers"])
         self.template = template_of(scope["path"])
         self.principal: Principal = NOBODY
+        self.change: Change | None = None
         scope[_KEY] = self
 
 

@@ -20,7 +20,7 @@ from .engine_port import EnginePort
 from .errors import ApiError
 from .json_bodies import parse_json
 from .names import RESERVED
-from .replies import JSON, Headers
+from .replies import JSON, UNVERIFIED, Headers
 from .sampling_wire import SamplingFields
 
 Body = TypeVar("Body", bound=SamplingFields)
@@ -45,6 +45,7 @@ class Generation:
     def __init__(self, settings: Settings, *, engine: EnginePort, metrics: Metrics) -> None:
         self.max_inputs = settings.max_inputs
         self._max_bytes = settings.max_body_bytes
+        self._body_seconds = settings.body_seconds
         self._engine = engine
         self._metrics = metrics
 
@@ -56,7 +57,9 @@ class Generation:
                 f"the server runs {info.plm} ({info.model_type}), which does not generate text here; use /v1/classify"
             )
             raise ApiError(400, "model_does_not_generate", message)
-        data = await read_body(request.scope, request.receive, limit=self._max_bytes, media_type=JSON)
+        data = await read_body(
+            request.scope, request.receive, limit=self._max_bytes, media_type=JSON, seconds=self._body_seconds
+        )
         return parse_json(data, body_type)
 
     async def news(self, asked: GenerateRequest, fields: Mapping[str, str]) -> AnswerNews:
@@ -133,6 +136,8 @@ def headers_of(started: Iterable[Started], finished: Iterable[Finished] = ()) ->
     versions = dict.fromkeys(one.profile_version for one in started if one.profile_version is not None)
     if versions:
         headers.append((b"x-profile-version", ", ".join(versions).encode()))
+    if not all(one.verified for one in started):
+        headers.append(UNVERIFIED)
     headers.append((b"x-queue-time", b"%.6f" % max(one.queue_time for one in started)))
     inference_times = [one.inference_time for one in finished]
     if inference_times:

@@ -15,7 +15,7 @@ from xpeft_server.settings import Settings
 from .access import JOBS_PREFIX
 from .bodies import read_body
 from .conditions import match_of
-from .context import context_of
+from .context import Change, context_of
 from .event_stream import Document, Events, EventStream
 from .json_bodies import parse_json
 from .media import prefers_events
@@ -33,13 +33,16 @@ class Jobs:
 
     def __init__(self, settings: Settings, *, tuner: TunerPort) -> None:
         self._max_bytes = settings.max_body_bytes
+        self._body_seconds = settings.body_seconds
         self._tuner = tuner
 
     async def submit(self, request: Request) -> Reply:
         scope = request.scope
         profile = ProfileKey(context_of(scope).principal.tenant, profile_to_write(scope))
         match = match_of(scope)
-        data = await read_body(scope, request.receive, limit=self._max_bytes, media_type=JSON)
+        data = await read_body(
+            scope, request.receive, limit=self._max_bytes, media_type=JSON, seconds=self._body_seconds
+        )
         # Thousands of rows take longer than the event loop has time for.
         body = await asyncio.to_thread(parse_json, data, TuneBody)
         asked = TuningRequest(
@@ -50,6 +53,7 @@ class Jobs:
             match=match,
         )
         record = await self._tuner.submit(asked)
+        context_of(scope).change = Change(job=record.id)
         location = (b"location", f"{JOBS_PREFIX}{record.id}".encode())
         return json_reply(job_document(record), status=202, headers=[location])
 
@@ -66,7 +70,9 @@ class Jobs:
                 yield Document(job_document(record), is_last=record.finished is not None)
 
     async def cancel(self, request: Request) -> Reply:
-        return json_reply(job_document(await self._tuner.cancel(_key(request.scope))))
+        record = await self._tuner.cancel(_key(request.scope))
+        context_of(request.scope).change = Change(profile=record.profile)
+        return json_reply(job_document(record))
 
     async def list(self, request: Request) -> Reply:
         known_parameters(request, "limit", "cursor")

@@ -68,7 +68,7 @@ class KeyEntry:
     @property
     def principal(self) -> Principal:
         tenant = "" if self.role is Role.OPERATOR else self.tenant or ""
-        return Principal(tenant, frozenset({self.role}))
+        return Principal(tenant, frozenset({self.role}), self.id)
 
 
 def new_key(*, id: str, tenant: str | None, role: Role, expires: str | None) -> tuple[str, KeyEntry]:  # noqa: A002

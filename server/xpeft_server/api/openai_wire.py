@@ -6,13 +6,15 @@ Fields that OpenAI documents are taken, ignored where they change nothing, or re
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from .refused_fields import Refused
 from .sampling_wire import SamplingFields, Temperature
 from .wire import WireBody
+
+MOST_METADATA: Final = 16  # OpenAI's own limit
 
 
 class NullableBody(WireBody):
@@ -42,13 +44,21 @@ class OpenAiFields(SamplingFields, NullableBody):
     temperature: Temperature = 1.0
     stream_options: StreamOptionsBody | None = None
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=MOST_METADATA)] | None = None
     store: Annotated[object, Refused(False)] = None
     service_tier: Annotated[object, Refused("auto", "default")] = None
     n: Annotated[object, Refused(1)] = None
     frequency_penalty: Annotated[object, Refused(0)] = None
     presence_penalty: Annotated[object, Refused(0)] = None
     logit_bias: Annotated[object, Refused({})] = None
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _few_entries(cls, value: object) -> object:
+        # Before any of them is looked at: a million wrong ones would be a million errors.
+        if isinstance(value, dict) and len(value) > MOST_METADATA:
+            raise ValueError(f"has {len(value)} entries, at most {MOST_METADATA} are allowed")
+        return value
 
     @field_validator("stream_options")
     @classmethod

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .access import PUBLIC
 from .direct_route import DirectRoute
-from .operation import Operation
+from .operation import TEXT_CONTENT, Operation
 
 _SCHEME: Final = "key"
 _NO_WORD: Final = re.compile(r"[^a-z0-9]+")
@@ -25,11 +25,14 @@ class DocumentedApi(FastAPI):
     def __init__(self, *, title: str, version: str) -> None:
         super().__init__(title=title, version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
         self._bodies: set[type[BaseModel]] = set()
+        self._texts: list[Operation] = []
 
     def add_operation(self, operation: Operation) -> None:
         """Route and document one operation; a GET answers HEAD too, which the document leaves out."""
         if operation.body is not None:
             self._bodies.add(operation.body)
+        if operation.gives_text:
+            self._texts.append(operation)
         # A profile's place in a path may hold anything: what is no name is refused by name, not by silence.
         path = operation.path.replace("{name}", "{name:path}")
         self.router.add_api_route(
@@ -73,6 +76,7 @@ class DocumentedApi(FastAPI):
         if self.openapi_schema is None:
             document = get_openapi(title=self.title, version=self.version, routes=self.routes)
             self._add_bodies(document)
+            self._name_texts(document)
             _add_security(document)
             self.openapi_schema = document
         return self.openapi_schema
@@ -83,6 +87,13 @@ class DocumentedApi(FastAPI):
             [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"
         )
         document["components"]["schemas"].update(schemas["$defs"])
+
+    def _name_texts(self, document: dict[str, Any]) -> None:
+        """FastAPI takes every answer without a type for JSON."""
+        for operation in self._texts:
+            responses = document["paths"][operation.path][operation.method.lower()]["responses"]
+            for status in operation.answers:
+                responses[str(status)]["content"] = TEXT_CONTENT
 
 
 def _add_security(document: dict[str, Any]) -> None:

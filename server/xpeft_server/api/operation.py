@@ -16,7 +16,9 @@ Handler = Callable[[Request], Awaitable[ASGIApp]]
 Schema = dict[str, Any]
 
 FILE_CONTENT: Final = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-EVENT_CONTENT: Final = {"text/event-stream": {"schema": {"type": "string"}}}
+TEXT_CONTENT: Final = {"text/plain": {"schema": {"type": "string"}}}
+# A schema here would be one of each event to some readers and one of the whole stream to others.
+EVENT_CONTENT: Final[Schema] = {"text/event-stream": {}}
 _EVERYWHERE: Final = (401, 403, 500, 503)
 _HEADERS_IN_DOCUMENT: Final = {
     name: {"schema": {"type": "string"}, "description": text}
@@ -41,6 +43,7 @@ class Operation:
     takes_file: bool = False
     gives_file: bool = False
     gives_events: bool = False
+    gives_text: bool = False
     parameters: Sequence[Schema] = field(default_factory=tuple)
 
     def responses(self) -> dict[int | str, Schema]:
@@ -48,8 +51,9 @@ class Operation:
         found: dict[int | str, Schema] = {}
         for status, model in self.answers.items():
             found[status] = {"description": self.summary, "headers": _HEADERS_IN_DOCUMENT}
-            if model is not None:
-                found[status]["model"] = model
+            if model is None:
+                continue
+            found[status]["model"] = model
             if self.gives_file:
                 found[status]["content"] = FILE_CONTENT
             if self.gives_events:

@@ -6,6 +6,8 @@ import logging
 
 from starlette.types import Scope
 
+from xpeft_server.engine.errors import DamagedProfile
+
 from .context import context_of
 from .errors import ApiError, translate
 
@@ -15,7 +17,8 @@ log = logging.getLogger(__name__)
 def problem_of(error: Exception, scope: Scope) -> ApiError:
     """The answer to an error; a bug of ours is logged whole and answered with the request's id alone."""
     problem = translate(error)
-    if problem is not None and problem.status != 500:
+    # A damaged profile is no bug, and who found it has logged it once.
+    if problem is not None and (problem.status != 500 or isinstance(error, DamagedProfile)):
         return problem
     context = context_of(scope)
     request_id = context.request_id.decode()

@@ -18,17 +18,21 @@ from xpeft_profiles import (
     ProfileListing,
     ProfileStore,
     PutOutcome,
+    RecordDamaged,
     StoredProfile,
+    TooManyProfiles,
     encode_record,
     read_profile_file,
     write_profile_file,
 )
+from xpeft_server.engine.errors import DamagedProfile
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.settings import Settings
+from xpeft_server.tenant_limits import LimitsOfTenants
 
 from .bodies import read_body
-from .conditions import etag, is_known, match_of
-from .context import context_of
+from .conditions import ANY, etag, is_known, match_of
+from .context import Change, context_of
 from .engine_port import EnginePort
 from .errors import ApiError
 from .media import prefers_file
@@ -43,15 +47,31 @@ _VARY: Final = (b"vary", b"accept")
 class Profiles:
     """The profiles of the caller's tenant; those of others do not exist for it."""
 
-    def __init__(self, settings: Settings, *, engine: EnginePort, store: ProfileStore, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        engine: EnginePort,
+        store: ProfileStore,
+        tenants: LimitsOfTenants,
+        metrics: Metrics,
+    ) -> None:
         self._max_bytes = settings.max_profile_bytes
+        self._body_seconds = settings.body_seconds
         self._geometry = engine.geometry
         self._store = store
+        self._tenants = tenants
         self._uploads = metrics.profile_uploads
+        self._refusals = metrics.refusals
+        self._damaged = metrics.damaged_profiles
 
     async def put(self, request: Request) -> Reply:
         try:
             key, outcome, profile, size = await self._put(request)
+        except TooManyProfiles:
+            self._uploads["refused"].inc()
+            self._refusals["profiles"].inc()
+            raise
         except (ApiError, ProfileInvalid, BankMismatch, PreconditionFailed):
             self._uploads["refused"].inc()
             raise
@@ -66,9 +86,14 @@ class Profiles:
     async def _put(self, request: Request) -> tuple[ProfileKey, PutOutcome, Profile, int]:
         key = ProfileKey(context_of(request.scope).principal.tenant, profile_to_write(request.scope))
         match = match_of(request.scope)
-        data = await read_body(request.scope, request.receive, limit=self._max_bytes, media_type=FILE)
+        data = await read_body(
+            request.scope, request.receive, limit=self._max_bytes, media_type=FILE, seconds=self._body_seconds
+        )
         profile, size = await asyncio.to_thread(self._read, data)
-        return key, await self._store.put(key, profile, match=match), profile, size
+        outcome = await self._store.put(key, profile, match=match, most=self._tenants.of(key.tenant).max_profiles)
+        before = outcome.version if outcome.status == "identical" else _only(match.if_match)
+        context_of(request.scope).change = Change(version_before=before, version_after=outcome.version)
+        return key, outcome, profile, size
 
     def _read(self, data: bytes) -> tuple[Profile, int]:
         profile = read_profile_file(data, max_bytes=self._max_bytes)
@@ -84,19 +109,28 @@ class Profiles:
         if is_known(request.scope, stored.version):
             return Reply(status=304, headers=[tag, _VARY])
         if prefers_file(request.headers.get("accept")):
-            data = await asyncio.to_thread(lambda: write_profile_file(stored.decode()))
+            data = await asyncio.to_thread(lambda: write_profile_file(self._decoded(key, stored)))
             return Reply(data, media_type=FILE, headers=[tag, _VARY])
-        document = await asyncio.to_thread(self._describe, key.name, stored)
+        document = await asyncio.to_thread(self._describe, key, stored)
         return json_reply(document, headers=[tag, _VARY])
 
-    def _describe(self, name: str, stored: StoredProfile) -> dict[str, object]:
-        return _document(name, stored.decode(), self._geometry, len(stored.record), stored)
+    def _describe(self, key: ProfileKey, stored: StoredProfile) -> dict[str, object]:
+        return _document(key.name, self._decoded(key, stored), self._geometry, len(stored.record), stored)
+
+    def _decoded(self, key: ProfileKey, stored: StoredProfile) -> Profile:
+        try:
+            return stored.decode()
+        except RecordDamaged as error:
+            self._damaged.observe(key, stored.version, error.message)
+            message = f"profile {key.name!r} is damaged in the store: {error.message}"
+            raise DamagedProfile(message, param="name") from error
 
     async def delete(self, request: Request) -> Reply:
         key = _key(request)
         match: Match = match_of(request.scope)
         if not await self._store.delete(key, match=match):
             raise no_such_profile(key.name)
+        context_of(request.scope).change = Change(version_before=_only(match.if_match))
         return Reply(status=204)
 
     async def list(self, request: Request) -> Reply:
@@ -125,6 +159,11 @@ class Profiles:
 
 def _key(request: Request) -> ProfileKey:
     return ProfileKey(context_of(request.scope).principal.tenant, profile_in_path(request.scope))
+
+
+def _only(versions: tuple[str, ...] | None) -> str | None:
+    """The one version that a precondition which held leaves possible."""
+    return versions[0] if versions is not None and len(versions) == 1 and versions[0] != ANY else None
 
 
 def _document(

@@ -11,6 +11,8 @@ from starlette.types import Receive, Scope, Send
 from .errors import ApiError
 
 JSON: Final = b"application/json"
+# The store could not be asked whether this is still the profile's version.
+UNVERIFIED: Final = (b"x-profile-unverified", b"true")
 Headers = Sequence[tuple[bytes, bytes]]
 
 

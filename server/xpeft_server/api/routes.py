@@ -33,7 +33,7 @@ from .wire import (
 _IF_MATCH = header("If-Match", "versions in double quotes, or *: 412 unless one of them is there")
 _IF_NONE_MATCH = header("If-None-Match", "versions in double quotes, or *: 412 (304 on GET) if one of them is there")
 _LIMIT = query("limit", {"type": "integer", "minimum": 1, "maximum": MOST, "default": DEFAULT_LIMIT}, "lines on a page")
-_GENERATION_ERRORS = (400, 404, 409, 413, 415, 422, 429)
+_GENERATION_ERRORS = (400, 404, 408, 409, 413, 415, 422, 429)
 
 
 def classify_operations(classifier: Classifier) -> list[Operation]:
@@ -44,7 +44,7 @@ def classify_operations(classifier: Classifier) -> list[Operation]:
             handler=classifier.classify,
             summary="Classify texts with a profile",
             answers={200: ClassifyReplyBody},
-            errors=(400, 404, 409, 413, 415, 422, 429),
+            errors=(400, 404, 408, 409, 413, 415, 422, 429),
             body=ClassifyBody,
         )
     ]
@@ -116,7 +116,7 @@ def profile_operations(profiles: Profiles) -> list[Operation]:
             handler=profiles.put,
             summary="Upload a profile file",
             answers={201: ProfileBody, 200: ProfileBody},
-            errors=(400, 409, 412, 413, 415, 422),
+            errors=(400, 408, 409, 412, 413, 415, 422),
             takes_file=True,
             parameters=(path_name(), _IF_MATCH, _IF_NONE_MATCH),
         ),
@@ -163,7 +163,7 @@ def tuning_operations(jobs: Jobs) -> list[Operation]:
             handler=jobs.submit,
             summary="Tune a profile on examples: a job, which puts the profile into its place when it succeeds",
             answers={202: TuningJobBody},
-            errors=(400, 413, 415, 422, 429),
+            errors=(400, 408, 413, 415, 422, 429),
             body=TuneBody,
             parameters=(path_name(), _IF_MATCH, _IF_NONE_MATCH),
         ),
@@ -227,5 +227,6 @@ def probe_operations(probes: Probes) -> list[Operation]:
             handler=probes.metrics,
             summary="Metrics in Prometheus' text format",
             answers={200: None},
+            gives_text=True,
         ),
     ]

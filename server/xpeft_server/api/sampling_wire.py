@@ -13,8 +13,10 @@ from .wire import Text, WireBody
 
 MOST_STOPS: Final = 8
 MOST_LOGPROBS: Final = 20
-# No list of prompts or messages is read further than the largest --max-inputs.
-MOST_ITEMS: Final = 1 << 16
+# What looks for them takes memory for each character.
+MOST_STOP_CHARACTERS: Final = 256
+# More tokens than any model's context.
+MOST_TOKENS: Final = 1 << 20
 # Counts of tokens and ids of tokens fit into 32 bits everywhere.
 _INT32: Final = 1 << 31
 _INT64: Final = 1 << 63
@@ -23,7 +25,8 @@ Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 NewTokens = Annotated[int, Field(ge=1, lt=_INT32)]
 Logprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS)]
 TokenId = Annotated[int, Field(ge=0, lt=_INT32)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MOST_TOKENS, fail_fast=True)]
+StopText = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
 
 
 def _kind_of_stop(value: object) -> str | None:
@@ -33,7 +36,8 @@ def _kind_of_stop(value: object) -> str | None:
 
 
 StopBody = Annotated[
-    Annotated[Text, Tag(TEXT)] | Annotated[list[Text], Field(max_length=MOST_STOPS, fail_fast=True), Tag(TEXTS)],
+    Annotated[StopText, Tag(TEXT)]
+    | Annotated[list[StopText], Field(max_length=MOST_STOPS, fail_fast=True), Tag(TEXTS)],
     Discriminator(
         _kind_of_stop, custom_error_type="stop_type", custom_error_message="must be a text or a list of texts"
     ),

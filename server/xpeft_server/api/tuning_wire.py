@@ -8,9 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from xpeft_profiles import JobRecord, JobStatus
 
-from .wire import ErrorBody, LabelBody, Text, WireBody
+from .wire import MOST_ITEMS, ErrorBody, LabelBody, Text, WireBody
 
 _VERSION: Final = "sha256:" + "4f" * 32
+# No list of examples is read further than the largest --max-tuning-rows.
+_MOST_ROWS: Final = 1 << 20
+# Characters; a profile's limit is as many bytes.
+_MOST_DESCRIPTION: Final = 1024
 _Count = Annotated[int, Field(ge=1, le=1_000)]
 _Rate = Annotated[float, Field(ge=0)]
 _Temperature = Annotated[float, Field(gt=0)]
@@ -47,7 +51,7 @@ class TuningSettingsBody(WireBody):
     stop_on: Literal["loss", "accuracy"] | None = None
     patience: _Count = 5
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    description: str | None = None
+    description: Annotated[str, Field(max_length=_MOST_DESCRIPTION)] | None = None
 
     def given(self) -> dict[str, Any]:
         """What was sent; of the rest the defaults are the tuning's own."""
@@ -72,8 +76,8 @@ class TuneBody(WireBody):
         }
     )
 
-    examples: Annotated[list[TuningExampleBody], Field(min_length=1, fail_fast=True)]
-    labels: Annotated[list[Text], Field(min_length=1, fail_fast=True)] | None = None
+    examples: Annotated[list[TuningExampleBody], Field(min_length=1, max_length=_MOST_ROWS, fail_fast=True)]
+    labels: Annotated[list[Text], Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True)] | None = None
     settings: TuningSettingsBody = TuningSettingsBody()
 
 

@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 from .union_tags import NUMBER, PAIRS, TEXT, TEXTS
 
 UNKNOWN_FIELD: Final = "unknown_field"
+# No list of texts or messages is read further than the largest --max-inputs.
+MOST_ITEMS: Final = 1 << 16
 _VERSION: Final = "sha256:" + "4f" * 32
 Text = Annotated[str, Field(min_length=1)]
 
@@ -45,8 +47,8 @@ def _kind_of_input(value: object) -> str | None:
 
 InputBody = Annotated[
     Annotated[Text, Tag(TEXT)]
-    | Annotated[list[Text], Field(min_length=1, fail_fast=True), Tag(TEXTS)]
-    | Annotated[list[TextPairBody], Field(min_length=1, fail_fast=True), Tag(PAIRS)],
+    | Annotated[list[Text], Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True), Tag(TEXTS)]
+    | Annotated[list[TextPairBody], Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True), Tag(PAIRS)],
     Discriminator(
         _kind_of_input,
         custom_error_type="input_type",

@@ -18,6 +18,7 @@ from xpeft_server.model.decoder import Decoder, kv_shape
 from xpeft_server.model.plm import Plm, load_plm
 from xpeft_server.model.slots import adapter_form
 from xpeft_server.settings import Settings, SettingsInvalid
+from xpeft_server.tenant_limits import ONE_TENANT, LimitsOfTenants
 
 
 def choose_device(name: str) -> torch.device:
@@ -61,7 +62,12 @@ def choose_kv_tokens(asked: int | str, plm: Plm) -> int:
 
 
 def build_engine(
-    settings: Settings, store: ProfileStore, metrics: Metrics, *, on_death: Callable[[], None] = lambda: None
+    settings: Settings,
+    store: ProfileStore,
+    metrics: Metrics,
+    *,
+    tenants: LimitsOfTenants = ONE_TENANT,
+    on_death: Callable[[], None] = lambda: None,
 ) -> Engine:
     """Load PLM and bank in the thread that will own the device, and make the engine, not yet started.
 
@@ -73,6 +79,7 @@ def build_engine(
         max_batch_tokens=choose_batch_tokens(settings.max_batch_tokens, classifier.plm.device),
         queue_limit=settings.queue_limit,
         queue_token_limit=settings.queue_token_limit,
+        queue_seconds=settings.queue_seconds,
         max_inputs=settings.max_inputs,
         max_sequences=settings.max_sequences,
         host_cache_bytes=settings.host_cache_bytes,
@@ -82,6 +89,7 @@ def build_engine(
         store,
         decoder=device.submit(load_decoder, settings, classifier).result(),
         limits=limits,
+        tenants=tenants,
         metrics=metrics,
         device=device,
         on_death=on_death,

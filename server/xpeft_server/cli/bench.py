@@ -25,22 +25,29 @@ from .bench_options import (
     DeviceOption,
     Dtype,
     DtypeOption,
+    FilledStore,
+    FloodSeconds,
     InfinityPython,
     Json,
+    Load,
     Peft,
     PeftRank,
     Plm,
     Profiles,
     Prompts,
+    Registered,
     Requests,
     Rounds,
     Seconds,
     Seed,
     ShapeName,
+    Sharers,
     Slots,
     Spread,
     SpreadList,
     Store,
+    StoredProfiles,
+    StoreTenants,
     Tenants,
     Texts,
     Tokens,
@@ -202,6 +209,56 @@ def serve(
 
 
 @app.command()
+def tenants(
+    plm: Plm = "minilm",
+    bank: BankSource = RANDOM_BANK,
+    dtype: DtypeOption = Dtype.AUTO,
+    device: DeviceOption = Device.AUTO,
+    store: Store = None,
+    slots: Slots = None,
+    registered: Registered = 100_000,
+    sharers: Sharers = 10,
+    load: Load = 0.6,
+    seconds: Seconds = 10.0,
+    flood_seconds: FloodSeconds = 30.0,
+    rounds: Rounds = 5,
+    texts: Texts = 4096,
+    data: Data = None,
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """A whole server with very many profiles, a neighbour who asks for too much, and a flood.
+
+    Fills a store, starts xpeft serve, and sends POST /v1/classify: all profiles against a few of them, profiles that
+    are only in the store, one tenant with ten times its share beside others within theirs (requests come when they
+    are due, answered or not), and five times what the server can do.
+
+    Example: xpeft bench tenants --registered 1000000 --data reviews.jsonl.gz --json tenants.jsonl
+    """
+    from xpeft_benchmarks.tenants import TenantsPlan, run_tenants
+
+    with _failures_told():
+        device_name, dtype_name = _chosen(device, dtype)
+        plan = TenantsPlan(
+            plm=plm,
+            bank=bank,
+            device=device_name,
+            dtype=dtype_name,
+            store=store,
+            registered=registered,
+            tenants=sharers,
+            load=load,
+            seconds=seconds,
+            flood_seconds=flood_seconds,
+            rounds=rounds,
+            texts=texts,
+            slots=slots,
+            seed=seed,
+        )
+        _run("tenants", plan.settings(), lambda pool: run_tenants(plan, pool, on_step=_step), data, json)
+
+
+@app.command()
 def generate(
     plm: DecoderPlm,
     bank: BankSource = RANDOM_NARROW_BANK,
@@ -241,6 +298,33 @@ def generate(
             seed=seed,
         )
         _run("generate", plan.settings(), lambda pool: run_generate(plan, pool, on_step=_step), data, json)
+
+
+@app.command()
+def stores(
+    store: FilledStore,
+    profiles: StoredProfiles = 10_000,
+    tenants: StoreTenants = 1,
+    rounds: Rounds = 10,
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """A profile store with very many profiles: import, room, and how fast it is asked.
+
+    The profiles are random ones for MiniLM and a bank of 100 adapters: hard masks and a shared head, 1.5 KB a file.
+
+    Example: xpeft bench stores --store redis://localhost:6379 --profiles 1000000 --json stores-redis.jsonl
+    """
+    from xpeft_benchmarks.store_size import StoreInvalid
+    from xpeft_benchmarks.stores import StoresPlan, run_stores
+    from xpeft_profiles import ProfileStoreError
+
+    plan = StoresPlan(store=store, profiles=profiles, tenants=min(tenants, profiles), rounds=rounds, seed=seed)
+    try:
+        _report("stores", plan.settings(), lambda: run_stores(plan, on_step=_step), json)
+    except (ProfileStoreError, StoreInvalid) as error:
+        # Not by the failures of all benchmarks: to know them takes torch, which shall not count as memory here.
+        fail(str(error))
 
 
 def _run(

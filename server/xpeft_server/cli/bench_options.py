@@ -53,6 +53,15 @@ Store = Annotated[
     str | None,
     typer.Option(help="The server's profile store; without it, a temporary SQLite file.", show_default=False),
 ]
+FilledStore = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        help="The store that is filled, sqlite:///FILE or redis://…; it keeps the profiles, of the tenants bench-….",
+    ),
+]
+StoredProfiles = Annotated[int, typer.Option("--profiles", min=1, max=100_000_000, help="Random profiles in it.")]
+StoreTenants = Annotated[int, typer.Option("--tenants", min=1, max=1_000_000, help="Tenants that own them.")]
 Slots = Annotated[
     int | None, typer.Option(min=1, help="The server's --slots; without it, its default.", show_default=False)
 ]
@@ -68,6 +77,12 @@ ApiKey = Annotated[
     typer.Option(envvar="XPEFT_API_KEY", help="An admin's key of one tenant, with --url.", show_default=False),
 ]
 Tenants = Annotated[int, typer.Option(min=1, help="Tenants that own the profiles, with a key each.")]
+Registered = Annotated[int, typer.Option(min=1, max=100_000_000, help="Profiles in the store.")]
+Sharers = Annotated[int, typer.Option("--tenants", min=2, max=32, help="Tenants who share the server.")]
+Load = Annotated[
+    float, typer.Option(min=0.01, max=0.95, help="What all tenants ask for in quiet times, as a part of the possible.")
+]
+FloodSeconds = Annotated[float, typer.Option(min=0.1, help="Length of the flood.")]
 Concurrency = Annotated[
     str, typer.Option(help="Requests in flight, comma-separated; the engine is run in batches of the same sizes.")
 ]

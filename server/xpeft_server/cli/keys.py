@@ -1,7 +1,8 @@
-"""``xpeft keys``: make, list and revoke the API keys of a server."""
+"""``xpeft keys``: make, list, rotate and revoke the API keys of a server."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,11 +18,15 @@ from .screen import fail, say, show_json, show_rows
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    help="Make, list and revoke API keys. A server that was started with --api-keys FILE takes changes of the"
+    help="Make, list, rotate and revoke API keys. A server that was started with --api-keys FILE takes changes of the"
     " file within about a second, without a restart.",
 )
 
 File = Annotated[Path, typer.Option(envvar="XPEFT_API_KEYS", help="The file that the server's --api-keys names.")]
+Expires = Annotated[
+    str | None,
+    typer.Option(help="90d, 12h, 30m, or a time such as 2030-01-31T12:00Z.", show_default=False),
+]
 _AGES = {"d": "days", "h": "hours", "m": "minutes"}
 
 
@@ -42,10 +47,7 @@ def create(
         str | None,
         typer.Option("--id", help="What the key is called in the list; made up if left out.", show_default=False),
     ] = None,
-    expires: Annotated[
-        str | None,
-        typer.Option(help="90d, 12h, 30m, or a time such as 2030-01-31T12:00Z.", show_default=False),
-    ] = None,
+    expires: Expires = None,
 ) -> None:
     """Make a key and show it, this once: the file keeps only its SHA-256.
 
@@ -62,8 +64,7 @@ def create(
             write_keys(file, (*entries, entry))
     except (KeysInvalid, OSError) as error:
         fail(str(error))
-    typer.echo(f"Key {entry.id} ({role}, {tenant or 'no tenant'}) is in {file}. It is shown once, now:", err=True)
-    say(secret)
+    _show_once(secret, entry, file)
 
 
 @app.command("list")
@@ -80,6 +81,39 @@ def list_keys(
             show_json(dict(zip(("id", "tenant", "role", "expires"), _row(entry), strict=True)))
         return
     show_rows(("id", "tenant", "role", "expires"), [[value or "-" for value in _row(entry)] for entry in entries])
+
+
+@app.command()
+def rotate(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The id of the old key, as in the list.")],
+    file: File,
+    grace: Annotated[
+        str, typer.Option(help="How long the old key still opens: 7d, 24h, 30m; 0 revokes it at once.")
+    ] = "24h",
+    expires: Expires = None,
+) -> None:
+    """Make a new key for an old one's tenant and role, and let the old one expire after the grace.
+
+    The new key expires only if --expires says so, whatever the old one did.
+
+    Example: xpeft keys rotate acme-1 --grace 1h --file keys.json
+    """
+    try:
+        with locked(file):
+            entries = read_keys(file)
+            old = next((entry for entry in entries if entry.id == key_id), None)
+            if old is None:
+                fail(f"there is no key with the id {key_id!r} in {file}")
+            new_id = _free_id(re.sub(r"-\d+$", "", old.id), entries)
+            secret, new = new_key(id=new_id, tenant=old.tenant, role=old.role, expires=_moment(expires))
+            kept = _expiring(old, _age(grace))
+            changed = [kept if entry is old else entry for entry in entries]
+            write_keys(file, (*(entry for entry in changed if entry is not None), new))
+    except (KeysInvalid, OSError) as error:
+        fail(str(error))
+    fate = "is revoked" if kept is None else f"expires at {kept.expires}"
+    typer.echo(f"Key {old.id} {fate}.", err=True)
+    _show_once(secret, new, file)
 
 
 @app.command()
@@ -109,10 +143,35 @@ def _free_id(stem: str, entries: tuple[KeyEntry, ...]) -> str:
     return f"{stem}-{number}"
 
 
+def _show_once(secret: str, entry: KeyEntry, file: Path) -> None:
+    whose = f"{entry.role}, {entry.tenant or 'no tenant'}"
+    typer.echo(f"Key {entry.id} ({whose}) is in {file}. It is shown once, now:", err=True)
+    say(secret)
+
+
+def _expiring(entry: KeyEntry, grace: timedelta) -> KeyEntry | None:
+    """The key with its end after the grace, or with its own if that is sooner; None if there is no grace."""
+    if not grace:
+        return None
+    end = datetime.now(UTC) + grace
+    if entry.expires_at is not None and entry.expires_at <= end.timestamp():
+        return entry
+    return dataclasses.replace(entry, expires=end.isoformat(timespec="seconds"))
+
+
 def _moment(expires: str | None) -> str | None:
     """An age such as ``90d`` becomes the time that it stands for; a time stays as it is."""
-    age = re.fullmatch(r"(\d{1,6})([dhm])", expires or "")
+    age = _parse_age(expires or "")
+    return expires if age is None else (datetime.now(UTC) + age).isoformat(timespec="seconds")
+
+
+def _age(grace: str) -> timedelta:
+    age = timedelta(0) if grace == "0" else _parse_age(grace)
     if age is None:
-        return expires
-    moment = datetime.now(UTC) + timedelta(**{_AGES[age[2]]: int(age[1])})
-    return moment.isoformat(timespec="seconds")
+        fail(f"grace = {grace!r} is no age: give it as 7d, 24h or 30m, or 0")
+    return age
+
+
+def _parse_age(text: str) -> timedelta | None:
+    age = re.fullmatch(r"([0-9]{1,6})([dhm])", text)
+    return timedelta(**{_AGES[age[2]]: int(age[1])}) if age else None

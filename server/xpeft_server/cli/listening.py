@@ -23,7 +23,7 @@ def bind(host: str, port: int) -> socket.socket:
     return taken
 
 
-def address_of(taken: socket.socket) -> str:
+def address_of(taken: socket.socket, scheme: str = "http") -> str:
     """``http://HOST:PORT`` as a client on this machine would type it."""
     host, port = taken.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import gc
 import logging
 import os
 import signal
 import socket
+import ssl
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import typer
-import uvicorn
 import uvloop
-from fastapi import FastAPI
 
 from xpeft_profiles import ProfileStore
 from xpeft_server.api.app import create_app
+from xpeft_server.api.audit_log import AuditLog
 from xpeft_server.api.auth import Keys
 from xpeft_server.api.drain import Drain
 from xpeft_server.api.key_ring import KeyRing
 from xpeft_server.engine.engine import Engine
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.settings import Settings
+from xpeft_server.tenant_limits import LimitsFile, LimitsOfTenants
 
 from .assembly import build_engine
+from .http_server import HttpServer
 from .listening import address_of
 from .tuner_assembly import build_tuner
 
@@ -53,29 +55,37 @@ class RunningServer:
         *,
         store: ProfileStore,
         keys: Keys,
+        tenants: LimitsOfTenants,
+        audit: AuditLog,
         socket: socket.socket,
+        tls: ssl.SSLContext | None,
         environ: Mapping[str, str],
     ) -> None:
         self._settings = settings
         self._store = store
         self._keys = keys
+        self._audit = audit
         self._socket = socket
+        self._scheme = "http" if tls is None else "https"
         self._drain = Drain()
         self._stop = asyncio.Event()
         self._died = False
+        self._watched = [each for each in (keys, tenants) if isinstance(each, KeyRing | LimitsFile)]
         metrics = Metrics(top_profiles=settings.metrics_top_profiles)
-        self._engine: Engine = build_engine(settings, store, metrics, on_death=self._engine_died)
-        self._tuner = build_tuner(settings, self._engine, store, metrics, environ=environ)
+        self._engine: Engine = build_engine(settings, store, metrics, tenants=tenants, on_death=self._engine_died)
+        self._tuner = build_tuner(settings, self._engine, store, metrics, tenants=tenants, environ=environ)
         app = create_app(
             settings,
             engine=self._engine,
             store=store,
             tuner=self._tuner,
             keys=keys,
+            tenants=tenants,
             metrics=metrics,
+            audit=audit,
             drain=self._drain,
         )
-        self._http = _Http(app, announce=self._announce)
+        self._http = HttpServer(app, tls=tls, closing_seconds=_CLOSING_SECONDS, announce=self._announce)
 
     def run(self) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -86,20 +96,24 @@ class RunningServer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
-        watching = loop.create_task(self._keys.watch()) if isinstance(self._keys, KeyRing) else None
+        watching = [loop.create_task(each.watch()) for each in self._watched]
         try:
             await self._engine.start()
             await self._tuner.start()
+            # What is there by now stays: the collector need not walk through a model and its libraries again and again.
+            gc.collect()
+            gc.freeze()
             serving = loop.create_task(self._http.serve(sockets=[self._socket]))
             serving.add_done_callback(lambda _: self._stop.set())
             await self._stop.wait()
             await self._leave()
             await serving
         finally:
-            if watching is not None:
-                watching.cancel()
+            for each in watching:
+                each.cancel()
             await self._tuner.close()
             await self._store.close()
+            self._audit.close()
 
     def _signalled(self, number: int) -> None:
         log.info("%s: stopping; another one stops at once", signal.Signals(number).name)
@@ -127,37 +141,9 @@ class RunningServer:
     def _announce(self) -> None:
         settings = self._settings
         typer.echo(
-            f"xpeft serves at {address_of(self._socket)} · PLM {settings.plm} · bank {settings.bank}"
+            f"xpeft serves at {address_of(self._socket, self._scheme)} · PLM {settings.plm} · bank {settings.bank}"
             f" · store {settings.store_shown} · keys {'on' if self._keys.required else 'off'}"
         )
-
-
-class _Http(uvicorn.Server):
-    """uvicorn, which leaves the signals to the program and says when it listens."""
-
-    def __init__(self, app: FastAPI, *, announce: Callable[[], None]) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                proxy_headers=False,
-                server_header=False,
-                timeout_graceful_shutdown=_CLOSING_SECONDS,
-            )
-        )
-        self._announce = announce
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._announce()
 
 
 def _end_by_force_after(seconds: float) -> None:

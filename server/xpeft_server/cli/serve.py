@@ -39,14 +39,20 @@ def _run(settings: Settings) -> int:
     from xpeft_server.api.auth import NoKeys
     from xpeft_server.api.key_file import KeysInvalid
     from xpeft_server.api.key_ring import KeyRing
+    from xpeft_server.tenant_limits import LimitsInvalid, choose_tenant_limits
 
+    from .audit_assembly import build_audit
     from .listening import bind
+    from .tls import tls_context
 
     try:
+        tls = tls_context(settings)
+        audit = build_audit(settings)
         keys = NoKeys() if settings.api_keys is None else KeyRing(settings.api_keys)
+        tenants = choose_tenant_limits(settings)
         store = open_store(settings.store)
         socket = bind(settings.host, settings.port)
-    except (KeysInvalid, StoreUrlInvalid, OSError) as error:
+    except (SettingsInvalid, KeysInvalid, LimitsInvalid, StoreUrlInvalid, OSError) as error:
         _refuse(error)
     from xpeft_server.model.bank_errors import BankError
     from xpeft_server.model.errors import ModelError
@@ -54,7 +60,16 @@ def _run(settings: Settings) -> int:
     from .running_server import RunningServer
 
     try:
-        server = RunningServer(settings, store=store, keys=keys, socket=socket, environ=os.environ)
+        server = RunningServer(
+            settings,
+            store=store,
+            keys=keys,
+            tenants=tenants,
+            audit=audit,
+            socket=socket,
+            tls=tls,
+            environ=os.environ,
+        )
     except BankError as error:
         _refuse(f"bank = {settings.bank!r} cannot be used: {error}")
     except (SettingsInvalid, ModelError) as error:

@@ -10,13 +10,20 @@ from xpeft_server.engine.metrics import Metrics
 from xpeft_server.jobs.publisher import Publisher
 from xpeft_server.jobs.tuner import Tuner
 from xpeft_server.settings import Settings
+from xpeft_server.tenant_limits import LimitsOfTenants
 
 from .tuning_checks import TuningChecks
 from .worker_process import WorkerProcess, worker_environment
 
 
 def build_tuner(
-    settings: Settings, engine: EnginePort, store: ProfileStore, metrics: Metrics, *, environ: Mapping[str, str]
+    settings: Settings,
+    engine: EnginePort,
+    store: ProfileStore,
+    metrics: Metrics,
+    *,
+    tenants: LimitsOfTenants,
+    environ: Mapping[str, str],
 ) -> Tuner:
     """The tuner of what the engine serves, not yet started; its worker is started by the first job.
 
@@ -32,7 +39,7 @@ def build_tuner(
     return Tuner(
         store,
         worker=WorkerProcess(setup, environ=worker_environment(environ)),
-        publisher=Publisher(store, geometry=engine.geometry, max_bytes=settings.max_profile_bytes),
+        publisher=Publisher(store, geometry=engine.geometry, max_bytes=settings.max_profile_bytes, tenants=tenants),
         check=TuningChecks(
             engine.geometry, most_rows=settings.max_tuning_rows, max_profile_bytes=settings.max_profile_bytes
         ),

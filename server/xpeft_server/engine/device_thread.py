@@ -12,7 +12,8 @@ from xpeft_server.model.classifier import Classifier, ClassifierInput
 from xpeft_server.model.slots import SlotFill
 
 from .batch import Batch, Computed, Outcome
-from .errors import WrongBank
+from .device_memory import is_out_of_memory, reclaim_memory
+from .errors import Unavailable, WrongBank
 from .generation.generation import Generation
 from .metrics import Metrics
 from .queue import FairQueue
@@ -89,6 +90,7 @@ class DeviceThread:
         loop.call_soon_threadsafe(self._on_taken, batch)
         outcomes = self._compute(entries)
         computed = Computed(outcomes, time.monotonic() - batch.taken)
+        self._queue.observe(sum(entry.tokens for entry in entries), computed.seconds)
         loop.call_soon_threadsafe(_set, batch.computed, computed)
         self._observe(entries)
 
@@ -100,15 +102,29 @@ class DeviceThread:
             self._slots.begin_batch()
             try:
                 outcomes += self._compute_prefix(rest)
+                continue
             except Exception as error:
-                if len(rest) == 1:
-                    logger.exception("a text of profile %s cannot be computed", rest[0].ticket.request.profile)
-                    outcomes.append(error)
-                else:
-                    half = len(rest) // 2
-                    logger.warning("a batch of %d texts failed and is halved: %r", len(rest), error)
-                    outcomes += self._compute(rest[:half]) + self._compute(rest[half:])
+                failure = error
+            # Outside of the handler, and so without what the failed forward still held.
+            outcomes += self._compute_after(failure, rest)
         return outcomes
+
+    def _compute_after(self, failure: Exception, entries: list[Entry]) -> list[Outcome]:
+        """The outcomes of a batch that failed: its halves', or the failure of its one text."""
+        count, half = len(entries), len(entries) // 2
+        tokens = sum(entry.tokens for entry in entries)
+        if is_out_of_memory(failure):
+            reclaim_memory(failure)
+            if count == 1:
+                logger.error("the device has no memory for one text of %d tokens: %s", tokens, failure)
+                return [Unavailable(f"the device has no memory for a text of {tokens} tokens now")]
+            logger.warning("the device has no memory for %d texts, %d tokens: they are halved", count, tokens)
+        elif count == 1:
+            logger.error("a text of profile %s cannot be computed", entries[0].ticket.request.profile, exc_info=failure)
+            return [failure]
+        else:
+            logger.warning("a batch of %d texts failed and is halved: %r", count, failure)
+        return self._compute(entries[:half]) + self._compute(entries[half:])
 
     def _compute_prefix(self, entries: list[Entry]) -> list[Outcome]:
         """As many texts as there are slots for, from the first on; the others are the next turn's."""

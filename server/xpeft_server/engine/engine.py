@@ -15,8 +15,10 @@ from xpeft_profiles import BankGeometry, ProfileStore
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
 from xpeft_server.model.tokenizing import TokenizedText
+from xpeft_server.tenant_limits import ONE_TENANT, LimitsOfTenants
 
 from .answers import classification
+from .backlog import Backlog
 from .batch import Batch
 from .device_thread import DeviceThread, device_executor
 from .engine_limits import EngineLimits
@@ -26,10 +28,11 @@ from .info import engine_info
 from .metrics import Metrics
 from .permits import Permits
 from .profile_cache import CachedProfile, ProfileCache
-from .profile_loader import ProfileLoader, not_found
+from .profile_loader import ProfileLoader
 from .queue import FairQueue
 from .request_checks import check_head, check_inputs, check_lengths
 from .requests import ClassifyAnswer, ClassifyRequest, EngineStatus, GenerateRequest, News
+from .shares import Shares
 from .slot_table import SlotTable
 from .store_watch import StoreWatch
 from .ticket import Entry, Ticket
@@ -45,6 +48,7 @@ class Engine:
     which versions are current; what turns out stale is computed anew before anybody sees it.
 
     Args:
+        tenants: what each of them may take.
         decoder: over the classifier's PLM and slots; None if it does not generate.
         device: an executor of one thread, which becomes the device thread; see `DeviceThread`.
         on_death: called in the event loop when the device thread has died and everybody has been told.
@@ -57,6 +61,7 @@ class Engine:
         *,
         limits: EngineLimits,
         metrics: Metrics,
+        tenants: LimitsOfTenants = ONE_TENANT,
         decoder: Decoder | None = None,
         device: ThreadPoolExecutor | None = None,
         on_death: Callable[[], None] = lambda: None,
@@ -66,7 +71,10 @@ class Engine:
         self.geometry: BankGeometry = classifier.geometry
         self.info = engine_info(classifier, decoder, limits)
         self._classifier = classifier
-        self._permits = Permits(texts=limits.queue_limit, tokens=limits.queue_token_limit)
+        self._permits = Permits(
+            texts=limits.queue_limit, tokens=limits.queue_token_limit, limits=tenants, metrics=metrics
+        )
+        self._backlog = Backlog(limits.queue_seconds, least=2 * limits.max_batch_tokens, metrics=metrics)
         self._tokenizer = TokenizerStage(classifier.plm.tokenizer)
         self._watch = StoreWatch(store, metrics)
         self._cache = ProfileCache(limits.host_cache_bytes, metrics)
@@ -74,7 +82,8 @@ class Engine:
             store, geometry=self.geometry, cache=self._cache, watch=self._watch, metrics=metrics
         )
         changed = threading.Condition()
-        self._queue: FairQueue[Entry] = FairQueue(changed=changed)
+        shares = Shares(tenants)
+        self._queue: FairQueue[Entry] = FairQueue(shares, changed=changed)
         slots = SlotTable(slots=buffers.slots, head_rows=buffers.own_head_rows, metrics=metrics)
         self._generation = None
         if decoder is not None:
@@ -82,6 +91,7 @@ class Engine:
                 decoder,
                 classifier,
                 slots=slots,
+                shares=shares,
                 changed=changed,
                 tokenizer=self._tokenizer,
                 loader=self._loader,
@@ -129,19 +139,15 @@ class Engine:
         self._check_open()
         accepted = time.monotonic()
         check_inputs(request, self.info.max_inputs)
-        self._permits.admit_texts(len(request.inputs))
-        tokens = 0
-        try:
+        with self._permits.admitted(request.profile.tenant, len(request.inputs)) as permit:
             texts = await self._tokenizer.encode(request)
             check_lengths(request, texts, self.info.context_length)
-            wanted = sum(map(len, texts))
-            self._permits.admit_tokens(wanted)
-            tokens = wanted
-            profile = self._cache.get(request.profile) or await self._loader.load(request.profile)
-            check_head(profile)
-            return await self._queued(request, texts, profile, accepted)
-        finally:
-            self._permits.release(texts=len(request.inputs), tokens=tokens)
+            tokens = sum(map(len, texts))
+            permit.admit_tokens(tokens)
+            with self._backlog.waiting(tokens):
+                profile = self._cache.get(request.profile) or await self._loader.load(request.profile)
+                check_head(profile)
+                return await self._queued(request, texts, profile, accepted)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[News, None]:
         """Go on with a prompt, with one version of the profile, current when the request came or later.
@@ -204,6 +210,7 @@ class Engine:
         """Ask for the versions while the device computes, then answer whose texts are all there."""
         await self._verify({entry.ticket for entry in batch.entries if entry.alive})
         computed = await batch.computed
+        self._backlog.observe(sum(entry.tokens for entry in batch.entries), computed.seconds)
         for ticket in {entry.ticket for entry in batch.entries if entry.alive}:
             ticket.inference_time += computed.seconds
         for entry, outcome in zip(batch.entries, computed.outcomes, strict=True):
@@ -234,11 +241,7 @@ class Engine:
                 ticket.profile.asked_at = max(asked_at, ticket.profile.asked_at)
                 continue
             self._cache.invalidate(ticket.profile)
-            if ticket.answer.done():
-                continue
-            if version is None:
-                ticket.answer.set_exception(not_found(ticket.request.profile))
-            else:
+            if not ticket.answer.done():
                 ticket.abandon()
                 self._spawn(self._begin_anew(ticket))
 
@@ -267,6 +270,7 @@ class Engine:
                 prompt_tokens=ticket.tokens,
                 queue_time=ticket.waited,
                 inference_time=ticket.inference_time,
+                verified=ticket.fresh,
             )
         )
 

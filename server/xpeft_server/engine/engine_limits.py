@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """Sizes in texts, tokens, sequences and bytes; see the settings of the same names."""
+    """Sizes in texts, tokens, seconds, sequences and bytes; see the settings of the same names."""
 
     max_batch_tokens: int
     queue_limit: int
     queue_token_limit: int
+    queue_seconds: float
     max_inputs: int
     max_sequences: int
     host_cache_bytes: int

@@ -10,6 +10,7 @@ EngineError
 ├── WrongBank             the profile was made for another bank than the one loaded
 ├── DamagedProfile        the store's record fails its checksum: this profile alone is affected
 ├── Overloaded            the queue is full; try again after ``retry_after`` seconds
+│   └── LimitReached      the tenant has what it may have
 └── Unavailable           store down, server stopping or device lost; ``retry_after`` seconds
 """
 
@@ -64,11 +65,22 @@ class InternalError(EngineError):
 
 
 class Overloaded(EngineError):
+    """``reason``: which bound it was, a word of `metrics.REFUSALS`."""
+
     code = "overloaded"
+    reason = "queue"
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class LimitReached(Overloaded):
+    code = "tenant_limit"
+
+    def __init__(self, reason: str, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.reason = reason
 
 
 class Unavailable(EngineError):

@@ -11,12 +11,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from .damaged_profiles import DamagedProfiles
 from .profile_requests import ProfileRequests
 from .tuning_states import TuningStates
 
 OUTCOMES: Final = ("ok", "client_error", "overloaded", "cancelled", "server_error")
 UPLOAD_OUTCOMES: Final = ("created", "replaced", "identical", "refused", "failed")
 TUNING_OUTCOMES: Final = ("succeeded", "failed", "cancelled")
+REFUSALS: Final = ("queue", "queue_seconds", "queue_share", "concurrency", "request_rate", "token_rate", "profiles")
 TIERS: Final = ("host", "device")
 # Where a profile came from when it was made resident: the host's records, or a store of this scheme.
 LOAD_SOURCES: Final = ("host", "memory", "sqlite", "redis")
@@ -44,6 +46,8 @@ class Metrics:
         )
         self._answers: dict[tuple[str, str], Counter] = {}
         self._durations: dict[str, Histogram] = {}
+        refusals = self._counter("refusals", "Requests answered with 429, by the bound that they met.", ("reason",))
+        self.refusals = {reason: refusals.labels(reason) for reason in REFUSALS}
         self._define_tokens()
         self._define_profiles(top_profiles)
         self._define_batches()
@@ -89,6 +93,9 @@ class Metrics:
         )
         uploads = self._counter("profile_uploads", "Uploads of profiles.", ("outcome",))
         self.profile_uploads = {outcome: uploads.labels(outcome) for outcome in UPLOAD_OUTCOMES}
+        self.damaged_profiles = DamagedProfiles(
+            self._counter("profile_damaged", "Profiles asked for whose record in the store is damaged.")
+        )
         resident = self._gauge("profiles_resident", "Profiles held in the tier.", ("tier",))
         self.profiles_resident = {tier: resident.labels(tier) for tier in TIERS}
         load = self._histogram("profile_load_seconds", "Time to make a profile resident.", _SHORT_SECONDS, ("source",))

@@ -18,7 +18,7 @@ from xpeft_profiles import (
     StoreUnavailable,
 )
 
-from .errors import DamagedProfile, EngineError, ProfileNotFound, Unavailable, WrongBank
+from .errors import DamagedProfile, EngineError, InternalError, ProfileNotFound, Unavailable, WrongBank
 from .metrics import Metrics
 from .profile_cache import CachedProfile, ProfileCache
 from .store_watch import StoreWatch
@@ -80,18 +80,13 @@ class ProfileLoader:
             cached.asked_at = max(asked_at, cached.asked_at)
             return cached
         self._cache.invalidate(cached)
-        if answers[0] is None:
-            raise not_found(key)
         return await self.load(key)
 
     async def versions(self, keys: Sequence[ProfileKey]) -> list[str | None] | None:
         """Which versions the store has now; None while it cannot be asked."""
-        if not self._watch.up:
-            return None
         try:
-            return await self._store.versions(keys)
-        except StoreUnavailable as error:
-            self._watch.failed(error)
+            return await self._watch.ask(lambda: self._store.versions(keys))
+        except StoreUnavailable:
             return None
 
     async def _ask(self) -> None:
@@ -106,13 +101,9 @@ class ProfileLoader:
     async def _round(self, keys: list[ProfileKey]) -> list[Loaded]:
         asked_at = time.monotonic()
         try:
-            stored = await self._store.get_many(keys)
+            stored = await self._watch.ask(lambda: self._store.get_many(keys))
         except StoreUnavailable as error:
-            self._watch.failed(error)
             return [Unavailable(f"the profile store does not answer: {error.message}") for _ in keys]
-        except Exception:
-            logger.exception("the profile store failed in a way of its own")
-            return [Unavailable("the profile store failed") for _ in keys]
         loaded = await asyncio.to_thread(self._decode, keys, stored, asked_at)
         seconds = time.monotonic() - asked_at
         for each in loaded:
@@ -131,9 +122,13 @@ class ProfileLoader:
             profile = stored.decode()
             profile.check_fits(self._geometry)
         except RecordDamaged as error:
+            self._metrics.damaged_profiles.observe(key, stored.version, error.message)
             return DamagedProfile(f"profile {key.name!r} is damaged in the store: {error.message}", param="profile")
         except (BankMismatch, ProfileInvalid) as error:
             return WrongBank(f"profile {key.name!r} does not fit the loaded bank: {error.message}", param="profile")
+        except Exception as error:
+            logger.exception("profile %r of tenant %r cannot be decoded", key.name, key.tenant)
+            return InternalError(f"profile {key.name!r} cannot be decoded: {error!r}", param="profile")
         return CachedProfile(key, stored.version, profile, profile.label_names(self._geometry), asked_at)
 
 

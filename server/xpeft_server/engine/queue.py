@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
-from typing import Generic, Protocol, TypeVar
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from enum import Enum, auto
+from types import MappingProxyType
+from typing import Final, Generic, Protocol, TypeVar
+
+from .shares import Shares
+
+SHORT: Final = 0.015
+"""Seconds of the device that a tenant with plenty waiting gets in a batch, whatever others want. Whoever comes next
+waits that long for it, and a GPU is already busy with so much."""
+
+_PACE_OF: Final = 0.1  # part of the pace that the last batch makes up
 
 
 class Queued(Protocol):
@@ -25,20 +37,26 @@ Entry = TypeVar("Entry", bound=Queued)
 
 
 class FairQueue(Generic[Entry]):
-    """Deficit round robin over tenants (Shreedhar and Varghese, 1995): each round gives a tenant ``quantum`` tokens.
+    """Deficit round robin over tenants (Shreedhar and Varghese, 1995): each round gives a tenant a number of tokens.
 
-    Filled by the event loop, emptied by the device thread.
+    Who has plenty waiting gets its share of a batch and no more. A tenant that had more than its share lately has its
+    turn when nobody else waits, and then a short one: a neighbour that sends as fast as it can gets what the others
+    leave, and they hardly notice. Filled by the event loop, emptied by the device thread.
 
     Args:
-        quantum: tokens a tenant may send to the device before the next tenant's turn.
+        shares: who had how much; queues of one device share it.
+        quantum: tokens a tenant of weight 1 may send to the device before the next tenant's turn.
         changed: notified of everything that is put in; queues that one thread waits for share it.
     """
 
-    def __init__(self, quantum: int = 512, *, changed: threading.Condition | None = None) -> None:
+    def __init__(self, shares: Shares, quantum: int = 512, *, changed: threading.Condition | None = None) -> None:
+        self._shares = shares
         self._quantum = quantum
         self._changed = changed or threading.Condition()
         self._tenants: OrderedDict[str, deque[Entry]] = OrderedDict()
-        self._deficit: dict[str, int] = {}
+        self._deficit: dict[str, float] = {}
+        self._waiting: Counter[str] = Counter()  # tokens
+        self._pace: float | None = None
         self.closed = False
 
     def __bool__(self) -> bool:
@@ -51,6 +69,7 @@ class FairQueue(Generic[Entry]):
             for entry in reversed(list(entries)) if front else entries:
                 line = self._tenants.setdefault(entry.tenant, deque())
                 line.appendleft(entry) if front else line.append(entry)
+                self._waiting[entry.tenant] += entry.tokens
             self._changed.notify()
 
     def close(self) -> None:
@@ -68,50 +87,106 @@ class FairQueue(Generic[Entry]):
         """
         with self._changed:
             while not self.closed:
-                used = 0
-
-                def fits(entry: Entry) -> bool:
-                    nonlocal used
-                    room = not used or used + entry.tokens <= token_budget
-                    used += entry.tokens if room else 0
-                    return room
-
-                batch = self._fill(fits)
-                if batch or unless():
+                if batch := self._next_batch(token_budget):
                     return batch
+                if unless():
+                    return []
                 self._changed.wait()
             return []
 
     def take_ready(self, fits: Callable[[Entry], bool]) -> list[Entry]:
         """Entries in turn up to the first that does not fit, which stays the next one. Never waits."""
         with self._changed:
-            return self._fill(fits)
+            ahead = self._ahead()
+            return self._fill(fits, self._tenants.keys() - ahead) or self._fill(fits, ahead)
 
-    def _fill(self, fits: Callable[[Entry], bool]) -> list[Entry]:
+    def observe(self, tokens: int, seconds: float) -> None:
+        """How long the device took for a batch. The device thread's."""
+        pace = tokens / max(seconds, 1e-9)
+        self._pace = pace if self._pace is None else self._pace + _PACE_OF * (pace - self._pace)
+
+    def _next_batch(self, token_budget: int) -> list[Entry]:
+        short = token_budget if self._pace is None else min(token_budget, int(self._pace * SHORT))
+        ahead = self._ahead()
+        plenty = {tenant for tenant in self._tenants if self._waiting[tenant] > short}
+        most = {tenant: max(short, int(token_budget * self._shares.share(tenant))) for tenant in plenty}
+        batch = self._fill(_within(token_budget), self._tenants.keys() - (plenty & ahead), most)
+        return batch or self._fill(_within(short), plenty & ahead)
+
+    def _ahead(self) -> set[str]:
+        self._shares.enter(self._tenants)
+        return {tenant for tenant in self._tenants if self._shares.is_ahead(tenant)}
+
+    def _fill(
+        self, fits: Callable[[Entry], bool], tenants: AbstractSet[str], most: Mapping[str, int] = MappingProxyType({})
+    ) -> list[Entry]:
+        """Of these tenants, in turn. ``most``: tokens of those that may not have as many as fit; a first entry may."""
         batch: list[Entry] = []
-        while self._tenants:
-            tenant, line = next(iter(self._tenants.items()))
-            credit = self._deficit.get(tenant, 0) + self._quantum
-            while line:
-                if not line[0].alive:
-                    line.popleft()
-                    continue
-                tokens = line[0].tokens
-                if tokens > credit:
-                    break
-                if not fits(line[0]):
-                    self._deficit[tenant] = credit - self._quantum
-                    return batch
-                batch.append(line.popleft())
-                credit -= tokens
-            self._end_turn(tenant, credit)
+        left = Counter(most)
+        turns = deque(tenant for tenant in self._tenants if tenant in tenants)
+        while turns:
+            tenant = turns.popleft()
+            before = len(batch)
+            end = self._turn(tenant, fits, left.get(tenant, sys.maxsize), batch)
+            if end is _End.FULL:
+                break
+            if end is _End.NO_CREDIT:
+                turns.append(tenant)
+                if tenant in left:
+                    left[tenant] -= sum(entry.tokens for entry in batch[before:])
         return batch
 
-    def _end_turn(self, tenant: str, credit: int) -> None:
-        """Last in the round while it has something waiting, else out; a tenant saves no credit for later."""
-        if self._tenants[tenant]:
-            self._tenants.move_to_end(tenant)
-            self._deficit[tenant] = credit
-        else:
-            del self._tenants[tenant]
-            self._deficit.pop(tenant, None)
+    def _turn(self, tenant: str, fits: Callable[[Entry], bool], most: int, batch: list[Entry]) -> _End:
+        line = self._tenants[tenant]
+        quantum = self._quantum * self._shares.weight(tenant)
+        credit = self._deficit.get(tenant, 0.0) + quantum
+        had = 0
+        while line:
+            entry = line[0]
+            tokens = entry.tokens
+            if not entry.alive:
+                self._waiting[tenant] -= line.popleft().tokens
+            elif tokens > credit:
+                return self._goes_on(tenant, credit, _End.NO_CREDIT)
+            elif had and had + tokens > most:
+                return self._goes_on(tenant, 0.0, _End.ENOUGH)
+            elif not fits(entry):
+                self._deficit[tenant] = credit - quantum
+                return _End.FULL
+            else:
+                batch.append(line.popleft())
+                self._waiting[tenant] -= tokens
+                self._shares.charge(tenant, tokens)
+                credit -= tokens
+                had += tokens
+        del self._tenants[tenant], self._waiting[tenant]
+        self._deficit.pop(tenant, None)
+        return _End.NOTHING_LEFT
+
+    def _goes_on(self, tenant: str, credit: float, end: _End) -> _End:
+        """Last in the next round."""
+        self._tenants.move_to_end(tenant)
+        self._deficit[tenant] = credit
+        return end
+
+
+class _End(Enum):
+    """Why a tenant's turn was over."""
+
+    NOTHING_LEFT = auto()
+    NO_CREDIT = auto()
+    ENOUGH = auto()
+    FULL = auto()
+
+
+def _within(token_budget: int) -> Callable[[Queued], bool]:
+    """Whether an entry fits into the budget beside those that did before; the first always does."""
+    used = 0
+
+    def fits(entry: Queued) -> bool:
+        nonlocal used
+        room = not used or used + entry.tokens <= token_budget
+        used += entry.tokens if room else 0
+        return room
+
+    return fits

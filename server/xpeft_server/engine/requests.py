@@ -40,7 +40,10 @@ class Classification(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ClassifyAnswer:
-    """Answers in the order of the inputs, all computed with one version of the profile. Times in seconds."""
+    """Answers in the order of the inputs, all computed with one version of the profile. Times in seconds.
+
+    ``verified``: the store was asked for the version after the request came; false only while it cannot be asked.
+    """
 
     profile_version: str
     labels: tuple[str, ...]
@@ -48,6 +51,7 @@ class ClassifyAnswer:
     prompt_tokens: int
     queue_time: float
     inference_time: float
+    verified: bool = True
 
 
 class ChatMessage(NamedTuple):
@@ -99,11 +103,15 @@ class ChosenToken(NamedTuple):
 
 
 class Started(NamedTuple):
-    """The first news of an answer: its first token is there. ``profile_version`` is None for the bare PLM."""
+    """The first news of an answer: its first token is there. ``profile_version`` is None for the bare PLM.
+
+    ``verified``: as in `ClassifyAnswer`.
+    """
 
     profile_version: str | None
     prompt_tokens: int
     queue_time: float
+    verified: bool = True
 
 
 class Piece(NamedTuple):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from xpeft_profiles import ProfileStore, StoreUnavailable
 
@@ -12,9 +14,16 @@ from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 INTERVAL = 1.0
 """Seconds between two pings; a store that is back is noticed within one of them."""
 
+SOON = 0.05
+"""Seconds from a question that failed to the first ping, twice as many to the next: often it was one connection."""
+
+PATIENCE = 3.0
+"""Seconds in which a question must be answered."""
 
 NOT_ASKED = "not asked yet"
 
@@ -26,6 +35,7 @@ class StoreWatch:
         self._store = store
         self._metrics = metrics
         self._opened = False
+        self._fallen = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.problem: str | None = NOT_ASKED
 
@@ -45,16 +55,31 @@ class StoreWatch:
                 await self._task
             self._task = None
 
-    def failed(self, error: StoreUnavailable) -> None:
-        """A question was not answered."""
-        if self.up or self.problem == NOT_ASKED:
-            logger.warning("the profile store does not answer: %s", error.message)
-        self.problem = error.message
-        self._metrics.store_up.set(0)
+    async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
+        """The store's answer; who asks while it is known to be away is not kept waiting.
+
+        Raises: StoreUnavailable, and then the store counts as away until a ping is answered.
+        """
+        if self.problem is not None:
+            raise StoreUnavailable(self.problem)
+        try:
+            return await _in_time(question)
+        except StoreUnavailable as error:
+            self._failed(error)
+            raise
 
     async def _watch(self) -> None:
+        pause = SOON
         while True:
-            await asyncio.sleep(INTERVAL)
+            if self.up:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(INTERVAL):
+                        await self._fallen.wait()
+            if self.up:
+                pause = SOON
+            else:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, INTERVAL)
             await self._try()
 
     async def _try(self) -> None:
@@ -62,11 +87,33 @@ class StoreWatch:
             if not self._opened:
                 await self._store.open()
                 self._opened = True
-            await self._store.ping()
+            await _in_time(self._store.ping)
         except StoreUnavailable as error:
-            self.failed(error)
+            self._failed(error)
             return
         if not self.up:
             logger.info("the profile store answers")
         self.problem = None
+        self._fallen.clear()
         self._metrics.store_up.set(1)
+
+    def _failed(self, error: StoreUnavailable) -> None:
+        if self.up or self.problem == NOT_ASKED:
+            logger.warning("the profile store does not answer: %s", error.message)
+        self.problem = error.message
+        self._fallen.set()
+        self._metrics.store_up.set(0)
+
+
+async def _in_time(question: Callable[[], Awaitable[T]]) -> T:
+    """Raises: StoreUnavailable, whatever went wrong."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return await question()
+    except StoreUnavailable:
+        raise
+    except TimeoutError as error:
+        raise StoreUnavailable(f"no answer within {PATIENCE:g} s") from error
+    except Exception as error:
+        logger.exception("the profile store failed in a way of its own")
+        raise StoreUnavailable(f"the profile store failed: {error!r}") from error

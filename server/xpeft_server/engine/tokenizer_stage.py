@@ -16,6 +16,9 @@ from .requests import ClassifyRequest, Prompt
 SHORT = 16_384
 """Characters; longer requests go to a lane of their own, so that nobody's short text waits behind a book."""
 
+PER_MESSAGE = 16
+"""Characters that a chat's template puts around a message, about: sixty thousand empty ones are no short text."""
+
 Encode = Callable[[], list[TokenizedText]]
 
 
@@ -91,7 +94,7 @@ class TokenizerStage:
             return [int(token) for token in encoded[0].ids]
         messages = [(each.role, each.content) for each in prompt if not isinstance(each, int)]
         if messages:
-            characters = sum(len(content) for _, content in messages)
+            characters = sum(PER_MESSAGE + len(content) for _, content in messages)
             encoded = await self._on_lane(characters, lambda: self._encode_chat(messages))
             return [int(token) for token in encoded[0].ids]
         ids = [each for each in prompt if isinstance(each, int)]

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from xpeft_profiles import BankMismatch, PreconditionFailed, ProfileInvalid, StoreUnavailable
+from xpeft_profiles import BankMismatch, PreconditionFailed, ProfileInvalid, StoreUnavailable, TooManyProfiles
 
 from .errors import JobFailure
 
@@ -20,6 +20,7 @@ INTERRUPTED: Final[Mapping[str, Any]] = {
 }
 _KINDS: Final[Mapping[type[Exception], tuple[str, str]]] = {
     PreconditionFailed: ("precondition_error", "precondition_failed"),
+    TooManyProfiles: ("overloaded_error", "too_many_profiles"),
     BankMismatch: ("conflict_error", "wrong_bank"),
     ProfileInvalid: ("invalid_request_error", "invalid_profile"),
     StoreUnavailable: ("unavailable_error", "store_unavailable"),

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 
 from xpeft_profiles import BankGeometry, PreconditionFailed, Profile, ProfileStore, read_profile_file
+from xpeft_server.tenant_limits import ONE_TENANT, LimitsOfTenants
 
 from .requests import TuningRequest
 
 
 class Publisher:
-    """Args: ``geometry``: of the bank that is served; ``max_bytes``: of a profile file."""
+    """Args: ``geometry``: of the bank that is served; ``max_bytes``: of a profile file; ``tenants``: their limits."""
 
-    def __init__(self, store: ProfileStore, *, geometry: BankGeometry, max_bytes: int) -> None:
+    def __init__(
+        self, store: ProfileStore, *, geometry: BankGeometry, max_bytes: int, tenants: LimitsOfTenants = ONE_TENANT
+    ) -> None:
         self._store = store
+        self._tenants = tenants
         self._geometry = geometry
         self._max_bytes = max_bytes
 
@@ -25,10 +29,11 @@ class Publisher:
         """The version that is there now.
 
         Args: again: an earlier try got no answer, so it may have been the one that changed what is there.
-        Raises: PreconditionFailed, StoreUnavailable.
+        Raises: PreconditionFailed, TooManyProfiles, StoreUnavailable.
         """
+        most = self._tenants.of(request.profile.tenant).max_profiles
         try:
-            return (await self._store.put(request.profile, profile, match=request.match)).version
+            return (await self._store.put(request.profile, profile, match=request.match, most=most)).version
         except PreconditionFailed as error:
             if again and error.current_version == profile.version:
                 return profile.version

@@ -151,3 +151,11 @@ async def test_answered_requests_are_counted_by_profile(client, script, metric, 
     await client.post(URL, json={"profile": "a", "prompt": "x", "stream": stream})
     assert metric('xpeft_profile_requests_total{profile="a",tenant="default"}') == 2
     assert metric('xpeft_profile_requests_total{profile="base",tenant="default"}') == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_says_when_the_store_could_not_be_asked_for_its_version(client, script, stream):
+    body = {"profile": "p", "prompt": "a", "stream": stream}
+    assert "x-profile-unverified" not in (await client.post(URL, json=body)).headers
+    script.lines[0] = script.lines[0]._replace(verified=False)
+    assert (await client.post(URL, json=body)).headers["x-profile-unverified"] == "true"

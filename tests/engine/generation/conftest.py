@@ -243,6 +243,7 @@ async def open_studio(decoders: Callable[[str], Path]) -> AsyncIterator[StudioMa
             "max_batch_tokens": 256,
             "queue_limit": 2000,
             "queue_token_limit": 1 << 20,
+            "queue_seconds": 60.0,
             "max_inputs": 64,
             "max_sequences": 64,
             "host_cache_bytes": 1 << 24,

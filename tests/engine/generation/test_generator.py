@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from typing import Any
 
 import pytest
 import torch
 
-from xpeft_server.engine.errors import EngineError, InternalError, WrongBank
+from xpeft_server.engine.errors import EngineError, InternalError, Unavailable, WrongBank
 from xpeft_server.engine.requests import SamplingRule
 
 PROMPT = tuple(range(10, 22))
@@ -55,6 +56,26 @@ async def test_a_tenant_with_a_hundred_prompts_does_not_keep_out_another_with_on
     await ask(quiet, 4)
     assert over.count("loud") < 40
     await asyncio.gather(*crowd)
+
+
+@pytest.mark.parametrize("scarce", ["max_sequences", "kv_tokens"])
+async def test_a_tenant_that_holds_all_room_makes_way_for_another_and_loses_nothing(
+    open_studio: Any, scarce: str
+) -> None:
+    room = {"max_sequences": {"max_sequences": 8}, "kv_tokens": {"kv_tokens": 2048}}[scarce]
+    studio = await open_studio(**room)
+    loud, quiet = await studio.put("p", 1, tenant="loud"), await studio.put("p", 2, tenant="quiet")
+    alone = await studio.told(loud, PROMPT, 150)
+    crowd = [asyncio.create_task(studio.told(loud, PROMPT, 150)) for _ in range(40)]
+    generation = studio.engine._generation
+    await studio.until(lambda: len(generation.generator._running) >= 7 and bool(generation._waiting))
+    preempted = studio.engine.metrics.preemptions._value.get
+    before, over = preempted(), sum(task.done() for task in crowd)
+    await studio.told(quiet, PROMPT, 1)
+    assert sum(task.done() for task in crowd) == over
+    assert preempted() > before
+    assert {told.text for told in await asyncio.gather(*crowd)} == {alone.text}
+    await studio.until(studio.empty)
 
 
 async def test_where_the_cache_is_full_who_came_first_finishes_first(open_studio: Any) -> None:
@@ -165,6 +186,29 @@ async def test_a_sequence_that_cannot_be_computed_ends_alone_and_the_others_lose
     monkeypatch.setattr(studio.decoder, "step", step)
     await studio.until(studio.empty)
     assert (await studio.told(keys[0], prompts[0], 20)).text == expected[0]
+
+
+async def test_a_step_that_the_device_has_no_memory_for_is_halved_and_changes_no_answer(
+    open_studio: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    studio = await open_studio()
+    keys = [await studio.put(f"p{n}", n) for n in range(6)]
+    prompts = [(8 + n, 9, 10 + n, 11) for n in range(6)]
+    expected = [(await studio.told(key, prompt, 20)).text for key, prompt in zip(keys, prompts, strict=True)]
+    step = studio.decoder.step
+
+    def small(chunks: Any) -> Any:
+        if sum(chunk.ids.size for chunk in chunks) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(chunks)
+
+    monkeypatch.setattr(studio.decoder, "step", small)
+    answers = await asyncio.gather(*(studio.told(key, prompt, 20) for key, prompt in zip(keys, prompts, strict=True)))
+    assert [answer.text for answer in answers] == expected
+    with pytest.raises(Unavailable, match="no memory for 5 tokens of a text"):
+        await studio.told(keys[0], (8, 9, 10, 11, 12), 20)
+    assert re.search(r"the device has no memory for \d sequences, \d+ tokens: they are halved", caplog.text)
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 async def test_a_bug_in_telling_an_answer_ends_that_one(open_studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:

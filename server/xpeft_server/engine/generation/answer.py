@@ -20,6 +20,7 @@ class Answer:
     Args:
         text: turns its tokens into text.
         profile_version: None for the bare PLM.
+        verified: whether the store was asked for it after the request came.
         accepted: monotonic seconds when the request came.
     """
 
@@ -31,12 +32,14 @@ class Answer:
         profile_version: str | None,
         prompt_tokens: int,
         accepted: float,
+        verified: bool = True,
     ) -> None:
         self._tokenizer = tokenizer
         self._text = text
         self._profile_version = profile_version
         self._prompt_tokens = prompt_tokens
         self._accepted = accepted
+        self._verified = verified
         self._tokens = 0
         self._started_at: float | None = None
         self._queue_time = 0.0
@@ -97,7 +100,7 @@ class Answer:
     def _start(self, advance: Advance) -> None:
         self._started_at = advance.at
         self._queue_time = (advance.sequence.taken or advance.at) - self._accepted
-        self._news.put_nowait(Started(self._profile_version, self._prompt_tokens, self._queue_time))
+        self._news.put_nowait(Started(self._profile_version, self._prompt_tokens, self._queue_time, self._verified))
 
     def _finish(self, reason: FinishReason) -> None:
         self.done = True

@@ -19,6 +19,7 @@ from ..profile_cache import CachedProfile
 from ..profile_loader import ProfileLoader
 from ..queue import FairQueue
 from ..requests import GenerateRequest, News, Started
+from ..shares import Shares
 from ..slot_table import SlotTable
 from ..tokenizer_stage import TokenizerStage
 from .advance import Advance
@@ -47,6 +48,7 @@ class Generation:
         classifier: Classifier,
         *,
         slots: SlotTable,
+        shares: Shares,
         changed: threading.Condition,
         tokenizer: TokenizerStage,
         loader: ProfileLoader,
@@ -62,12 +64,13 @@ class Generation:
         self._metrics = metrics
         self._check_open = check_open
         self._sequences: set[Sequence] = set()
-        self._waiting: FairQueue[Sequence] = FairQueue(changed=changed)
+        self._waiting: FairQueue[Sequence] = FairQueue(shares, changed=changed)
         self.generator = Generator(
             decoder,
             classifier,
             waiting=self._waiting,
             slots=slots,
+            shares=shares,
             max_tokens=limits.max_batch_tokens,
             max_sequences=limits.max_sequences,
             metrics=metrics,
@@ -86,34 +89,28 @@ class Generation:
         """See `EnginePort.generate`."""
         accepted = time.monotonic()
         _check(request)
-        self._permits.admit_texts(1)
-        tokens = 0
-        sequence: Sequence | None = None
-        try:
+        with self._permits.admitted(request.tenant, 1) as permit:
             prompt = await self._tokenizer.encode_prompt(request.prompt)
             _check_length(prompt, self._limit)
-            self._permits.admit_tokens(len(prompt))
-            tokens = len(prompt)
+            permit.admit_tokens(len(prompt))
             profile = None if request.profile is None else await self._loader.current(request.profile, accepted)
             self._check_open()
             sequence = self._sequence(request, prompt, profile, accepted)
-            self._sequences.add(sequence)
-            self._waiting.put([sequence])
-            while True:
-                news = await sequence.answer.next()
-                if isinstance(news, Started):
-                    self._metrics.time_to_first_token.observe(time.monotonic() - accepted)
-                    self._metrics.request_queue_time.observe(news.queue_time)
-                yield news
-                if sequence.answer.told_all:
-                    break
-            self._metrics.prompt_tokens.inc(tokens)
-            self._metrics.request_inference_time.observe(sequence.answer.inference_time)
-        finally:
-            if sequence is not None:
+            try:
+                self._sequences.add(sequence)
+                self._waiting.put([sequence])
+                while not sequence.answer.told_all:
+                    news = await sequence.answer.next()
+                    if isinstance(news, Started):
+                        self._metrics.time_to_first_token.observe(time.monotonic() - accepted)
+                        self._metrics.request_queue_time.observe(news.queue_time)
+                    yield news
+                self._metrics.prompt_tokens.inc(sequence.prompt_length)
+                self._metrics.request_inference_time.observe(sequence.answer.inference_time)
+            finally:
                 sequence.withdrawn = True
                 self._sequences.discard(sequence)
-            self._permits.release(texts=1, tokens=tokens)
+                permit.spend(sequence.generated)
 
     def advance(self, advances: list[Advance]) -> None:
         """What a step did."""
@@ -142,6 +139,7 @@ class Generation:
             profile_version=None if profile is None else profile.version,
             prompt_tokens=len(prompt),
             accepted=accepted,
+            verified=profile is None or profile.asked_at >= accepted,
         )
         most = self._limit if request.max_new_tokens is None else len(prompt) + request.max_new_tokens
         return Sequence(

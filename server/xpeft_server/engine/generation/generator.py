@@ -8,14 +8,17 @@ from typing import NamedTuple
 
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
+from xpeft_server.model.kv_cache import KvRow
 from xpeft_server.model.sampling import Chosen, choose_tokens
 from xpeft_server.model.slots import SlotFill
 from xpeft_server.model.step_packing import Chunk
 
-from ..errors import EngineError, InternalError, WrongBank
+from ..device_memory import is_out_of_memory, reclaim_memory
+from ..errors import EngineError, InternalError, Unavailable, WrongBank
 from ..metrics import Metrics
 from ..queue import FairQueue
 from ..requests import FinishReason
+from ..shares import Shares
 from ..slot_table import SlotTable
 from .advance import Advance
 from .sequence import Sequence
@@ -45,10 +48,12 @@ class Generator:
 
     Tokens of prompts wait for the budget, tokens of answers never do. Where the cache is full, the sequence that came
     last gives its row away and is computed again later; what it draws at random depends on its seed and its length
-    alone, so that it goes on as if nothing had happened.
+    alone, so that it goes on as if nothing had happened. So does one of a tenant that is ahead of its share, where a
+    sequence of another waits.
 
     Args:
         waiting: accepted sequences, in turn between tenants.
+        shares: who had how much of the device; that of the queues.
         max_tokens: most tokens of prompts in a step.
         max_sequences: most sequences in a step.
     """
@@ -60,6 +65,7 @@ class Generator:
         *,
         waiting: FairQueue[Sequence],
         slots: SlotTable,
+        shares: Shares,
         max_tokens: int,
         max_sequences: int,
         metrics: Metrics,
@@ -68,6 +74,7 @@ class Generator:
         self._classifier = classifier
         self._waiting = waiting
         self._slots = slots
+        self._shares = shares
         self._max_tokens = max_tokens
         self._max_sequences = max_sequences
         self._metrics = metrics
@@ -126,14 +133,13 @@ class Generator:
         refused: list[Advance] = []
 
         def fits(sequence: Sequence) -> bool:
-            if len(self._running) >= self._max_sequences:
-                return False
-            cache = self._decoder.cache
-            row = cache.claim(len(sequence.ids), spare=cache.tokens // _SPARE if self._running else 0)
+            row = self._row_for(sequence)
+            while row is None and self._make_way(sequence):
+                row = self._row_for(sequence)
             if row is None:
                 return False
             if self._slot_of(sequence) is None:
-                cache.release(row)
+                self._decoder.cache.release(row)
                 if self._running:
                     return False
                 error = WrongBank("the profile's head has more labels than this server holds", param="profile")
@@ -146,6 +152,22 @@ class Generator:
 
         self._waiting.take_ready(fits)
         return refused
+
+    def _row_for(self, sequence: Sequence) -> KvRow | None:
+        if len(self._running) >= self._max_sequences:
+            return None
+        cache = self._decoder.cache
+        return cache.claim(len(sequence.ids), spare=cache.tokens // _SPARE if self._running else 0)
+
+    def _make_way(self, sequence: Sequence) -> bool:
+        """Preempt the latest sequence of a tenant that is ahead of its share, for one of a tenant that is not."""
+        if self._shares.is_ahead(sequence.tenant):
+            return False
+        latest = next((each for each in reversed(self._running) if self._shares.is_ahead(each.tenant)), None)
+        if latest is None:
+            return False
+        self._preempt(latest)
+        return True
 
     def _slot_of(self, sequence: Sequence) -> int | None:
         """The slot of its profile, pinned for this step and filled before it computes; None if there is no room."""
@@ -183,11 +205,25 @@ class Generator:
             failure = error
         else:
             return self._take_in(parts, chosen)
+        if is_out_of_memory(failure):
+            return self._compute_with_less(parts, failure)
         if len(parts) == 1:
             logger.error("a sequence could not be computed", exc_info=failure)
             return [Advance(parts[0].sequence, time.monotonic(), counted=False, error=_as_engine_error(failure))]
         half = len(parts) // 2
         logger.warning("a step of %d sequences failed and is halved: %r", len(parts), failure)
+        return self._compute(parts[:half]) + self._compute(parts[half:])
+
+    def _compute_with_less(self, parts: list[_Part], failure: Exception) -> list[Advance]:
+        """A step that the device has no memory for, in halves."""
+        reclaim_memory(failure)
+        tokens = sum(part.length for part in parts)
+        if len(parts) == 1:
+            logger.error("the device has no memory for %d tokens of one sequence: %s", tokens, failure)
+            error = Unavailable(f"the device has no memory for {tokens} tokens of a text now")
+            return [Advance(parts[0].sequence, time.monotonic(), counted=False, error=error)]
+        half = len(parts) // 2
+        logger.warning("the device has no memory for %d sequences, %d tokens: they are halved", len(parts), tokens)
         return self._compute(parts[:half]) + self._compute(parts[half:])
 
     def _take_in(self, parts: list[_Part], chosen: Chosen) -> list[Advance]:
@@ -224,6 +260,7 @@ class Generator:
             error = InternalError("the model's numbers for this text are not finite")
             return Advance(sequence, now, counted=False, error=error)
         sequence.ids.append(token)
+        self._shares.charge(sequence.tenant, 1)
         if token in self._ends:
             return Advance(sequence, now, finish_reason="stop")
         finish_reason: FinishReason | None = "length" if len(sequence.ids) >= sequence.limit else None

@@ -1,0 +1,24 @@
+"""How it looks when the device has no memory left, and what then helps."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Final
+
+import torch
+
+# What torch's allocators for CPUs say; there it is a plain RuntimeError.
+_CPU_WORDS: Final = ("can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether less work at a time may go where this did not."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_WORDS)
+
+
+def reclaim_memory(error: BaseException) -> None:
+    """Let go of the tensors that ``error`` keeps alive in its frames and, on CUDA, of blocks kept for later."""
+    traceback.clear_frames(error.__traceback__)
+    torch.cuda.empty_cache()

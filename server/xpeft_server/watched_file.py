@@ -1,0 +1,63 @@
+"""A file that people may change while the server runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Generic, TypeVar
+
+log = logging.getLogger(__name__)
+
+CHECK_SECONDS: Final = 1.0
+
+T = TypeVar("T")
+
+
+class WatchedFile(Generic[T]):
+    """What the file says, read again whenever it is another one than before.
+
+    Args:
+        path: the file; read at once.
+        read: path → what it says; raises ``invalid`` if it cannot be used.
+        content: what the file holds, for the log.
+    Raises: ``invalid`` if the file cannot be used at the start.
+
+    Attributes:
+        value: what the file said when it could last be used.
+    """
+
+    def __init__(self, path: Path, read: Callable[[Path], T], *, invalid: type[Exception], content: str) -> None:
+        self._path = path
+        self._read = read
+        self._invalid = invalid
+        self._content = content
+        self._stamp = self._look()
+        self.value = read(path)
+
+    def refresh(self) -> None:
+        """Read the file again if it changed; a broken one is logged once and changes nothing."""
+        stamp = self._look()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self.value = self._read(self._path)
+        except self._invalid as error:
+            log.error("the %s stay as they were: %s", self._content, error)
+        else:
+            log.info("read the %s of %s", self._content, self._path)
+
+    async def watch(self) -> None:
+        """Refresh once a second, off the event loop, until cancelled."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            await asyncio.to_thread(self.refresh)
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size

@@ -1,0 +1,121 @@
+"""How deep and how long what is in a JSON body may be, on every route that takes one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tracemalloc
+
+import pytest
+
+from xpeft_server.api.sampling_wire import MOST_STOP_CHARACTERS, MOST_STOPS
+from xpeft_server.api.wire import MOST_ITEMS
+
+TUNE = "/v1/profiles/p/tune"
+# A body that each route takes.
+BODIES = {
+    "/v1/classify": {"profile": "p", "input": "a"},
+    "/v1/generate": {"profile": "p", "prompt": "a"},
+    "/v1/completions": {"model": "p", "prompt": "a"},
+    "/v1/chat/completions": {"model": "p", "messages": [{"role": "user", "content": "a"}]},
+    TUNE: {"examples": [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]},
+}
+# Every field of them that could hold another value inside it.
+DEEP = [
+    ("/v1/classify", "profile"),
+    ("/v1/classify", "input"),
+    ("/v1/classify", "nobody"),
+    ("/v1/generate", "prompt"),
+    ("/v1/generate", "stop"),
+    ("/v1/generate", "seed"),
+    ("/v1/completions", "prompt"),
+    ("/v1/completions", "metadata"),
+    ("/v1/completions", "logit_bias"),
+    ("/v1/completions", "stream_options"),
+    ("/v1/completions", "suffix"),
+    ("/v1/chat/completions", "messages"),
+    ("/v1/chat/completions", "tools"),
+    ("/v1/chat/completions", "response_format"),
+    ("/v1/chat/completions", "metadata"),
+    (TUNE, "examples"),
+    (TUNE, "labels"),
+    (TUNE, "settings"),
+]
+
+
+@pytest.fixture
+def settings(settings):
+    return settings.model_copy(update={"max_body_bytes": 8 << 20})
+
+
+@pytest.fixture
+def engine(engine):
+    engine.info = dataclasses.replace(engine.info, generates=True, model_type="llama")
+
+    async def never(request):
+        pytest.fail(f"the engine was asked {request!r:.100}")
+        yield
+
+    engine.generate = engine.classify = never
+    return engine
+
+
+async def post(client, path, content):
+    return await client.post(path, content=content, headers={"content-type": "application/json"})
+
+
+def nested(depth: int, kind: str) -> str:
+    return "[" * depth + "]" * depth if kind == "list" else '{"a":' * depth + "1" + "}" * depth
+
+
+@pytest.mark.parametrize("kind", ["list", "object"])
+@pytest.mark.parametrize(("path", "field"), DEEP)
+async def test_a_value_as_deep_as_you_like_is_refused_politely(client, path, field, kind):
+    for depth in (100, 900, 1000, 1020, 1030, 50_000):
+        body = json.dumps({**BODIES[path], field: "DEEP"}).replace('"DEEP"', nested(depth, kind))
+        answer = await post(client, path, body)
+        assert answer.status_code in (400, 422), (depth, answer.text[:200])
+        assert len(answer.content) < 1000
+
+
+LONG = [
+    ("/v1/classify", {"input": ["a"] * (MOST_ITEMS + 1)}),
+    ("/v1/classify", {"input": [{"text": "a"}] * (MOST_ITEMS + 1)}),
+    ("/v1/classify", {"input": ["a"] * 5}),
+    ("/v1/generate", {"prompt": [1] * ((1 << 20) + 1)}),
+    ("/v1/generate", {"stop": ["a"] * (MOST_STOPS + 1)}),
+    ("/v1/generate", {"stop": "a" * (MOST_STOP_CHARACTERS + 1)}),
+    ("/v1/completions", {"stop": ["a" * (MOST_STOP_CHARACTERS + 1)]}),
+    ("/v1/completions", {"prompt": ["a"] * (MOST_ITEMS + 1)}),
+    ("/v1/completions", {"prompt": [[1]] * (MOST_ITEMS + 1)}),
+    ("/v1/completions", {"prompt": [[1] * ((1 << 20) + 1)]}),
+    ("/v1/completions", {"prompt": ["a"] * 5}),
+    ("/v1/completions", {"metadata": {str(number): "" for number in range(17)}}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}] * (MOST_ITEMS + 1)}),
+    (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * (MOST_ITEMS + 1)}]},
+    ),
+    (TUNE, {"examples": [{"text": "a", "label": "b"}] * 9}),
+    (TUNE, {"labels": ["a"] * (MOST_ITEMS + 1)}),
+    (TUNE, {"settings": {"description": "a" * 1025}}),
+]
+
+
+@pytest.mark.parametrize(("path", "fields"), LONG, ids=[f"{path} {next(iter(fields))}" for path, fields in LONG])
+async def test_a_list_that_is_too_long_is_refused_by_name(client, path, fields):
+    answer = await post(client, path, json.dumps({**BODIES[path], **fields}, separators=(",", ":")))
+    assert answer.status_code == 422, answer.text[:300]
+    assert answer.json()["error"]["param"].startswith(next(iter(fields)))
+    assert len(answer.content) < 1000
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_a_million_unknown_fields_cost_no_more_than_their_body(client, path):
+    body = b"{" + b",".join(b'"x%d":0' % number for number in range(300_000)) + b"}"
+    tracemalloc.start()
+    answer = await post(client, path, body)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert answer.status_code == 422
+    assert peak < 40 * len(body)

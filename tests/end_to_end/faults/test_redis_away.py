@@ -1,0 +1,218 @@
+"""Redis killed, paused, slow, and behind a network that fails: who is served, who is sent away, and how soon."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import httpx
+import pytest
+
+# A question to Redis is given up after 2 s. The rest is for two busy cores.
+BOUND = 12.0
+_numbers = count()
+
+
+@pytest.fixture
+def resident(redis_pair: Any) -> dict[str, str]:
+    """Name → version of profiles that both servers have resident."""
+    versions = {}
+    for number in range(4):
+        body, versions[f"resident{number}"] = redis_pair.profile(number)
+        redis_pair.near.put(f"resident{number}", body)
+    for server in (redis_pair.near, redis_pair.far):
+        assert {name: version_of(server.classify(name)) for name in versions} == versions
+    return versions
+
+
+@pytest.fixture
+def cold(redis_pair: Any) -> str:
+    """The name of a profile that no server has ever read."""
+    name = f"cold{next(_numbers)}"
+    redis_pair.near.put(name, redis_pair.profile(99)[0])
+    return name
+
+
+def version_of(answer: httpx.Response) -> str | None:
+    version: str | None = answer.json().get("profile_version")
+    return version
+
+
+def store_calls(server: Any, cold: str) -> dict[str, Callable[[], httpx.Response]]:
+    """Everything that cannot be done without the store."""
+    profile = server.profile(1)
+    return {
+        "classify": lambda: server.classify(cold),
+        "put": lambda: server.put(cold, profile),
+        "get": lambda: server.client.get(f"/v1/profiles/{cold}"),
+        "file": lambda: server.client.get(f"/v1/profiles/{cold}", headers={"accept": "application/octet-stream"}),
+        "delete": lambda: server.client.delete(f"/v1/profiles/{cold}"),
+        "list": lambda: server.client.get("/v1/profiles"),
+        "models": lambda: server.client.get("/v1/models"),
+        "jobs": lambda: server.client.get("/v1/jobs"),
+        "ready": lambda: server.client.get("/ready"),
+    }
+
+
+@contextmanager
+def paused(redis_server: Any) -> Iterator[None]:
+    redis_server.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        redis_server.process.send_signal(signal.SIGCONT)
+
+
+def test_while_redis_is_dead_residents_are_served_and_everything_else_says_when_to_come_again(
+    redis_pair: Any, resident: dict[str, str], cold: str, assert_unavailable: Any, metric_of: Any
+) -> None:
+    near = redis_pair.near
+    redis_pair.redis.kill()
+    near.wait_until_ready(5, status=503)
+    for name, version in resident.items():
+        answer = near.classify(name)
+        assert (answer.status_code, version_of(answer)) == (200, version)
+        assert answer.headers["x-profile-unverified"] == "true"
+    for call in store_calls(near, cold).values():
+        began = time.monotonic()
+        assert_unavailable(call())
+        assert time.monotonic() - began < BOUND
+    assert f"redis at 127.0.0.1:{redis_pair.redis.port}" in near.client.get("/ready").json()["checks"]["store"]
+    assert near.client.get("/health").status_code == 200
+    assert metric_of(near, "xpeft_store_up") == 0
+    redis_pair.redis.start()
+    near.wait_until_ready(5)
+    assert metric_of(near, "xpeft_store_up") == 1
+    found = near.versions()
+    assert {name: found[name] for name in resident} == resident
+    assert near.classify(cold).status_code == 200
+    for name, version in resident.items():
+        answer = near.classify(name)
+        assert version_of(answer) == version
+        assert "x-profile-unverified" not in answer.headers
+
+
+def test_an_outage_is_told_once_when_it_begins_and_once_when_it_ends(
+    redis_pair: Any, resident: dict[str, str], cold: str
+) -> None:
+    redis_pair.redis.kill()
+    redis_pair.near.wait_until_ready(5, status=503)
+    for _ in range(50):
+        assert redis_pair.near.classify("resident0").status_code == 200
+        assert redis_pair.near.classify(cold).status_code == 503
+    redis_pair.calm()
+    log = redis_pair.new_log().splitlines()
+    assert sum("the profile store does not answer: redis at" in line for line in log) == 2, log
+    assert sum("the profile store answers" in line for line in log) == 2, log
+
+
+def test_while_redis_is_paused_residents_are_answered_in_time_and_nobody_piles_up(
+    redis_pair: Any, resident: dict[str, str], cold: str, assert_unavailable: Any, metric_of: Any
+) -> None:
+    far = redis_pair.far
+
+    def timed(call: Callable[[], httpx.Response]) -> tuple[float, httpx.Response]:
+        began = time.monotonic()
+        return call(), time.monotonic() - began  # type: ignore[return-value]
+
+    with ThreadPoolExecutor(60) as pool:
+        with paused(redis_pair.redis):
+            residents = [pool.submit(timed, lambda name=name: far.classify(name)) for name in list(resident) * 5]
+            others = [pool.submit(timed, call) for call in list(store_calls(far, cold).values()) * 4]
+            for name, waiting in zip(list(resident) * 5, residents, strict=True):
+                answer, seconds = waiting.result()
+                assert version_of(answer) == resident[name]
+                assert seconds < BOUND / 2
+            for waiting in others:
+                answer, seconds = waiting.result()
+                if "/ready" not in str(answer.request.url):
+                    assert_unavailable(answer)
+                assert seconds < BOUND
+            far.wait_until_ready(5, status=503)
+            # It is known by now: nobody waits for it any more.
+            for name in resident:
+                answer, seconds = timed(lambda name=name: far.classify(name))
+                assert (answer.headers["x-profile-unverified"], version_of(answer)) == ("true", resident[name])
+                assert seconds < 1
+            answer, seconds = timed(lambda: far.classify(cold))
+            assert_unavailable(answer, "unavailable")
+            assert seconds < 1
+            for series in ("xpeft_requests_running", "xpeft_requests_waiting"):
+                assert metric_of(far, series) == 0
+        far.wait_until_ready(5)
+    assert "x-profile-unverified" not in far.classify("resident0").headers
+    assert far.classify(cold).status_code == 200
+
+
+def test_behind_a_slow_network_residents_wait_for_one_question_and_for_nobody_who_is_cold(
+    redis_pair: Any, resident: dict[str, str], cold: str
+) -> None:
+    far, network = redis_pair.far, redis_pair.network
+    network.delay = 0.3
+    with ThreadPoolExecutor(20) as pool:
+        cold = pool.submit(far.classify, cold)
+        began = time.monotonic()
+        answers = list(pool.map(far.classify, list(resident) * 4))
+        seconds = time.monotonic() - began
+        assert cold.result().status_code == 200
+    assert 0.3 <= seconds < 1.5
+    assert [version_of(answer) for answer in answers] == list(resident.values()) * 4
+    assert not any("x-profile-unverified" in answer.headers for answer in answers)
+    assert far.client.get("/ready").status_code == 200
+
+
+def test_a_single_cut_costs_no_answer_and_the_server_stays_ready(redis_pair: Any, resident: dict[str, str]) -> None:
+    far = redis_pair.far
+    for _ in range(5):
+        redis_pair.network.cut()
+        assert far.client.get("/v1/profiles").status_code == 200
+        answer = far.classify("resident0")
+        assert "x-profile-unverified" not in answer.headers
+        assert far.client.get("/ready").status_code == 200
+
+
+def test_a_profile_replaced_behind_a_cut_network_is_never_answered_in_its_old_version_once_ready(
+    redis_pair: Any, until: Any
+) -> None:
+    near, far, network = redis_pair.near, redis_pair.far, redis_pair.network
+    (old, old_version), (new, new_version) = redis_pair.profile(1), redis_pair.profile(2)
+    near.put("replaced", old)
+    near.put("deleted", old)
+    assert [far.classify(name).json()["profile_version"] for name in ("replaced", "deleted")] == [old_version] * 2
+    network.break_down()
+    far.wait_until_ready(10, status=503)
+    near.put("replaced", new)
+    near.client.delete("/v1/profiles/deleted")
+    stale = far.classify("replaced")
+    assert stale.json()["profile_version"] == stale.headers["x-profile-version"] == old_version
+    assert stale.headers["x-profile-unverified"] == "true"
+    answers: list[tuple[float, httpx.Response]] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=far.address, timeout=30) as client:
+            while not over.is_set():
+                for name in ("replaced", "deleted"):
+                    sent = time.monotonic()
+                    answers.append((sent, client.post("/v1/classify", json={"profile": name, "input": "w1"})))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        network.recover()
+        far.wait_until_ready(5)
+        ready = time.monotonic()
+        until(lambda: sum(sent > ready for sent, _ in answers) > 50)
+    finally:
+        over.set()
+        asking.join()
+    later = [answer for sent, answer in answers if sent > ready]
+    assert {answer.json().get("profile_version") for answer in later if answer.status_code == 200} == {new_version}
+    assert {answer.status_code for answer in later} == {200, 404}
+    assert not any("x-profile-unverified" in answer.headers for answer in later)
