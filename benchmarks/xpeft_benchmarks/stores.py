@@ -112,7 +112,7 @@ class _Run:
             await self._store.put_many(records)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         return self._speed(
-            "put_many", "records in memory stored, in batches of 4,096", sum(map(len, batches)), seconds, cpu
+            "put_many", "records in memory stored, a batch at a time", sum(map(len, batches)), seconds, cpu
         )
 
     async def _import_into(self, target: StoreTarget | _Nowhere) -> tuple[float, float]:

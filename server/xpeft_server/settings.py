@@ -80,7 +80,7 @@ class Settings(BaseModel):
     slots: SlotCount | Literal["auto"] = Field(
         default="auto",
         description="profiles whose adapters are kept ready on the device; auto is what fits into 1 GiB on CPU"
-        " or into half of a GPU's free memory, at most 1024 or 16384",
+        " or into half of a GPU's free memory, at most 4096 or 16384",
     )
     kv_tokens: KvTokens | Literal["auto"] = Field(
         default="auto",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from xpeft_server.engine.queue import SHORT, FairQueue
+from xpeft_server.engine.queue import ALONE, BESIDE, FairQueue
 from xpeft_server.engine.shares import Shares
 from xpeft_server.engine.ticket import Entry
 from xpeft_server.tenant_limits import ONE_TENANT, TenantLimits, TenantTable
@@ -127,43 +127,68 @@ def hog_and_quiet() -> FairQueue[Entry]:
     return queue
 
 
-def test_who_is_ahead_of_its_share_waits_while_anybody_else_does() -> None:
+def test_who_is_greedy_waits_while_anybody_else_does() -> None:
     queue = hog_and_quiet()
     queue.put(Waiter("q1", 16, 16).entries())
     queue.put(Waiter("newcomer", 16).entries())
-    assert sorted(tenants(queue.take(1024))) == ["newcomer", "q1", "q1"]
+    batch = tenants(queue.take(1024))
+    assert sorted(batch[:3]) == ["newcomer", "q1", "q1"]
+    assert set(batch[3:]) == {"hog"}
     assert set(tenants(queue.take(1024))) == {"hog"}
 
 
-def test_who_is_ahead_has_only_a_short_time_of_the_device_at_once() -> None:
+def test_who_is_greedy_gets_a_small_part_of_a_batch_where_batches_take_long() -> None:
     queue = hog_and_quiet()
-    queue.observe(1000, 0.1)
-    assert sum(len(entry.text) for entry in queue.take(1024)) == 10_000 * SHORT // 16 * 16
-    for _ in range(100):
-        queue.observe(1_000_000, 0.1)
-    assert sum(len(entry.text) for entry in queue.take(1024)) == 1024
+    queue.observe(1024, 0.15, 1024)
+    assert len(queue.take(1024)) * 16 == 1024 // ALONE[0]
+    queue.put(Waiter("q1", 16).entries())
+    assert Counter(tenants(queue.take(1024))) == {"q1": 1, "hog": 1024 // BESIDE[0] // 16}
+
+
+def test_who_is_greedy_gets_all_that_a_quick_device_does_in_a_short_time() -> None:
+    queue = hog_and_quiet()
+    queue.observe(1024, 0.001, 1024)
+    assert len(queue.take(1024)) * 16 == 1024
+
+
+def test_a_small_batch_tells_nothing_of_the_pace() -> None:
+    queue = hog_and_quiet()
+    queue.observe(1024, 0.001, 1024)
+    for _ in range(1000):
+        queue.observe(16, 1.0, 1024)
+    assert len(queue.take(1024)) * 16 == 1024
+
+
+def test_a_long_text_of_who_is_greedy_waits_until_nobody_else_does() -> None:
+    shares = Shares(TenantTable(), clock=lambda: 0.0)
+    shares.charge("hog", 1000)
+    queue: FairQueue[Entry] = FairQueue(shares)
+    queue.put(Waiter("hog", 500, 500).entries())
+    queue.put(Waiter("q1", 16).entries())
+    assert tenants(queue.take(1024)) == ["q1"]
+    assert tenants(queue.take(1024)) == ["hog"]
 
 
 def test_who_is_ahead_with_little_waiting_is_not_held_back() -> None:
     queue = hog_and_quiet()
-    while queue.take(1024):
-        if not queue:
-            break
-    queue.put(Waiter("hog", 16).entries())
+    while queue:
+        queue.take(1024)
+    queue.put(Waiter("hog", 16, 16).entries())
     queue.put(Waiter("q1", 16).entries())
-    assert sorted(tenants(queue.take(1024))) == ["hog", "q1"]
+    assert sorted(tenants(queue.take(1024))) == ["hog", "hog", "q1"]
 
 
-def test_who_has_plenty_waiting_gets_its_share_of_a_batch() -> None:
-    shares = Shares(TenantTable(), clock=lambda: 0.0)
-    for tenant in ("bulk", "q0", "q1", "q2"):
-        shares.charge(tenant, 1000)
-    queue: FairQueue[Entry] = FairQueue(shares)
-    queue.observe(1000, 0.1)
-    queue.put(Waiter("bulk", *[16] * 1000).entries())
-    queue.put(Waiter("q0", 16).entries())
-    counts = Counter(tenants(queue.take(1024)))
-    assert counts == {"bulk": 1024 // 4 // 16, "q0": 1}
+def test_who_has_plenty_waiting_gets_a_quarter_of_a_batch_or_its_share() -> None:
+    for others, part in (({"q0", "q1", "q2", "q3", "q4", "q5"}, 4), ({"q0", "q1"}, 3), ({"q0"}, 2)):
+        shares = Shares(TenantTable(), clock=lambda: 0.0)
+        for tenant in ("bulk", *others):
+            shares.charge(tenant, 1000)
+        queue: FairQueue[Entry] = FairQueue(shares)
+        queue.put(Waiter("bulk", *[16] * 1000).entries())
+        queue.put(Waiter("q0", 16).entries())
+        batch = Counter(tenants(queue.take(1024)))
+        assert batch["bulk"] == pytest.approx(1024 // part // 16, abs=1)
+        assert batch["q0"] == 1
 
 
 def test_who_is_ahead_is_taken_after_the_others_where_nobody_counts_tokens() -> None:

@@ -11,8 +11,8 @@ from ..names import NAME_PATTERN, ProfileKey, check_name
 from ..store import KeyedRecord
 from .entries import Entry, Refusal, Source
 
-ENTRIES: Final = 4096
-FILE_BYTES: Final = 8 << 20
+ENTRIES: Final = 16384
+FILE_BYTES: Final = 32 << 20
 """Of a batch: it ends with the entry that reaches either."""
 
 

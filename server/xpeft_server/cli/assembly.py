@@ -49,7 +49,7 @@ def choose_slots(asked: int | str, form: AdapterForm, plm: Plm) -> int:
     if plm.device.type == "cuda":
         budget, most = torch.cuda.mem_get_info(plm.device)[0] // 2, 16384
     else:
-        budget, most = 1 << 30, 1024
+        budget, most = 1 << 30, 4096
     return max(32, min(most, budget // (plm.facts.blocks * form.slot_row * plm.dtype.itemsize)))
 
 

@@ -90,7 +90,7 @@ class DeviceThread:
         loop.call_soon_threadsafe(self._on_taken, batch)
         outcomes = self._compute(entries)
         computed = Computed(outcomes, time.monotonic() - batch.taken)
-        self._queue.observe(sum(entry.tokens for entry in entries), computed.seconds)
+        self._queue.observe(sum(entry.tokens for entry in entries), computed.seconds, self._max_batch_tokens)
         loop.call_soon_threadsafe(_set, batch.computed, computed)
         self._observe(entries)
 

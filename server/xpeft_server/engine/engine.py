@@ -74,7 +74,9 @@ class Engine:
         self._permits = Permits(
             texts=limits.queue_limit, tokens=limits.queue_token_limit, limits=tenants, metrics=metrics
         )
-        self._backlog = Backlog(limits.queue_seconds, least=2 * limits.max_batch_tokens, metrics=metrics)
+        self._backlog = Backlog(
+            limits.queue_seconds, least=2 * limits.max_batch_tokens, limits=tenants, metrics=metrics
+        )
         self._tokenizer = TokenizerStage(classifier.plm.tokenizer)
         self._watch = StoreWatch(store, metrics)
         self._cache = ProfileCache(limits.host_cache_bytes, metrics)
@@ -144,7 +146,7 @@ class Engine:
             check_lengths(request, texts, self.info.context_length)
             tokens = sum(map(len, texts))
             permit.admit_tokens(tokens)
-            with self._backlog.waiting(tokens):
+            with self._backlog.waiting(request.profile.tenant, tokens):
                 profile = self._cache.get(request.profile) or await self._loader.load(request.profile)
                 check_head(profile)
                 return await self._queued(request, texts, profile, accepted)

@@ -13,9 +13,16 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from .shares import Shares
 
-SHORT: Final = 0.015
-"""Seconds of the device that a tenant with plenty waiting gets in a batch, whatever others want. Whoever comes next
-waits that long for it, and a GPU is already busy with so much."""
+PLENTY: Final = 2
+"""A tenant has plenty waiting where it would fill one part in so many of a batch."""
+
+PART: Final = 4
+"""Beside others, who has plenty waiting gets one part in so many of a batch, or its share if that is more."""
+
+ALONE: Final = 8, 0.010
+BESIDE: Final = 32, 0.002
+"""What a greedy tenant gets in a batch of its own, which whoever comes next has to wait for, and in one of others, who
+wait for it too: one part in so many, or so many seconds of the device if that is more, which is plenty on a GPU."""
 
 _PACE_OF: Final = 0.1  # part of the pace that the last batch makes up
 
@@ -39,9 +46,9 @@ Entry = TypeVar("Entry", bound=Queued)
 class FairQueue(Generic[Entry]):
     """Deficit round robin over tenants (Shreedhar and Varghese, 1995): each round gives a tenant a number of tokens.
 
-    Who has plenty waiting gets its share of a batch and no more. A tenant that had more than its share lately has its
-    turn when nobody else waits, and then a short one: a neighbour that sends as fast as it can gets what the others
-    leave, and they hardly notice. Filled by the event loop, emptied by the device thread.
+    A tenant that had more than its share lately and has plenty waiting is greedy: it has its turn when nobody else
+    waits, and then a short one. A neighbour that sends as fast as it can gets what the others leave, and they hardly
+    notice. Filled by the event loop, emptied by the device thread.
 
     Args:
         shares: who had how much; queues of one device share it.
@@ -56,7 +63,7 @@ class FairQueue(Generic[Entry]):
         self._tenants: OrderedDict[str, deque[Entry]] = OrderedDict()
         self._deficit: dict[str, float] = {}
         self._waiting: Counter[str] = Counter()  # tokens
-        self._pace: float | None = None
+        self._pace = 0.0  # tokens a second, of long batches
         self.closed = False
 
     def __bool__(self) -> bool:
@@ -100,18 +107,37 @@ class FairQueue(Generic[Entry]):
             ahead = self._ahead()
             return self._fill(fits, self._tenants.keys() - ahead) or self._fill(fits, ahead)
 
-    def observe(self, tokens: int, seconds: float) -> None:
+    def observe(self, tokens: int, seconds: float, token_budget: int) -> None:
         """How long the device took for a batch. The device thread's."""
+        if tokens * PART < token_budget:
+            return  # it took its time for other things than tokens
         pace = tokens / max(seconds, 1e-9)
-        self._pace = pace if self._pace is None else self._pace + _PACE_OF * (pace - self._pace)
+        self._pace += pace if not self._pace else _PACE_OF * (pace - self._pace)
 
     def _next_batch(self, token_budget: int) -> list[Entry]:
-        short = token_budget if self._pace is None else min(token_budget, int(self._pace * SHORT))
         ahead = self._ahead()
-        plenty = {tenant for tenant in self._tenants if self._waiting[tenant] > short}
-        most = {tenant: max(short, int(token_budget * self._shares.share(tenant))) for tenant in plenty}
-        batch = self._fill(_within(token_budget), self._tenants.keys() - (plenty & ahead), most)
-        return batch or self._fill(_within(short), plenty & ahead)
+        plenty = {tenant for tenant in self._tenants if self._waiting[tenant] * PLENTY > token_budget}
+        greedy = plenty & ahead
+        batch = self._fill(_within(token_budget), self._tenants.keys() - greedy, self._most(token_budget, plenty))
+        if not batch:
+            return self._fill(_within(self._part(token_budget, ALONE)), greedy)
+        left = min(self._part(token_budget, BESIDE), token_budget - sum(entry.tokens for entry in batch))
+        return batch + self._fill(_within(left, longer_first=False), greedy & self._tenants.keys())
+
+    def _most(self, token_budget: int, plenty: AbstractSet[str]) -> dict[str, int]:
+        """Tokens of each in a batch: an even part by weights, if that is not more than it may have beside others."""
+        weights = {tenant: self._shares.weight(tenant) for tenant in plenty}
+        even = token_budget / sum(weights.values()) if weights else 0.0
+        least = token_budget / PART
+        return {
+            tenant: int(min(weight * even, max(least, token_budget * self._shares.share(tenant))))
+            for tenant, weight in weights.items()
+        }
+
+    def _part(self, token_budget: int, part: tuple[int, float]) -> int:
+        """Tokens."""
+        one_in, seconds = part
+        return min(token_budget, max(token_budget // one_in, int(self._pace * seconds)))
 
     def _ahead(self) -> set[str]:
         self._shares.enter(self._tenants)
@@ -179,13 +205,13 @@ class _End(Enum):
     FULL = auto()
 
 
-def _within(token_budget: int) -> Callable[[Queued], bool]:
-    """Whether an entry fits into the budget beside those that did before; the first always does."""
+def _within(token_budget: int, *, longer_first: bool = True) -> Callable[[Queued], bool]:
+    """Whether an entry fits into the budget beside those that did before; a longer one may be the first."""
     used = 0
 
     def fits(entry: Queued) -> bool:
         nonlocal used
-        room = not used or used + entry.tokens <= token_budget
+        room = (longer_first and not used) or used + entry.tokens <= token_budget
         used += entry.tokens if room else 0
         return room
 
