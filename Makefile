@@ -7,6 +7,8 @@ TORCH_INDEX ?=
 # end by itself.
 PLM ?=
 ONCE ?=
+# Processes that share the tests, a file each at a time; every one computes with one thread.
+WORKERS ?= 2
 # Passed on to pytest and to `xpeft serve`.
 ARGS ?=
 
@@ -61,11 +63,11 @@ demo-generate: $(if $(PLM),setup)  ## tune two voices, serve them, write with bo
 
 test: setup redis faketime  ## run the tests (ARGS=... for pytest)
 	@echo "test: pytest"
-	@$(BIN)/pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 nightly: setup redis faketime  ## run the tests in their long form, an hour or so (ARGS=... for pytest)
 	@echo "nightly: pytest with XPEFT_NIGHTLY=1"
-	@XPEFT_NIGHTLY=1 $(BIN)/pytest $(ARGS)
+	@XPEFT_NIGHTLY=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: setup  ## ruff, ruff format and mypy
 	@echo "lint: ruff check, ruff format --check, mypy"

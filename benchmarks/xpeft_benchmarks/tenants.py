@@ -28,6 +28,7 @@ from .xpeft_target import XpeftTarget, started
 RESIDENT: Final = 32
 _ALL_AT_ONCE: Final = 32  # requests in flight where the server is to be busy
 _WARM_UP: Final = 2.0
+_TO_FILL: Final = 5
 _COLD: Final = 100  # requests a round for profiles that nobody asked for before
 _FLOOD: Final = 5.0  # times what the server can do
 _GREED: Final = 10.0  # times the neighbour's share
@@ -138,7 +139,8 @@ class _Run:
             self._load(name, each.tolist())
         speeds: dict[str, list[float]] = {name: [] for name in owners}
         for name in owners:
-            self._drive(name, _ALL_AT_ONCE, plan.seconds)
+            # Until slots are full of what is popular.
+            self._drive(name, _ALL_AT_ONCE, plan.seconds * (_TO_FILL if name == many else 1))
         for number in range(plan.rounds):
             for name in sorted(owners, reverse=bool(number % 2)):
                 if name == many:

@@ -23,6 +23,7 @@ from xpeft_server.api.auth import Keys, NoKeys
 from xpeft_server.api.drain import Drain
 from xpeft_server.api.http_protocol import HttpProtocol
 from xpeft_server.api.key_ring import KeyRing
+from xpeft_server.engine.errors import Overloaded
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import Classification, ClassifyAnswer, ClassifyRequest, EngineInfo, EngineStatus
 from xpeft_server.jobs.errors import JobFailure
@@ -61,9 +62,14 @@ class FakeEngine:
         self.checks = {"engine": "ok", "store": "ok"}
         self.seen: list[ClassifyRequest] = []
         self.failure: Exception | None = None
+        self.full = False
         self.hold: asyncio.Event | None = None
         self.waiting = asyncio.Event()
         self.withdrawn = asyncio.Event()
+
+    def check_room(self, tenant: str) -> None:
+        if self.full:
+            raise Overloaded("the queue is full", retry_after=2.0)
 
     async def classify(self, request: ClassifyRequest) -> ClassifyAnswer:
         self.seen.append(request)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from contextlib import aclosing
 from typing import Final, NamedTuple
@@ -16,6 +15,7 @@ from .chat_wire import ChatBody
 from .departure import unless_client_leaves
 from .event_stream import Document, Events, EventStream, Opening
 from .generation import Answer, Generation, generate_request, headers_of, usage
+from .ids import new_id
 from .logprobs import token_documents
 from .names import asked_model
 from .replies import Reply, json_reply
@@ -59,7 +59,7 @@ class Chat:
                 max_new_tokens=body.max_new_tokens,
                 logprobs=body.told_logprobs,
             ),
-            "chatcmpl-" + secrets.token_hex(12),
+            "chatcmpl-" + new_id(),
             int(time.time()),
             name,
             body.include_usage,

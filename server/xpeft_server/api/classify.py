@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 
 from starlette.requests import Request
@@ -17,6 +16,7 @@ from .context import context_of
 from .departure import unless_client_leaves
 from .engine_port import EnginePort
 from .errors import ApiError
+from .ids import new_id
 from .json_bodies import parse_json
 from .names import asked_profile
 from .replies import JSON, UNVERIFIED, Reply, json_reply
@@ -38,10 +38,12 @@ class Classifier:
         data = await read_body(
             scope, request.receive, limit=self._max_bytes, media_type=JSON, seconds=self._body_seconds
         )
+        tenant = context_of(scope).principal.tenant
+        # Before it costs anything to know what is asked: what is refused takes processors from what is computed.
+        self._engine.check_room(tenant)
         body = parse_json(data, ClassifyBody)
         name = asked_profile(body.profile, body.model)
         inputs = self._inputs(body)
-        tenant = context_of(scope).principal.tenant
         asked = ClassifyRequest(ProfileKey(tenant, name), inputs, body.truncate)
         answer = await unless_client_leaves(request.receive, self._engine.classify(asked))
         self._metrics.profile_requests.count(tenant, name)
@@ -62,7 +64,7 @@ class Classifier:
 
 def _document(name: str, answer: ClassifyAnswer) -> dict[str, object]:
     return {
-        "id": "classify-" + secrets.token_hex(12),
+        "id": "classify-" + new_id(),
         "object": "list",
         "created": int(time.time()),
         "profile": name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from functools import partial
 from typing import Final
@@ -16,6 +15,7 @@ from .departure import unless_client_leaves
 from .errors import ApiError
 from .event_stream import EventStream
 from .generation import Answer, Generation, generate_request, headers_of, usage
+from .ids import new_id
 from .logprobs import LegacyLogprobs
 from .names import asked_model
 from .replies import Reply, json_reply
@@ -40,7 +40,7 @@ class Completions:
         ]
         fields = [{**_FIELDS, "prompt": place} for place in prompts]
         head = {
-            "id": "cmpl-" + secrets.token_hex(12),
+            "id": "cmpl-" + new_id(),
             "object": "text_completion",
             "created": int(time.time()),
             "model": name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import time
 from typing import Final, NamedTuple
 
@@ -11,6 +10,7 @@ from starlette.types import Scope
 
 from .access import template_of
 from .auth import NOBODY, Principal
+from .ids import new_id
 
 _KEY: Final = "xpeft"
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -49,4 +49,4 @@ def _request_id(headers: list[tuple[bytes, bytes]]) -> bytes:
     for name, value in headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return value
-    return secrets.token_hex(12).encode()
+    return new_id().encode()

@@ -25,6 +25,10 @@ class EnginePort(Protocol):
     @property
     def geometry(self) -> BankGeometry: ...
 
+    def check_room(self, tenant: str) -> None:
+        """Raises: Overloaded if a request of this tenant to classify would be refused now, whatever it asks for."""
+        ...
+
     async def classify(self, request: ClassifyRequest) -> ClassifyAnswer:
         """Answer every input with one version of the profile.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Final
@@ -16,6 +15,7 @@ from .departure import unless_client_leaves
 from .event_stream import Document, Events, EventStream, Opening
 from .generate_wire import GenerateBody
 from .generation import Answer, Generation, generate_request, headers_of, usage
+from .ids import new_id
 from .logprobs import token_documents
 from .names import asked_model
 from .replies import json_reply
@@ -37,7 +37,7 @@ class Generate:
         asked = generate_request(
             request, name, prompt, body, max_new_tokens=body.max_new_tokens, logprobs=body.logprobs
         )
-        id_ = "generate-" + secrets.token_hex(12)
+        id_ = "generate-" + new_id()
         if body.stream:
             return EventStream(self._events(id_, asked))
         answer = await unless_client_leaves(request.receive, self._generation.answer(asked, _FIELDS))

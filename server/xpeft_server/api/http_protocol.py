@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from typing import Final
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from .errors import ApiError
+from .ids import new_id
 
 HEAD_BYTES: Final = 32 << 10
 HEADERS: Final = 100
@@ -126,7 +126,7 @@ class HttpProtocol(HttpToolsProtocol):
                 (b"content-type", b"application/json"),
                 (b"content-length", b"%d" % len(body)),
                 (b"connection", b"close"),
-                (b"x-request-id", secrets.token_hex(12).encode()),
+                (b"x-request-id", new_id().encode()),
             ]
             lines = b"".join(b"%s: %s\r\n" % header for header in headers)
             self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)

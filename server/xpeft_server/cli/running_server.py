@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Mapping
 from typing import Final
@@ -39,6 +40,7 @@ _CLOSING_SECONDS: Final = 1
 _CLOSING_SHARE: Final = 0.25
 # The store is told of interrupted tuning jobs even where there is no time to drain.
 _TELLING_SECONDS: Final = 0.5
+_SWITCH_SECONDS: Final = 0.001
 
 
 class RunningServer:
@@ -103,6 +105,8 @@ class RunningServer:
             # What is there by now stays: the collector need not walk through a model and its libraries again and again.
             gc.collect()
             gc.freeze()
+            # Where both want to go on, the device's thread waits no longer for the loop's Python than this.
+            sys.setswitchinterval(_SWITCH_SECONDS)
             serving = loop.create_task(self._http.serve(sockets=[self._socket]))
             serving.add_done_callback(lambda _: self._stop.set())
             await self._stop.wait()

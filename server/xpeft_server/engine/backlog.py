@@ -51,7 +51,7 @@ class Backlog:
 
         Raises: Overloaded.
         """
-        self._check(tenant, tokens)
+        self.check(tenant, tokens)
         self.tokens += tokens
         self._mine[tenant] += tokens
         try:
@@ -62,7 +62,8 @@ class Backlog:
             if not self._mine[tenant]:
                 del self._mine[tenant]
 
-    def _check(self, tenant: str, tokens: int) -> None:
+    def check(self, tenant: str, tokens: int) -> None:
+        """Raises: Overloaded if there is no room for so many more."""
         if self._most is None:
             return
         mine = self._mine[tenant]

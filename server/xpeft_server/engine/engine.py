@@ -151,6 +151,10 @@ class Engine:
                 check_head(profile)
                 return await self._queued(request, texts, profile, accepted)
 
+    def check_room(self, tenant: str) -> None:
+        """Raises: Overloaded if a request to classify would be refused now, whatever it asks for."""
+        self._backlog.check(tenant, 1)
+
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[News, None]:
         """Go on with a prompt, with one version of the profile, current when the request came or later.
 

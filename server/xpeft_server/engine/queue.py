@@ -17,10 +17,11 @@ PLENTY: Final = 2
 """A tenant has plenty waiting where it would fill one part in so many of a batch."""
 
 PART: Final = 4
-"""Beside others, who has plenty waiting gets one part in so many of a batch, or its share if that is more."""
+"""Beside others, who has plenty waiting or had more than its share gets one part in so many of a batch, or its share
+if that is more."""
 
 ALONE: Final = 8, 0.010
-BESIDE: Final = 32, 0.002
+BESIDE: Final = 64, 0.001
 """What a greedy tenant gets in a batch of its own, which whoever comes next has to wait for, and in one of others, who
 wait for it too: one part in so many, or so many seconds of the device if that is more, which is plenty on a GPU."""
 
@@ -118,21 +119,23 @@ class FairQueue(Generic[Entry]):
         ahead = self._ahead()
         plenty = {tenant for tenant in self._tenants if self._waiting[tenant] * PLENTY > token_budget}
         greedy = plenty & ahead
-        batch = self._fill(_within(token_budget), self._tenants.keys() - greedy, self._most(token_budget, plenty))
+        most = self._most(token_budget, plenty, ahead)
+        batch = self._fill(_within(token_budget), self._tenants.keys() - greedy, most)
         if not batch:
             return self._fill(_within(self._part(token_budget, ALONE)), greedy)
         left = min(self._part(token_budget, BESIDE), token_budget - sum(entry.tokens for entry in batch))
         return batch + self._fill(_within(left, longer_first=False), greedy & self._tenants.keys())
 
-    def _most(self, token_budget: int, plenty: AbstractSet[str]) -> dict[str, int]:
-        """Tokens of each in a batch: an even part by weights, if that is not more than it may have beside others."""
+    def _most(self, token_budget: int, plenty: AbstractSet[str], ahead: AbstractSet[str]) -> dict[str, int]:
+        """Tokens of those in a batch who would fill it: what they may have beside others, and no more than is even."""
         weights = {tenant: self._shares.weight(tenant) for tenant in plenty}
         even = token_budget / sum(weights.values()) if weights else 0.0
         least = token_budget / PART
-        return {
-            tenant: int(min(weight * even, max(least, token_budget * self._shares.share(tenant))))
-            for tenant, weight in weights.items()
-        }
+        most = {}
+        for tenant in plenty | ahead:
+            beside = max(least, token_budget * self._shares.share(tenant))
+            most[tenant] = int(min(beside, weights[tenant] * even) if tenant in plenty else beside)
+        return most
 
     def _part(self, token_budget: int, part: tuple[int, float]) -> int:
         """Tokens."""
