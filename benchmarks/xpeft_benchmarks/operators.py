@@ -41,12 +41,12 @@ def _aggregate_calls(resident: ResidentProfiles, profiles: int) -> dict[str, Ope
     classifier = resident.classifier
     bank, buffers, device = classifier.geometry, classifier.buffers, classifier.plm.device
     shape = (bank.blocks, bank.adapters, buffers.form.bank_row)
-    rows = torch.randn(shape, device=device, dtype=classifier.plm.dtype)
+    rows = torch.randn(shape, device=device, dtype=buffers.bank.dtype)
     slots = torch.empty_like(buffers.adapters)
 
     def call(count: int) -> OperatorCall:
-        masks = np.random.default_rng(0).random((count, 2, bank.blocks, bank.adapters)) < 0.5
-        masks[..., 0] = True
+        chosen = np.arange(bank.adapters) < max(1, bank.adapters // 2)
+        masks = np.random.default_rng(0).permuted(np.tile(chosen, (count, 2, bank.blocks, 1)), axis=-1)
         packed = torch.from_numpy(np.packbits(masks, axis=-1, bitorder="little")).to(device)
         ids = torch.arange(count, device=device)
 
