@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from xpeft_server.engine.queue import ALONE, BESIDE, FairQueue
+from xpeft_server.engine.queue import ALONE, BESIDE, PART, FairQueue
 from xpeft_server.engine.shares import Shares
 from xpeft_server.engine.ticket import Entry
 from xpeft_server.tenant_limits import ONE_TENANT, TenantLimits, TenantTable
@@ -194,5 +194,22 @@ def test_who_has_plenty_waiting_gets_a_quarter_of_a_batch_or_its_share() -> None
 def test_who_is_ahead_is_taken_after_the_others_where_nobody_counts_tokens() -> None:
     queue = hog_and_quiet()
     queue.put(Waiter("q1", 16).entries())
-    assert tenants(queue.take_ready(lambda entry: True)) == ["q1"]
-    assert set(tenants(queue.take_ready(lambda entry: True))) == {"hog"}
+    taken = tenants(queue.take_ready(lambda entry: True))
+    assert taken[0] == "q1"
+    assert taken.count("hog") == 1000
+
+
+def test_who_is_ahead_takes_no_room_that_another_waits_for() -> None:
+    queue = hog_and_quiet()
+    queue.put(Waiter("q1", 16, 500).entries())
+    assert tenants(queue.take_ready(lambda entry: entry.tokens < 100)) == ["q1"]
+
+
+def test_the_part_of_a_batch_holds_for_a_tenant_of_little_weight_that_has_many_turns() -> None:
+    table = TenantTable(tenants={"light": TenantLimits(weight=0.1)})
+    shares = Shares(table, clock=lambda: 0.0)
+    shares.charge("q0", 1000)
+    queue: FairQueue[Entry] = FairQueue(shares)
+    queue.put(Waiter("light", *[16] * 1000).entries())
+    queue.put(Waiter("q0", 16).entries())
+    assert Counter(tenants(queue.take(1024))) == {"light": 1024 // PART // 16, "q0": 1}

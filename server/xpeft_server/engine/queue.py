@@ -48,8 +48,8 @@ class FairQueue(Generic[Entry]):
     """Deficit round robin over tenants (Shreedhar and Varghese, 1995): each round gives a tenant a number of tokens.
 
     A tenant that had more than its share lately and has plenty waiting is greedy: it has its turn when nobody else
-    waits, and then a short one. A neighbour that sends as fast as it can gets what the others leave, and they hardly
-    notice. Filled by the event loop, emptied by the device thread.
+    waits, and then a short one, so that a neighbour that sends as fast as it can gets what the others leave. Filled by
+    the event loop, emptied by the device thread.
 
     Args:
         shares: who had how much; queues of one device share it.
@@ -103,10 +103,14 @@ class FairQueue(Generic[Entry]):
             return []
 
     def take_ready(self, fits: Callable[[Entry], bool]) -> list[Entry]:
-        """Entries in turn up to the first that does not fit, which stays the next one. Never waits."""
+        """Entries in turn up to the first that does not fit, which stays the next one. Never waits.
+
+        Those of tenants ahead of their share come when no other's is left.
+        """
         with self._changed:
             ahead = self._ahead()
-            return self._fill(fits, self._tenants.keys() - ahead) or self._fill(fits, ahead)
+            taken = self._fill(fits, self._tenants.keys() - ahead)
+            return taken + self._fill(fits, ahead) if self._tenants.keys() <= ahead else taken
 
     def observe(self, tokens: int, seconds: float, token_budget: int) -> None:
         """How long the device took for a batch. The device thread's."""
@@ -151,25 +155,24 @@ class FairQueue(Generic[Entry]):
     ) -> list[Entry]:
         """Of these tenants, in turn. ``most``: tokens of those that may not have as many as fit; a first entry may."""
         batch: list[Entry] = []
-        left = Counter(most)
+        had: Counter[str] = Counter()
         turns = deque(tenant for tenant in self._tenants if tenant in tenants)
         while turns:
             tenant = turns.popleft()
-            before = len(batch)
-            end = self._turn(tenant, fits, left.get(tenant, sys.maxsize), batch)
-            if end is _End.FULL:
-                break
-            if end is _End.NO_CREDIT:
-                turns.append(tenant)
-                if tenant in left:
-                    left[tenant] -= sum(entry.tokens for entry in batch[before:])
+            match self._turn(tenant, fits, most.get(tenant, sys.maxsize), had, batch):
+                case _End.FULL:
+                    break
+                case _End.NO_CREDIT:
+                    turns.append(tenant)
         return batch
 
-    def _turn(self, tenant: str, fits: Callable[[Entry], bool], most: int, batch: list[Entry]) -> _End:
+    def _turn(
+        self, tenant: str, fits: Callable[[Entry], bool], most: int, had: Counter[str], batch: list[Entry]
+    ) -> _End:
+        """``had``: tokens that each has in the batch already."""
         line = self._tenants[tenant]
         quantum = self._quantum * self._shares.weight(tenant)
         credit = self._deficit.get(tenant, 0.0) + quantum
-        had = 0
         while line:
             entry = line[0]
             tokens = entry.tokens
@@ -177,7 +180,7 @@ class FairQueue(Generic[Entry]):
                 self._waiting[tenant] -= line.popleft().tokens
             elif tokens > credit:
                 return self._goes_on(tenant, credit, _End.NO_CREDIT)
-            elif had and had + tokens > most:
+            elif had[tenant] and had[tenant] + tokens > most:
                 return self._goes_on(tenant, 0.0, _End.ENOUGH)
             elif not fits(entry):
                 self._deficit[tenant] = credit - quantum
@@ -187,7 +190,7 @@ class FairQueue(Generic[Entry]):
                 self._waiting[tenant] -= tokens
                 self._shares.charge(tenant, tokens)
                 credit -= tokens
-                had += tokens
+                had[tenant] += tokens
         del self._tenants[tenant], self._waiting[tenant]
         self._deficit.pop(tenant, None)
         return _End.NOTHING_LEFT
