@@ -66,8 +66,8 @@ test: setup redis faketime  ## run the tests (ARGS=... for pytest)
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 nightly: setup redis faketime  ## run the tests in their long form, an hour or so (ARGS=... for pytest)
-	@echo "nightly: pytest with XPEFT_NIGHTLY=1"
-	@XPEFT_NIGHTLY=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@echo "nightly: pytest with NIGHTLY=1"
+	@NIGHTLY=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: setup  ## ruff, ruff format and mypy
 	@echo "lint: ruff check, ruff format --check, mypy"

@@ -194,7 +194,7 @@ def test_make_lists_every_target_with_what_it_does(target: str) -> None:
         (["demo", "ONCE=1"], ".venv/bin/python examples/demo.py --once"),
         (["demo", "ONCE=1", "PLM=a/b"], ".venv/bin/python examples/demo.py --once --plm 'a/b'"),
         (["test", "ARGS=-x"], "OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile -x"),
-        (["nightly", "ARGS=-x"], "XPEFT_NIGHTLY=1 OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile -x"),
+        (["nightly", "ARGS=-x"], "NIGHTLY=1 OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile -x"),
         (["serve", "ARGS=--port 9000"], "exec .venv/bin/xpeft serve --port 9000"),
     ],
 )

@@ -113,10 +113,6 @@ def test_the_variables_of_the_clients_are_no_mistake():
     load_settings({}, {"XPEFT_URL": "http://127.0.0.1:8000", "XPEFT_API_KEY": "xp_x"})
 
 
-def test_the_variable_that_makes_tests_long_is_no_mistake():
-    assert load_settings({}, {"XPEFT_NIGHTLY": "1"}) == Settings()
-
-
 def test_every_setting_is_described_once():
     described = describe_settings()
     assert [setting.name for setting in described] == list(Settings.model_fields)

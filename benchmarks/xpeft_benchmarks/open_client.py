@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import uvloop
@@ -15,6 +15,13 @@ from .workers import answer_jobs
 
 _DEADLINE = 60.0
 """Seconds that the last answers may take after the last request; who has none by then counts as unanswered."""
+
+
+class Phase(NamedTuple):
+    """``rates``: of each stream, a second."""
+
+    rates: Sequence[float]
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -36,13 +43,16 @@ class Stream:
         self.statuses.append(status)
 
 
-def arrivals(rates: Sequence[float], seconds: float, seed: int) -> list[tuple[float, int]]:
-    """Poisson arrivals, (seconds from the start, stream), in order; ``rates``: of each stream, a second."""
+def arrivals(phases: Sequence[Phase], seed: int) -> list[tuple[float, int]]:
+    """Poisson arrivals of phases one after the other: (seconds from the start, stream), in order."""
     rng = np.random.default_rng(seed)
     found: list[tuple[float, int]] = []
-    for stream, rate in enumerate(rates):
-        count = rng.poisson(rate * seconds)
-        found += [(float(moment), stream) for moment in rng.uniform(0, seconds, count)]
+    start = 0.0
+    for rates, seconds in phases:
+        for stream, rate in enumerate(rates):
+            moments = start + rng.uniform(0, seconds, rng.poisson(rate * seconds))
+            found += [(float(moment), stream) for moment in moments]
+        start += seconds
     return sorted(found)
 
 
@@ -55,13 +65,13 @@ class OpenLoop:
         self._idle: list[Connection] = []
         self._sent = [0] * len(streams)
 
-    async def run(self, rates: Sequence[float], seconds: float, seed: int) -> list[Stream]:
+    async def run(self, phases: Sequence[Phase], seed: int) -> list[Stream]:
         """Raises: OSError if the server cannot be reached."""
         tallies = [Stream() for _ in self._streams]
         loop = asyncio.get_running_loop()
         start = loop.time()
         pending: set[asyncio.Task[None]] = set()
-        for due, stream in arrivals(rates, seconds, seed):
+        for due, stream in arrivals(phases, seed):
             if (left := start + due - loop.time()) > 0:
                 await asyncio.sleep(left)
             task = loop.create_task(self._send(stream, start, due, tallies[stream]))
@@ -101,7 +111,7 @@ class OpenLoop:
 
 
 class OpenClient:
-    """Jobs: ``load`` the prepared requests of each stream, then ``run`` them at rates."""
+    """Jobs: ``load`` the prepared requests of each stream, then ``run`` phases of rates and seconds."""
 
     def __init__(self, runner: asyncio.Runner) -> None:
         self._runner = runner
@@ -113,7 +123,7 @@ class OpenClient:
             self._loop = OpenLoop(job["host"], job["port"], streams)
             return {"loaded": sum(map(len, streams))}
         assert self._loop is not None
-        tallies = self._runner.run(self._loop.run(job["rates"], job["seconds"], job["seed"]))
+        tallies = self._runner.run(self._loop.run([Phase(*each) for each in job["phases"]], job["seed"]))
         return {
             "streams": [
                 {"due": tally.due, "latencies": tally.latencies, "statuses": tally.statuses} for tally in tallies

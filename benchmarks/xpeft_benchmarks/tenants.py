@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,10 +19,10 @@ from .headed_bank import HEAD, write_headed_bank
 from .popularity import Popularity
 from .registered import register, registered_key
 from .results import Result
-from .rounds import percentiles, ratio
+from .rounds import ratio
 from .server_client import http_request
 from .stretches import RequestsFailed
-from .tenants_results import Flood, Neighbours, after_flood, flood_results, latencies_of, neighbour_results
+from .tenants_results import Flood, Neighbours, due_within, flood_results, neighbour_results
 from .texts import sample_texts
 from .workers import Worker
 from .xpeft_target import XpeftTarget, started
@@ -213,11 +215,11 @@ class _Run:
         quiet = [share] * plan.tenants
         greedy = [_GREED * share, *quiet[1:]]
         self._load_streams(plan.tenants)
-        self._arrive(quiet, self._warm_up, 0)
+        self._arrive([(quiet, self._warm_up)], 0)
         rounds = Neighbours([], [])
         for number in range(plan.rounds):
             for rates, kept in ((quiet, rounds.quiet), (greedy, rounds.greedy))[:: 1 if number % 2 else -1]:
-                kept.append(self._arrive(rates, plan.seconds, plan.seed + number))
+                kept.append(self._arrive([(rates, plan.seconds)], plan.seed + number))
             self._on_step(f"a neighbour: round {number + 1} of {plan.rounds}")
         return neighbour_results(rounds, tenants=plan.tenants, share=share, greed=_GREED, seconds=plan.seconds)
 
@@ -228,17 +230,10 @@ class _Run:
         quiet = [plan.load * capacity / plan.tenants] * plan.tenants
         flood = [_FLOOD * capacity / plan.tenants] * plan.tenants
         self._on_step(f"a flood of {plan.flood_seconds:g} s")
-        before = self._arrive(quiet, plan.seconds, plan.seed)
-        during = self._arrive(flood, plan.flood_seconds, plan.seed + 1)
-        after = self._arrive(quiet, plan.seconds, plan.seed + 2)
-        normal = percentiles(latencies_of(before), [99])[0]
-        return flood_results(
-            Flood(before, during, after),
-            capacity=capacity,
-            times=_FLOOD,
-            seconds=plan.flood_seconds,
-            recovery=after_flood(after, normal),
-        )
+        phases = [(quiet, plan.seconds), (flood, plan.flood_seconds), (quiet, plan.seconds)]
+        whole = self._arrive(phases, plan.seed)
+        bounds = [0.0, plan.seconds, plan.seconds + plan.flood_seconds, math.inf]
+        return flood_results(Flood(*(due_within(whole, *each) for each in pairwise(bounds))), capacity, times=_FLOOD)
 
     def _load(self, name: str, owners: Sequence[int]) -> None:
         requests = self._requests(owners)
@@ -264,8 +259,8 @@ class _Run:
             streams.append(self._requests(owners.tolist()))
         self._opened.ask(job="load", host=client.host, port=client.port, streams=streams)
 
-    def _arrive(self, rates: Sequence[float], seconds: float, seed: int) -> list[dict[str, list[float]]]:
-        answer = self._opened.ask(job="run", rates=list(rates), seconds=seconds, seed=seed)
+    def _arrive(self, phases: Sequence[tuple[Sequence[float], float]], seed: int) -> list[dict[str, list[float]]]:
+        answer = self._opened.ask(job="run", phases=phases, seed=seed)
         streams: list[dict[str, list[float]]] = answer["streams"]
         return streams
 

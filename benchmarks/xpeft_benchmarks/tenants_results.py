@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from .results import Result
 from .rounds import percentiles, ratio
 
 Stretch = list[dict[str, list[float]]]
+Each = TypeVar("Each")
 
 _OK: Final = 200
+_COLUMNS: Final = ("due", "latencies", "statuses")
 _POINTS: Final = (50, 95, 99)
 
 
@@ -23,10 +25,12 @@ class Neighbours(NamedTuple):
     greedy: list[Stretch]
 
 
-class Flood(NamedTuple):
-    before: Stretch
-    during: Stretch
-    after: Stretch
+class Flood(NamedTuple, Generic[Each]):
+    """One of each for the quiet time before, the flood, and the quiet time that follows at once."""
+
+    before: Each
+    during: Each
+    after: Each
 
 
 def latencies_of(stretch: Stretch, *, but_first: bool = False) -> list[float]:
@@ -43,15 +47,24 @@ def statuses_of(stretch: Stretch) -> Counter[int]:
     return Counter(int(status) for stream in stretch for status in stream["statuses"])
 
 
-def after_flood(after: Stretch, normal: float) -> float:
+def due_within(stretch: Stretch, start: float, end: float) -> Stretch:
+    """What was due from ``start`` on and before ``end``, its ``due`` counted from ``start``."""
+    found: Stretch = []
+    for stream in stretch:
+        rows = [row for row in zip(*(stream[name] for name in _COLUMNS), strict=True) if start <= row[0] < end]
+        moved = [(due - start, *rest) for due, *rest in rows]
+        found.append({name: [row[place] for row in moved] for place, name in enumerate(_COLUMNS)})
+    return found
+
+
+def recovery(after: Stretch, normal: float) -> float:
     """Seconds until everything that was sent later was answered with 200 within twice the ``normal`` seconds."""
-    late = [
-        due
-        for stream in after
-        for due, latency, status in zip(stream["due"], stream["latencies"], stream["statuses"], strict=True)
-        if status != _OK or latency > 2 * normal
-    ]
-    return max(late, default=0.0)
+    return max((due for due, latency, status in _rows(after) if status != _OK or latency > 2 * normal), default=0.0)
+
+
+def _rows(stretch: Stretch) -> Iterator[tuple[float, ...]]:
+    for stream in stretch:
+        yield from zip(*(stream[name] for name in _COLUMNS), strict=True)
 
 
 def neighbour_results(rounds: Neighbours, *, tenants: int, share: float, greed: float, seconds: float) -> list[Result]:
@@ -86,10 +99,16 @@ def neighbour_results(rounds: Neighbours, *, tenants: int, share: float, greed: 
     return results
 
 
-def flood_results(flood: Flood, *, capacity: float, times: float, seconds: float, recovery: float) -> list[Result]:
+def flood_results(flood: Flood[Stretch], capacity: float, *, times: float) -> list[Result]:
     """What a server does with more than it can do, and how soon it is well afterwards."""
+    meanings = Flood(
+        before="all tenants within their share",
+        during=f"{times:g} times what the server can do, from all tenants alike",
+        after="within their share again, from the flood's last request on",
+    )
     results = []
-    for name, stretch in flood._asdict().items():
+    for name, meaning in meanings._asdict().items():
+        stretch: Stretch = getattr(flood, name)
         statuses = statuses_of(stretch)
         details: dict[str, float] = {
             **_latency(latencies_of(stretch)),
@@ -97,17 +116,12 @@ def flood_results(flood: Flood, *, capacity: float, times: float, seconds: float
             "other_errors": statuses.total() - statuses[_OK] - statuses[429] - statuses[0],
             "unanswered": statuses[0],
         }
-        ends = (zip(stream["due"], stream["latencies"], strict=True) for stream in stretch)
-        speed = statuses[_OK] / max(due + latency for stream in ends for due, latency in stream)
+        speed = statuses[_OK] / max(due + latency for due, latency, _ in _rows(stretch))
         if name == "during":
             details["goodput_of_capacity"] = round(speed / capacity, 4)
         if name == "after":
-            details["recovery_seconds"] = round(recovery, 2)
-        meaning = {
-            "before": "all tenants within their share",
-            "during": f"{times:g} times what the server can do, for {seconds:g} s, from all tenants alike",
-            "after": "within their share again, from the last answer of the flood on",
-        }[name]
+            normal = percentiles(latencies_of(flood.before), [99])[0]
+            details["recovery_seconds"] = round(recovery(stretch, normal), 2)
         results.append(Result(f"flood {name}", meaning, "requests", [speed], details=details))
     return results
 

@@ -14,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 PREFIX = "XPEFT_"
 # What the commands that talk to a server read: set beside a server's own variables, they are no mistake.
 CLIENT_VARIABLES = frozenset({"XPEFT_URL", "XPEFT_API_KEY"})
-# Asks the tests for their long form, and reaches the servers that they start.
-_TEST_VARIABLES = frozenset({"XPEFT_NIGHTLY"})
 # In a URL: from the colon after the user's name to the last "@" before the path, or a parameter.
 _PASSWORD = re.compile(r"(?<=password=)[^&]+|(?<=:)[^/]+(?=@)")
 
@@ -227,7 +225,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
     known = {setting.variable: setting.name for setting in describe_settings()}
     values: dict[str, object] = {}
     for variable, value in environ.items():
-        if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES | _TEST_VARIABLES:
+        if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES:
             continue
         if variable not in known:
             near = difflib.get_close_matches(variable, [*known, *CLIENT_VARIABLES], n=1, cutoff=0.0)

@@ -11,10 +11,11 @@ from xpeft_benchmarks.tenants import TenantsPlan, run_tenants
 from xpeft_benchmarks.tenants_results import (
     Flood,
     Neighbours,
-    after_flood,
+    due_within,
     flood_results,
     latencies_of,
     neighbour_results,
+    recovery,
 )
 from xpeft_profiles import BankGeometry, open_store
 
@@ -68,18 +69,26 @@ def test_the_others_p95_is_compared_round_by_round() -> None:
     assert list(two.speeds) == [0.5] * 3
 
 
+def test_what_was_due_within_a_time_counts_from_its_start() -> None:
+    whole = [stream((0.5, 1, 200), (2.0, 2, 429), (3.5, 3, 200)), stream((2.5, 4, 200))]
+    assert due_within(whole, 2.0, 3.5) == [stream((0.0, 2, 429)), stream((0.5, 4, 200))]
+    assert [len(each["due"]) for each in due_within(whole, 9, 10)] == [0, 0]
+
+
 def test_a_flood_is_over_when_everything_is_as_before() -> None:
     after = [stream((0.1, 0.9, 200), (0.5, 0.02, 429), (1.5, 0.21, 200), (2.5, 0.05, 200))]
-    assert after_flood(after, normal=0.1) == 1.5
-    assert after_flood([stream((0.1, 0.1, 200))], normal=0.1) == 0.0
+    assert recovery(after, normal=0.1) == 1.5
+    assert recovery([stream((0.1, 0.1, 200))], normal=0.1) == 0.0
 
 
 def test_goodput_is_what_was_answered_until_the_last_answer() -> None:
     during = [stream(*[(number / 100, 0.5, 200 if number % 2 else 429) for number in range(100)])]
-    quiet = [stream((0.0, 0.1, 200))]
-    _, flood, _ = flood_results(Flood(quiet, during, quiet), capacity=50.0, times=5, seconds=1.0, recovery=0.0)
+    quiet = [stream((0.0, 0.1, 200), (1.0, 0.1, 200))]
+    after = [stream((0.3, 0.4, 200), (1.0, 0.1, 200))]
+    _, flood, end = flood_results(Flood(quiet, during, after), 50.0, times=5)
     assert flood.details["goodput_of_capacity"] == pytest.approx(50 / 1.49 / 50, abs=0.001)
     assert (flood.details["refused_429"], flood.details["unanswered"]) == (50, 0)
+    assert end.details["recovery_seconds"] == 0.3
 
 
 @pytest.fixture(scope="module")

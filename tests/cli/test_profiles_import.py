@@ -24,7 +24,7 @@ from xpeft_server.cli import transfer_progress
 from xpeft_server.cli.profiles import app
 
 BANK = "sha256:" + "ab" * 32
-PROFILES = 400_000 if os.environ.get("XPEFT_NIGHTLY") == "1" else 40_000
+PROFILES = 400_000 if os.environ.get("NIGHTLY") == "1" else 40_000
 
 # A line for each batch.
 PROGRAM = """

@@ -21,7 +21,7 @@ from xpeft_profiles import Profile, write_profile_file
 
 BANK = "random:N=12,R=8,seed=1,std=0.3"
 STRANGERS = 31
-ROUNDS = 50 if os.environ.get("XPEFT_NIGHTLY") == "1" else 4
+ROUNDS = 50 if os.environ.get("NIGHTLY") == "1" else 4
 TIGHT_SLOTS = 4
 CPU = ("cpu", "float32")
 GPU = ("cuda", "bfloat16")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 PROFILES = 12
-ROUNDS = 20 if os.environ.get("XPEFT_NIGHTLY") == "1" else 2
+ROUNDS = 20 if os.environ.get("NIGHTLY") == "1" else 2
 CPU = ("cpu", "float32")
 GPU = ("cuda", "bfloat16")
 WAYS: dict[str, dict[str, Any]] = {"greedy": {}, "drawn": {"temperature": 0.9, "seed": 7, "top_k": 20}}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from xpeft_server.engine.backlog import Backlog
 from xpeft_server.engine.errors import LimitReached, Overloaded
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.permits import Permit, Permits
@@ -36,7 +37,8 @@ def enter() -> Iterator[Enter]:
 @pytest.fixture
 def make(clock: Clock) -> Callable[..., Permits]:
     def permits(*, texts: int = 100, tokens: int = 10_000, limits: LimitsOfTenants = ONE_TENANT) -> Permits:
-        return Permits(texts=texts, tokens=tokens, limits=limits, metrics=Metrics(), clock=clock)
+        backlog = Backlog(1.0, least=100, limits=limits)
+        return Permits(texts=texts, tokens=tokens, backlog=backlog, limits=limits, metrics=Metrics(), clock=clock)
 
     return permits
 
@@ -113,6 +115,7 @@ def test_the_first_request_of_a_tenant_may_be_larger_than_its_share(make: Any, e
     permits = make(texts=100, limits=for_all(queue_share=0.1))
     enter(permits.admitted("a", 60))
     enter(permits.admitted("b", 40))
+    assert permits.texts == 100
 
 
 def test_requests_in_flight_are_counted_by_tenant(make: Any, enter: Enter) -> None:
@@ -190,3 +193,22 @@ def test_a_hundred_thousand_tenants_that_were_here_once_are_forgotten(make: Any,
         with permits.admitted(f"t{number}", 1):
             pass
     assert len(permits._accounts) < 3000
+
+
+def test_what_waits_to_be_computed_is_bounded_and_counted_apart(make: Any, enter: Enter) -> None:
+    permits = make()
+    permits._backlog.most = 100
+    first = enter(permits.admitted("a", 1))
+    first.admit_tokens(80)
+    with first.waiting():
+        late = enter(permits.admitted("a", 1))
+        late.admit_tokens(21)
+        with pytest.raises(Overloaded, match="1 s of computing"), late.waiting():
+            pass
+        permits.check_backlog("a")
+        with enter(permits.admitted("b", 1)).waiting():
+            pass
+    permits.check_backlog("a")
+    with late.waiting():
+        assert permits._backlog.taken == 21
+    assert refused(permits, "queue_seconds") == 1

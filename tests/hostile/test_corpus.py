@@ -20,7 +20,7 @@ from xpeft_profiles import decode_record
 HERE = Path(__file__).parent
 KINDS = ("record", "profile_file")
 SEEDS = [path.relative_to(HERE / "corpus") for kind in KINDS for path in sorted((HERE / "corpus" / kind).iterdir())]
-LIMIT = "-max_total_time=300" if os.environ.get("XPEFT_NIGHTLY") == "1" else "-runs=5000"
+LIMIT = "-max_total_time=300" if os.environ.get("NIGHTLY") == "1" else "-runs=5000"
 
 
 def rule_of(kind: str) -> Callable[[bytes], None]:

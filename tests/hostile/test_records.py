@@ -17,7 +17,7 @@ from xpeft_profiles import RecordDamaged, decode_record, encode_record
 from xpeft_profiles.record_layout import CHECKSUM, HEADER, OWN_HEAD, RecordHeader
 from xpeft_profiles.record_reader import read_summary
 
-MUTATIONS = 1_000_000 if os.environ.get("XPEFT_NIGHTLY") == "1" else 20_000
+MUTATIONS = 1_000_000 if os.environ.get("NIGHTLY") == "1" else 20_000
 SIZES = ("blocks", "adapters", "width", "hidden", "classes", "text_bytes")
 EXTREMES = (0, 1, 2, 7, 8, 9, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
 WORDS = (

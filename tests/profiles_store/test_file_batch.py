@@ -24,7 +24,7 @@ from xpeft_profiles import (
 from xpeft_profiles.file_layout import FileLayout
 
 MakeProfile = Callable[..., Any]
-EXAMPLES = 5_000 if os.environ.get("XPEFT_NIGHTLY") == "1" else 150
+EXAMPLES = 5_000 if os.environ.get("NIGHTLY") == "1" else 150
 BANK = "sha256:" + "5a" * 32
 L, N, R, H, C = 2, 11, 3, 4, 2
 SHAPES = {

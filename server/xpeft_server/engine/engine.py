@@ -71,11 +71,13 @@ class Engine:
         self.geometry: BankGeometry = classifier.geometry
         self.info = engine_info(classifier, decoder, limits)
         self._classifier = classifier
+        self._backlog = Backlog(limits.queue_seconds, least=2 * limits.max_batch_tokens, limits=tenants)
         self._permits = Permits(
-            texts=limits.queue_limit, tokens=limits.queue_token_limit, limits=tenants, metrics=metrics
-        )
-        self._backlog = Backlog(
-            limits.queue_seconds, least=2 * limits.max_batch_tokens, limits=tenants, metrics=metrics
+            texts=limits.queue_limit,
+            tokens=limits.queue_token_limit,
+            backlog=self._backlog,
+            limits=tenants,
+            metrics=metrics,
         )
         self._tokenizer = TokenizerStage(classifier.plm.tokenizer)
         self._watch = StoreWatch(store, metrics)
@@ -144,16 +146,15 @@ class Engine:
         with self._permits.admitted(request.profile.tenant, len(request.inputs)) as permit:
             texts = await self._tokenizer.encode(request)
             check_lengths(request, texts, self.info.context_length)
-            tokens = sum(map(len, texts))
-            permit.admit_tokens(tokens)
-            with self._backlog.waiting(request.profile.tenant, tokens):
+            permit.admit_tokens(sum(map(len, texts)))
+            with permit.waiting():
                 profile = self._cache.get(request.profile) or await self._loader.load(request.profile)
                 check_head(profile)
                 return await self._queued(request, texts, profile, accepted)
 
     def check_room(self, tenant: str) -> None:
         """Raises: Overloaded if a request to classify would be refused now, whatever it asks for."""
-        self._backlog.check(tenant, 1)
+        self._permits.check_backlog(tenant)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[News, None]:
         """Go on with a prompt, with one version of the profile, current when the request came or later.

@@ -68,19 +68,18 @@ class Overloaded(EngineError):
     """``reason``: which bound it was, a word of `metrics.REFUSALS`."""
 
     code = "overloaded"
-    reason = "queue"
 
-    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+    def __init__(self, message: str, *, retry_after: float = 1.0, reason: str = "queue") -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.reason = reason
 
 
 class LimitReached(Overloaded):
     code = "tenant_limit"
 
     def __init__(self, reason: str, message: str, *, retry_after: float = 1.0) -> None:
-        super().__init__(message, retry_after=retry_after)
-        self.reason = reason
+        super().__init__(message, retry_after=retry_after, reason=reason)
 
 
 class Unavailable(EngineError):

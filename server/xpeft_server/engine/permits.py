@@ -9,8 +9,10 @@ from typing import Final
 
 from xpeft_server.tenant_limits import LimitsOfTenants
 
+from .backlog import Backlog
 from .errors import Overloaded
 from .metrics import Metrics
+from .room import Room
 from .tenant_account import TenantAccount
 
 _ACCOUNTS: Final = 1024
@@ -20,32 +22,35 @@ _ACCOUNTS: Final = 1024
 class Permit:
     """A request's right to be inside. Its tokens are added when they are known."""
 
-    __slots__ = ("_permits", "account", "tenant", "texts", "tokens")
-
-    def __init__(self, permits: Permits, account: TenantAccount, tenant: str, texts: int) -> None:
+    def __init__(self, permits: Permits, account: TenantAccount, tenant: str) -> None:
         self._permits = permits
-        self.account = account
+        self._account = account
         self.tenant = tenant
-        self.texts = texts
         self.tokens = 0
 
     def admit_tokens(self, count: int) -> None:
         """Raises: Overloaded, LimitReached."""
         self._permits.admit_tokens(self, count)
+        self.spend(count)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Its tokens wait to be computed in one go meanwhile. Raises: Overloaded, LimitReached."""
+        with self._permits.waiting(self):
+            yield
 
     def spend(self, tokens: int) -> None:
-        """Tokens beyond the admitted ones that count against the tenant's rate: the answer's."""
-        self.account.spend(tokens)
+        """Tokens that count against the tenant's rate."""
+        self._account.spend(tokens)
 
 
 class Permits:
     """Bounds what is in the house. Used from the event loop alone.
 
-    A request is let in whole when nothing else is there, however long it is.
-
     Args:
         texts: most texts accepted and not yet answered.
         tokens: most tokens of those.
+        backlog: most computing that waits.
         limits: of each tenant.
         clock: monotonic seconds.
     """
@@ -55,12 +60,14 @@ class Permits:
         *,
         texts: int,
         tokens: int,
+        backlog: Backlog,
         limits: LimitsOfTenants,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._most = {"texts": texts, "tokens": tokens}
-        self._inside = {"texts": 0, "tokens": 0}
+        self._texts = Room("texts", texts, limits)
+        self._tokens = Room("tokens", tokens, limits)
+        self._backlog = backlog.room
         self._limits = limits
         self._refusals = metrics.refusals
         self._clock = clock
@@ -70,12 +77,17 @@ class Permits:
     @property
     def texts(self) -> int:
         """Accepted and not yet answered."""
-        return self._inside["texts"]
+        return self._texts.taken
 
     @property
     def tokens(self) -> int:
         """Of the texts that are inside and were counted."""
-        return self._inside["tokens"]
+        return self._tokens.taken
+
+    def check_backlog(self, tenant: str) -> None:
+        """Raises: Overloaded, LimitReached if nothing more of this tenant may wait to be computed."""
+        with self._counted():
+            self._backlog.check(tenant, 1)
 
     @contextmanager
     def admitted(self, tenant: str, texts: int) -> Iterator[Permit]:
@@ -83,35 +95,38 @@ class Permits:
 
         Raises: Overloaded if it does not fit beside what is in, LimitReached if it is more than its tenant may send.
         """
-        limits, now = self._limits.of(tenant), self._clock()
+        now = self._clock()
         account = self._accounts.get(tenant) or self._open(tenant, now)
         with self._counted():
-            self._check("texts", account, tenant, texts)
-            account.check_rates(limits, now)
-        permit = Permit(self, account, tenant, texts)
-        account.enter(texts)
-        self._inside["texts"] += texts
+            self._texts.check(tenant, texts)
+            account.check(self._limits.of(tenant), now)
+        permit = Permit(self, account, tenant)
+        account.enter()
+        self._texts.take(tenant, texts)
         try:
             yield permit
         finally:
-            account.leave(permit.texts, permit.tokens)
-            self._inside["texts"] -= permit.texts
-            self._inside["tokens"] -= permit.tokens
+            account.leave()
+            self._texts.leave(tenant, texts)
+            self._tokens.leave(tenant, permit.tokens)
 
     def admit_tokens(self, permit: Permit, count: int) -> None:
         """See `Permit.admit_tokens`."""
         with self._counted():
-            self._check("tokens", permit.account, permit.tenant, count)
+            self._tokens.check(permit.tenant, count)
         permit.tokens += count
-        permit.account.inside["tokens"] += count
-        permit.account.spend(count)
-        self._inside["tokens"] += count
+        self._tokens.take(permit.tenant, count)
 
-    def _check(self, unit: str, account: TenantAccount, tenant: str, count: int) -> None:
-        inside, most = self._inside[unit], self._most[unit]
-        if inside and inside + count > most:
-            raise Overloaded(f"{inside} {unit} are waiting and {count} more would pass the limit of {most}")
-        account.check_share(unit, count, most - (inside - account.inside[unit]), self._limits.of(tenant))
+    @contextmanager
+    def waiting(self, permit: Permit) -> Iterator[None]:
+        """See `Permit.waiting`."""
+        with self._counted():
+            self._backlog.check(permit.tenant, permit.tokens)
+        self._backlog.take(permit.tenant, permit.tokens)
+        try:
+            yield
+        finally:
+            self._backlog.leave(permit.tenant, permit.tokens)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""What a tenant has in the house, and what it may still send."""
+"""What a tenant may still send: how many requests at once, and how much in a second."""
 
 from __future__ import annotations
 
@@ -12,56 +12,42 @@ class TenantAccount:
     """Counts of one tenant; its limits come with each call, for they may have changed. ``now``: monotonic seconds.
 
     Attributes:
-        requests, inside: requests accepted and not yet answered, and their texts and tokens.
+        requests: accepted and not yet answered.
     """
 
-    __slots__ = ("_room", "_work", "inside", "requests")
+    __slots__ = ("_sent", "_spent", "requests")
 
     def __init__(self, now: float) -> None:
         self.requests = 0
-        self.inside = {"texts": 0, "tokens": 0}
-        self._room = TokenBucket(now)
-        self._work = TokenBucket(now)
+        self._sent = TokenBucket(now)
+        self._spent = TokenBucket(now)
 
-    def check_share(self, unit: str, count: int, left: int, limits: TenantLimits) -> None:
-        """Whether so much more fits into the tenant's part of what others leave. A first request always does.
-
-        Raises: LimitReached.
-        """
-        mine, most = self.inside[unit], int(left * limits.queue_share)
-        if mine and mine + count > most:
-            message = f"{mine} {unit} of this tenant are waiting and {count} more would pass its share of {most}"
-            raise LimitReached("queue_share", message)
-
-    def check_rates(self, limits: TenantLimits, now: float) -> None:
+    def check(self, limits: TenantLimits, now: float) -> None:
         """Raises: LimitReached if one more request is too many now."""
         most = limits.concurrent_requests
         if most is not None and self.requests >= most:
             raise LimitReached("concurrency", f"{self.requests} requests of this tenant are open, {most} may be")
-        for reason, rate, wait in (
-            ("request_rate", limits.requests_per_second, self._room.wait(limits.requests_per_second, 1.0, now)),
-            ("token_rate", limits.tokens_per_second, self._work.wait(limits.tokens_per_second, 0.0, now)),
+        for unit, rate, wait in (
+            ("request", limits.requests_per_second, self._sent.wait(limits.requests_per_second, 1.0, now)),
+            ("token", limits.tokens_per_second, self._spent.wait(limits.tokens_per_second, 0.0, now)),
         ):
             if wait:
-                unit = reason.partition("_")[0]
-                raise LimitReached(reason, f"this tenant may send {rate:g} {unit}s a second", retry_after=wait)
+                message = f"this tenant may send {rate:g} {unit}s a second"
+                raise LimitReached(f"{unit}_rate", message, retry_after=wait)
 
-    def enter(self, texts: int) -> None:
-        self._room.spend(1.0)
+    def enter(self) -> None:
+        """One more request."""
+        self._sent.spend(1.0)
         self.requests += 1
-        self.inside["texts"] += texts
 
-    def leave(self, texts: int, tokens: int) -> None:
+    def leave(self) -> None:
         self.requests -= 1
-        self.inside["texts"] -= texts
-        self.inside["tokens"] -= tokens
 
     def spend(self, tokens: int) -> None:
         """Tokens that count against the rate."""
-        self._work.spend(tokens)
+        self._spent.spend(tokens)
 
     def is_idle(self, limits: TenantLimits, now: float) -> bool:
         """Whether nothing would be lost if it were forgotten."""
-        if self.requests:
-            return False
-        return self._room.is_full(limits.requests_per_second, now) and self._work.is_full(limits.tokens_per_second, now)
+        full = self._sent.is_full(limits.requests_per_second, now)
+        return not self.requests and full and self._spent.is_full(limits.tokens_per_second, now)

@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 OPERATIONS = 1_000
-ROUNDS = 20 if os.environ.get("XPEFT_NIGHTLY") == "1" else 1
+ROUNDS = 20 if os.environ.get("NIGHTLY") == "1" else 1
 CLIENTS = 6
 NAMES = 5
 _rounds = count()

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-EXAMPLES = 2_000 if os.environ.get("XPEFT_NIGHTLY") == "1" else 150
+EXAMPLES = 2_000 if os.environ.get("NIGHTLY") == "1" else 150
 SECONDS = 5.0
 """For one request, on a machine that has other things to do; the model is tiny."""
 BUSY_SECONDS = 3.0

@@ -15,7 +15,7 @@ from xpeft_server.api.access import ACCESS, CANCEL, JOB, PROFILE, PUBLIC
 
 load_all_checks()
 
-EXAMPLES = 300 if os.environ.get("XPEFT_NIGHTLY") == "1" else 8
+EXAMPLES = 300 if os.environ.get("NIGHTLY") == "1" else 8
 DOCUMENT = "/openapi.json"
 # They take nothing, or any text.
 FORBID_NOTHING = ("/health", "/ready", "/info", "/metrics", JOB, CANCEL)

@@ -21,7 +21,7 @@ import pytest
 
 from xpeft_profiles import BankGeometry, BankMismatch, ProfileInvalid, read_profile_file
 
-UPLOADS = 20_000 if os.environ.get("XPEFT_NIGHTLY") == "1" else 600
+UPLOADS = 20_000 if os.environ.get("NIGHTLY") == "1" else 600
 PAGE = 4096
 Make = Callable[[bytes, random.Random], bytes]
 
