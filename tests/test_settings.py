@@ -61,6 +61,15 @@ def test_values_are_parsed_to_their_types():
         ("metrics_open", "perhaps"),
         ("metrics_top_profiles", "-1"),
         ("log_level", "loud"),
+        ("log_format", "xml"),
+        ("access_log", "perhaps"),
+        ("trace_sample_ratio", "1.01"),
+        ("trace_sample_ratio", "-0.1"),
+        ("profile_batches", "0"),
+        ("otlp_endpoint", "collector:4318"),
+        ("otlp_endpoint", "grpc://collector:4317"),
+        ("otlp_endpoint", "http://"),
+        ("otlp_endpoint", "http://collector:4318/?a=b"),
     ],
 )
 @pytest.mark.parametrize("by_variable", [True, False])
@@ -120,7 +129,7 @@ def test_every_setting_is_described_once():
         assert setting.help
         assert setting.variable == "XPEFT_" + setting.name.upper()
         assert setting.option == "--" + setting.name.replace("_", "-")
-    assert {setting.name for setting in described if setting.is_flag} == {"metrics_open"}
+    assert {setting.name for setting in described if setting.is_flag} == {"metrics_open", "access_log"}
 
 
 def test_a_described_default_is_one_that_can_be_typed():
@@ -141,3 +150,9 @@ def test_a_described_default_is_one_that_can_be_typed():
 )
 def test_the_password_of_the_store_is_not_shown(store, shown):
     assert Settings(store=store).store_shown == shown
+
+
+def test_a_collectors_credentials_are_refused_without_being_shown():
+    with pytest.raises(SettingsInvalid, match="OTEL_EXPORTER_OTLP_HEADERS") as refused:
+        load_settings({"otlp_endpoint": "https://user:hush@collector:4318"}, {})
+    assert "hush" not in str(refused.value)

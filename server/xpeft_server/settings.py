@@ -8,8 +8,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 PREFIX = "XPEFT_"
 # What the commands that talk to a server read: set beside a server's own variables, they are no mistake.
@@ -134,6 +135,35 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severity that is logged: debug, info, warning or error"
     )
+    log_format: Literal["auto", "json", "pretty"] = Field(
+        default="auto", description="lines of the log: json, pretty, or auto, which is pretty on a terminal only"
+    )
+    access_log: bool = Field(default=False, description="log a line for each request")
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="collector that gets traces by OTLP over HTTP, like http://localhost:4318; none: nothing is traced",
+    )
+    trace_sample_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="part of the requests that is traced where the client does not say whether"
+    )
+    profile_trace: Path | None = Field(
+        default=None, description="file that gets a torch profiler's trace of --profile-batches batches and steps"
+    )
+    profile_batches: int = Field(
+        default=20, ge=1, le=10_000, description="batches and steps of generation in that trace"
+    )
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_collector(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("it must be like http://HOST:4318")
+        if parts.username is not None:
+            raise ValueError("credentials belong into OTEL_EXPORTER_OTLP_HEADERS")
+        return url
 
     @model_validator(mode="after")
     def _possible_as_a_whole(self) -> Self:
@@ -242,6 +272,5 @@ def _reason(error: dict[str, object]) -> str:
     if not isinstance(location, tuple) or not location:
         return message
     name = str(location[0])
-    return (
-        f"{name} = {error['input']!r} cannot be used: {message} (--{name.replace('_', '-')} or {PREFIX}{name.upper()})"
-    )
+    value = _PASSWORD.sub("***", repr(error["input"]))
+    return f"{name} = {value} cannot be used: {message} (--{name.replace('_', '-')} or {PREFIX}{name.upper()})"

@@ -30,9 +30,12 @@ FAMILIES = {
     "profile_load_seconds": "histogram",
     "requests_running": "gauge",
     "requests_waiting": "gauge",
+    "capacity": "gauge",
+    "unverified_answers": "counter",
     "profiles_resident": "gauge",
     "kv_tokens": "gauge",
     "preemptions": "counter",
+    "trace_spans": "counter",
     "tuning_jobs": "counter",
     "tuning_jobs_unfinished": "gauge",
     "store_up": "gauge",
@@ -97,6 +100,18 @@ def test_the_chosen_kernels_are_shown_and_replaced():
     metrics.set_kernels({"apply_adapters": "triton"})
     (sample,) = families(metrics)["xpeft_kernel_info"].samples
     assert (sample.labels, sample.value) == ({"operator": "apply_adapters", "implementation": "triton"}, 1)
+
+
+def test_how_much_there_is_room_for_is_shown():
+    metrics = Metrics()
+    metrics.set_capacity({"queue_texts": 1024, "queue_tokens": 4096, "slots": 8, "sequences": 0})
+    samples = families(metrics)["xpeft_capacity"].samples
+    assert {sample.labels["resource"]: sample.value for sample in samples} == {
+        "queue_texts": 1024,
+        "queue_tokens": 4096,
+        "slots": 8,
+        "sequences": 0,
+    }
 
 
 def test_a_route_that_nobody_expects_cannot_be_observed():

@@ -38,6 +38,8 @@ async def test_a_draining_server_is_not_ready_and_takes_nothing_new(client, drai
     for method, path in [("POST", "/v1/classify"), ("GET", "/v1/profiles"), ("PUT", "/v1/profiles/a")]:
         refused = await client.request(method, path)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        # Else a client that keeps its connections would find no other server before this one has gone.
+        assert refused.headers["connection"] == "close"
         assert refused.json()["error"]["code"] == "draining"
     assert (await client.get("/health")).status_code == 200
     assert (await client.get("/metrics")).status_code == 200

@@ -39,6 +39,12 @@ def test_the_help_has_every_setting_with_its_default_and_variable():
         (["--api-keys", "nowhere.json"], {}, ["nowhere.json", "No such file"]),
         (["--store", "ftp://x"], {}, ["ftp://x"]),
         (["--host", "256.0.0.1", "--api-keys", "KEYS"], {}, ["256.0.0.1"]),
+        (["--profile-trace", "nowhere/trace.json"], {}, ["profile_trace = 'nowhere/trace.json'", "No such file"]),
+        (["--profile-trace", "."], {}, ["profile_trace = '.'", "is a folder"]),
+        (["--profile-trace", "/proc/trace.json"], {}, ["profile_trace = '/proc/trace.json'", "cannot be written"]),
+        (["--otlp-endpoint", "collector"], {}, ["otlp_endpoint = 'collector'", "http://HOST:4318"]),
+        (["--otlp-endpoint", "http://c:4318"], {"OTEL_EXPORTER_OTLP_HEADERS": "x"}, ["HEADERS: item 1 is not NAME"]),
+        (["--otlp-endpoint", "http://c:4318"], {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "9999"}, ["OTEL_ variable", "max_"]),
     ],
 )
 def test_a_start_that_cannot_be_is_refused_with_code_2_and_key_and_value(tmp_path, arguments, env, words):

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -65,16 +66,28 @@ running_server.build_engine = lambda settings, store, metrics, tenants, on_death
 main.app()
 """
 
+STILL_LOADING = """
+import threading
+from xpeft_server.cli import main, running_server
+
+def load(*arguments, **more):
+    print("loading", flush=True)
+    threading.Event().wait()
+
+running_server.build_engine = load
+main.app()
+"""
+
 
 class Process:
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, program=PROGRAM):
         env = {name: value for name, value in os.environ.items() if not name.startswith("XPEFT_")}
-        command = [sys.executable, "-c", PROGRAM, "serve", "--port", "0", "--store", "memory://", *arguments]
+        command = [sys.executable, "-c", program, "serve", "--port", "0", "--store", "memory://", *arguments]
         self.popen = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1, env=env
         )
         self.line = self.popen.stdout.readline()
-        self.url = re.search(r"http://\S+", self.line)[0]
+        self.url = "".join(re.findall(r"http://\S+", self.line))
 
     def call(self, path, body=None, key=None):
         headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
@@ -99,8 +112,8 @@ class Process:
 def start():
     started = []
 
-    def build(*arguments):
-        started.append(Process(*arguments))
+    def build(*arguments, **more):
+        started.append(Process(*arguments, **more))
         return started[-1]
 
     yield build
@@ -127,6 +140,13 @@ def test_a_server_says_where_it_is_and_ends_with_0_when_asked_to(start, number):
     assert code == 0
     assert time.monotonic() - began < 10
     assert "Traceback" not in err
+
+
+def test_a_server_that_loads_its_model_ends_with_0_when_asked_to(start):
+    server = start(program=STILL_LOADING)
+    assert server.line == "loading\n"
+    server.popen.send_signal(signal.SIGTERM)
+    assert server.ends()[0] == 0
 
 
 def test_what_is_in_flight_is_answered_and_nothing_new_is_taken(start, pool):
@@ -177,6 +197,26 @@ def test_a_dead_engine_ends_the_process_with_1(start):
     server = start()
     server.popen.send_signal(signal.SIGUSR2)
     assert server.ends()[0] == 1
+
+
+def test_a_collector_that_is_not_there_holds_up_neither_a_request_nor_the_end(start):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    server = start("--otlp-endpoint", endpoint, "--drain-seconds", "3")
+    server.popen.send_signal(signal.SIGUSR1)
+    began = time.monotonic()
+    assert [server.classify()[0] for _ in range(50)] == [200] * 50
+    assert time.monotonic() - began < 10
+    began = time.monotonic()
+    server.popen.send_signal(signal.SIGTERM)
+    code, _, err = server.ends()
+    assert code == 0
+    assert time.monotonic() - began < 3
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert [line["message"] for line in lines if line["level"] == "warning"][-1:] == [
+        "the last spans were not sent: the collector did not take them in time"
+    ]
 
 
 def test_a_key_is_taken_and_revoked_without_a_restart(start, tmp_path):

@@ -42,6 +42,7 @@ async def test_nothing_is_left_of_thousands_of_requests_during_an_outage(
         assert all(isinstance(answer, Unavailable) for answer in answers[1::2])
     del answers
     gc.collect()
+    assert engine.metrics.unverified_answers._value.get() == 50 + 40 * 25
     # Each request that left something behind would leave 2,000 of it.
     assert len(asyncio.all_tasks()) <= tasks + 2
     assert len(gc.get_objects()) < objects + 500

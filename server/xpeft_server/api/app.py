@@ -36,6 +36,7 @@ from .routes import (
     profile_operations,
     tuning_operations,
 )
+from .spans import Spans
 from .trace import Trace
 from .tuner_port import TunerPort
 
@@ -51,12 +52,14 @@ def create_app(
     audit: AuditLog,
     tenants: LimitsOfTenants = ONE_TENANT,
     drain: Drain | None = None,
+    spans: Spans | None = None,
 ) -> FastAPI:
     """Put the HTTP layer together. Whoever calls it starts and stops engine, store, tuner, keys and audit.
 
     Args:
         tenants: how many profiles each may have.
         drain: shared with whoever stops the server; a server without one never drains.
+        spans: where requests are traced; None traces nothing.
     """
     drain = drain or Drain()
     app = DocumentedApi(title="X-PEFT server", version=version("xpeft-server"))
@@ -76,5 +79,5 @@ def create_app(
     public = PUBLIC | {"/metrics"} if settings.metrics_open else PUBLIC
     app.add_middleware(Gate, keys=keys, public=public, drain=drain)
     app.add_middleware(Audit, log=audit)
-    app.add_middleware(Trace, metrics=metrics)
+    app.add_middleware(Trace, metrics=metrics, access_log=settings.access_log, spans=spans)
     return app

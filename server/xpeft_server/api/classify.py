@@ -38,13 +38,14 @@ class Classifier:
         data = await read_body(
             scope, request.receive, limit=self._max_bytes, media_type=JSON, seconds=self._body_seconds
         )
-        tenant = context_of(scope).principal.tenant
+        context = context_of(scope)
+        tenant = context.principal.tenant
         # Before it costs anything to know what is asked: what is refused takes processors from what is computed.
         self._engine.check_room(tenant)
         body = parse_json(data, ClassifyBody)
-        name = asked_profile(body.profile, body.model)
+        name = context.profile = asked_profile(body.profile, body.model)
         inputs = self._inputs(body)
-        asked = ClassifyRequest(ProfileKey(tenant, name), inputs, body.truncate)
+        asked = ClassifyRequest(ProfileKey(tenant, name), inputs, body.truncate, context.journey)
         answer = await unless_client_leaves(request.receive, self._engine.classify(asked))
         self._metrics.profile_requests.count(tenant, name)
         return json_reply(_document(name, answer), headers=_headers(answer))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from starlette.types import Scope
+
+from xpeft_server.engine.requests import Journey
 
 from .access import template_of
 from .auth import NOBODY, Principal
 from .ids import new_id
 
 _KEY: Final = "xpeft"
+_NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -26,9 +31,15 @@ class Change(NamedTuple):
 
 
 class RequestContext:
-    """One request: its id, its path's template, when it began (``perf_counter`` seconds), who asks, what it changed."""
+    """One request: its id, its path's template, when it began (``perf_counter`` seconds), who asks, what it changed.
 
-    __slots__ = ("change", "principal", "request_id", "started", "template")
+    Attributes:
+        profile: the profile that it is about, if it names one.
+        journey: what the engine notes of it.
+        trace_labels: of its span, if it has one.
+    """
+
+    __slots__ = ("change", "journey", "principal", "profile", "request_id", "started", "template", "trace_labels")
 
     def __init__(self, scope: Scope) -> None:
         self.started = time.perf_counter()
@@ -36,7 +47,15 @@ class RequestContext:
         self.template = template_of(scope["path"])
         self.principal: Principal = NOBODY
         self.change: Change | None = None
+        self.profile: str | None = None
+        self.journey = Journey(self.request_id.decode())
+        self.trace_labels: Mapping[str, str] = _NO_LABELS
         scope[_KEY] = self
+
+    def labels(self) -> dict[str, str]:
+        """What logs say of it."""
+        labels = {"request_id": self.journey.id, "tenant": self.principal.tenant, **self.trace_labels}
+        return {name: value for name, value in labels.items() if value}
 
 
 def context_of(scope: Scope) -> RequestContext:

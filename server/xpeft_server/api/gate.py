@@ -39,7 +39,9 @@ class Gate:
         else:
             self._check(scope["method"], template, EVERYBODY)
         if self._drain.begun and template not in WHILE_DRAINING:
-            raise ApiError(503, "draining", "the server is stopping", headers={"Retry-After": "1"})
+            # On a connection that stays open the client would come here again, and not to another server.
+            leave = {"Retry-After": "1", "Connection": "close"}
+            raise ApiError(503, "draining", "the server is stopping", headers=leave)
         self._drain.enter()
         try:
             await self._app(scope, receive, send)

@@ -106,7 +106,9 @@ def generate_request(
     logprobs: int | None,
 ) -> GenerateRequest:
     """What the caller's tenant asks of one of its profiles, or of the bare model by the name ``base``."""
-    tenant = context_of(request.scope).principal.tenant
+    context = context_of(request.scope)
+    context.profile = name
+    tenant = context.principal.tenant
     return GenerateRequest(
         tenant=tenant,
         profile=None if name == RESERVED else ProfileKey(tenant, name),
@@ -115,6 +117,7 @@ def generate_request(
         sampling=body.rule(logprobs),
         seed=body.seed,
         stop=body.stops(),
+        journey=context.journey,
     )
 
 

@@ -38,7 +38,9 @@ class Jobs:
 
     async def submit(self, request: Request) -> Reply:
         scope = request.scope
-        profile = ProfileKey(context_of(scope).principal.tenant, profile_to_write(scope))
+        context = context_of(scope)
+        context.profile = profile_to_write(scope)
+        profile = ProfileKey(context.principal.tenant, context.profile)
         match = match_of(scope)
         data = await read_body(
             scope, request.receive, limit=self._max_bytes, media_type=JSON, seconds=self._body_seconds

@@ -84,7 +84,7 @@ class Profiles:
         return json_reply(document, status=status, headers=[etag(outcome.version)])
 
     async def _put(self, request: Request) -> tuple[ProfileKey, PutOutcome, Profile, int]:
-        key = ProfileKey(context_of(request.scope).principal.tenant, profile_to_write(request.scope))
+        key = _key(request, profile_to_write(request.scope))
         match = match_of(request.scope)
         data = await read_body(
             request.scope, request.receive, limit=self._max_bytes, media_type=FILE, seconds=self._body_seconds
@@ -101,7 +101,7 @@ class Profiles:
         return profile, len(encode_record(profile))
 
     async def get(self, request: Request) -> Reply:
-        key = _key(request)
+        key = _key(request, profile_in_path(request.scope))
         stored = await self._store.get(key)
         if stored is None:
             raise no_such_profile(key.name)
@@ -126,7 +126,7 @@ class Profiles:
             raise DamagedProfile(message, param="name") from error
 
     async def delete(self, request: Request) -> Reply:
-        key = _key(request)
+        key = _key(request, profile_in_path(request.scope))
         match: Match = match_of(request.scope)
         if not await self._store.delete(key, match=match):
             raise no_such_profile(key.name)
@@ -157,8 +157,10 @@ class Profiles:
         }
 
 
-def _key(request: Request) -> ProfileKey:
-    return ProfileKey(context_of(request.scope).principal.tenant, profile_in_path(request.scope))
+def _key(request: Request, name: str) -> ProfileKey:
+    context = context_of(request.scope)
+    context.profile = name
+    return ProfileKey(context.principal.tenant, name)
 
 
 def _only(versions: tuple[str, ...] | None) -> str | None:

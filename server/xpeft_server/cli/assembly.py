@@ -20,6 +20,8 @@ from xpeft_server.model.slots import adapter_form
 from xpeft_server.settings import Settings, SettingsInvalid
 from xpeft_server.tenant_limits import ONE_TENANT, LimitsOfTenants
 
+from .profile_trace import build_profiler
+
 
 def choose_device(name: str) -> torch.device:
     """``auto`` is the GPU where there is one. Raises: SettingsInvalid if cuda was asked for and is not there."""
@@ -92,6 +94,7 @@ def build_engine(
         tenants=tenants,
         metrics=metrics,
         device=device,
+        profiler=build_profiler(settings),
         on_death=on_death,
     )
 

@@ -11,6 +11,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -31,6 +32,7 @@ from xpeft_server.tenant_limits import LimitsFile, LimitsOfTenants
 from .assembly import build_engine
 from .http_server import HttpServer
 from .listening import address_of
+from .tracing import Tracing
 from .tuner_assembly import build_tuner
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,9 @@ _CLOSING_SECONDS: Final = 1
 _CLOSING_SHARE: Final = 0.25
 # The store is told of interrupted tuning jobs even where there is no time to drain.
 _TELLING_SECONDS: Final = 0.5
+# Spans that wait are sent while there is time to drain, but not for long, and for a moment even where there is none.
+_FLUSH_SECONDS: Final = 2.0
+_LEAST_FLUSH_SECONDS: Final = 0.25
 _SWITCH_SECONDS: Final = 0.001
 
 
@@ -51,6 +56,9 @@ class RunningServer:
     Raises: SettingsInvalid, ModelError or BankError if the engine cannot be built.
     """
 
+    _died = False
+    _drained_by = float("inf")  # monotonic seconds
+
     def __init__(
         self,
         settings: Settings,
@@ -59,6 +67,8 @@ class RunningServer:
         keys: Keys,
         tenants: LimitsOfTenants,
         audit: AuditLog,
+        metrics: Metrics,
+        tracing: Tracing | None,
         socket: socket.socket,
         tls: ssl.SSLContext | None,
         environ: Mapping[str, str],
@@ -67,13 +77,12 @@ class RunningServer:
         self._store = store
         self._keys = keys
         self._audit = audit
+        self._tracing = tracing
         self._socket = socket
         self._scheme = "http" if tls is None else "https"
         self._drain = Drain()
         self._stop = asyncio.Event()
-        self._died = False
         self._watched = [each for each in (keys, tenants) if isinstance(each, KeyRing | LimitsFile)]
-        metrics = Metrics(top_profiles=settings.metrics_top_profiles)
         self._engine: Engine = build_engine(settings, store, metrics, tenants=tenants, on_death=self._engine_died)
         self._tuner = build_tuner(settings, self._engine, store, metrics, tenants=tenants, environ=environ)
         app = create_app(
@@ -86,6 +95,7 @@ class RunningServer:
             metrics=metrics,
             audit=audit,
             drain=self._drain,
+            spans=None if tracing is None else tracing.spans,
         )
         self._http = HttpServer(app, tls=tls, closing_seconds=_CLOSING_SECONDS, announce=self._announce)
 
@@ -118,6 +128,9 @@ class RunningServer:
             await self._tuner.close()
             await self._store.close()
             self._audit.close()
+            if self._tracing is not None:
+                left = self._drained_by - time.monotonic()
+                await asyncio.to_thread(self._tracing.close, max(_LEAST_FLUSH_SECONDS, min(left, _FLUSH_SECONDS)))
 
     def _signalled(self, number: int) -> None:
         log.info("%s: stopping; another one stops at once", signal.Signals(number).name)
@@ -133,6 +146,7 @@ class RunningServer:
     async def _leave(self) -> None:
         """Let what is inside finish, tell whoever still waits, close."""
         seconds = self._settings.drain_seconds
+        self._drained_by = time.monotonic() + seconds
         _end_by_force_after(seconds + _CLOSING_SECONDS)
         self._drain.begin()
         grace = seconds - min(_CLOSING_SECONDS, seconds * _CLOSING_SHARE)

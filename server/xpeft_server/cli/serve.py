@@ -5,16 +5,16 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import signal
 import sys
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from xpeft_server.log_lines import configure_logging, format_for
 from xpeft_server.settings import SettingDescription, Settings, SettingsInvalid, describe_settings, load_settings
 
 app = typer.Typer(pretty_exceptions_show_locals=False)
-
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def serve(**options: Any) -> None:
@@ -30,6 +30,8 @@ def serve(**options: Any) -> None:
     except SettingsInvalid as error:
         _refuse(error)
     _configure_logging(settings)
+    # As a container's first process it would not even end by it, and there is nothing to finish yet.
+    signal.signal(signal.SIGTERM, lambda *_: _end(0))
     _end(_run(settings))
 
 
@@ -39,13 +41,19 @@ def _run(settings: Settings) -> int:
     from xpeft_server.api.auth import NoKeys
     from xpeft_server.api.key_file import KeysInvalid
     from xpeft_server.api.key_ring import KeyRing
+    from xpeft_server.engine.metrics import Metrics
     from xpeft_server.tenant_limits import LimitsInvalid, choose_tenant_limits
 
     from .audit_assembly import build_audit
     from .listening import bind
+    from .profile_trace import prepare_profile_trace
     from .tls import tls_context
+    from .tracing import build_tracing
 
+    metrics = Metrics(top_profiles=settings.metrics_top_profiles)
     try:
+        prepare_profile_trace(settings, os.environ)
+        tracing = build_tracing(settings, os.environ, metrics)
         tls = tls_context(settings)
         audit = build_audit(settings)
         keys = NoKeys() if settings.api_keys is None else KeyRing(settings.api_keys)
@@ -66,6 +74,8 @@ def _run(settings: Settings) -> int:
             keys=keys,
             tenants=tenants,
             audit=audit,
+            metrics=metrics,
+            tracing=tracing,
             socket=socket,
             tls=tls,
             environ=os.environ,
@@ -92,8 +102,10 @@ def _refuse(error: Exception | str) -> NoReturn:
 
 
 def _configure_logging(settings: Settings) -> None:
-    logging.basicConfig(format=_LOG_FORMAT, level=settings.log_level.upper())
+    configure_logging(format_for(settings.log_format, sys.stderr), settings.log_level, sys.stderr)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # Who asks for it gets it, whatever else is logged.
+    logging.getLogger("xpeft.access").setLevel(logging.INFO)
 
 
 def _option(setting: SettingDescription) -> inspect.Parameter:

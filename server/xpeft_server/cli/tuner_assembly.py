@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 from xpeft_profiles import ProfileStore
@@ -9,6 +10,7 @@ from xpeft_server.api.engine_port import EnginePort
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.jobs.publisher import Publisher
 from xpeft_server.jobs.tuner import Tuner
+from xpeft_server.log_lines import format_for
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import LimitsOfTenants
 
@@ -35,6 +37,7 @@ def build_tuner(
         "device": engine.info.device.partition(":")[0],
         "share": settings.tuning_share,
         "log_level": settings.log_level,
+        "log_format": format_for(settings.log_format, sys.stderr),
     }
     return Tuner(
         store,

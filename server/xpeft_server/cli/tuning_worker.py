@@ -15,6 +15,7 @@ import sys
 import time
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
+from xpeft_server.log_lines import configure_logging
 from xpeft_server.settings import SettingsInvalid
 
 from .device_share import DeviceShare, run_when_idle
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG: Final = 1
 _TOLD_SECONDS: Final = 0.1  # at least between two words about progress
-_LOG_FORMAT: Final = "%(asctime)s %(levelname)s tuning worker: %(message)s"
 
 
 class Model(NamedTuple):
@@ -175,7 +175,7 @@ def main() -> None:
     if first is None:
         return
     setup = first.message
-    logging.basicConfig(format=_LOG_FORMAT, level=setup["log_level"].upper())
+    configure_logging(setup["log_format"], setup["log_level"], sys.stderr, process="tuning worker")
     if not setup["device"].startswith("cuda"):
         run_when_idle()
     worker = Worker(setup, answers)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .requests import Classification
+from .requests import Classification, ClassifyAnswer
+from .ticket import Ticket
 
 
 def classification(logits: NDArray[np.float32], labels: tuple[str, ...]) -> Classification:
@@ -20,3 +21,17 @@ def classification(logits: NDArray[np.float32], labels: tuple[str, ...]) -> Clas
     probs = tuple((shifted / shifted.sum()).tolist())
     best = int(logits.argmax())
     return Classification(labels[best], probs[best], probs, len(labels))
+
+
+def answer_of(ticket: Ticket) -> ClassifyAnswer:
+    """The answer to a request whose texts have all been computed."""
+    labels = ticket.profile.labels or ()
+    return ClassifyAnswer(
+        profile_version=ticket.profile.version,
+        labels=labels,
+        data=tuple(classification(each, labels) for each in ticket.logits if each is not None),
+        prompt_tokens=ticket.tokens,
+        queue_time=ticket.waited,
+        inference_time=ticket.inference_time,
+        verified=ticket.fresh,
+    )

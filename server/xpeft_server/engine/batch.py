@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .journey import Stage
 from .ticket import Entry
 
 Outcome = NDArray[np.float32] | Exception
@@ -16,10 +17,14 @@ Outcome = NDArray[np.float32] | Exception
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """Outcomes in the order of the batch's entries; ``seconds`` on the device, filling of slots included."""
+    """Outcomes in the order of the batch's entries; ``seconds`` on the device, filling of slots included.
+
+    ``stages``: what these seconds went into; more than one of a kind where the batch was computed in parts.
+    """
 
     outcomes: list[Outcome]
     seconds: float
+    stages: list[Stage]
 
 
 @dataclass(frozen=True, eq=False)

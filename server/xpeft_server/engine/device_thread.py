@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -13,8 +14,10 @@ from xpeft_server.model.slots import SlotFill
 
 from .batch import Batch, Computed, Outcome
 from .device_memory import is_out_of_memory, reclaim_memory
+from .device_profiler import DeviceProfiler
 from .errors import Unavailable, WrongBank
 from .generation.generation import Generation
+from .journey import Stage
 from .metrics import Metrics
 from .queue import FairQueue
 from .slot_table import SlotTable
@@ -31,6 +34,7 @@ class DeviceThread:
             workers for every thread that ever computed, and lets them sleep between two operations (1.4 times the
             time for a single text) once there are more of them than cores.
         generation: None where the model does not generate.
+        profiler: records the batches and steps.
         on_taken: called in the event loop with each batch when it is taken.
         on_death: called in the event loop if the thread ends otherwise than by the queue's closing.
     """
@@ -45,6 +49,7 @@ class DeviceThread:
         max_batch_tokens: int,
         metrics: Metrics,
         generation: Generation | None,
+        profiler: DeviceProfiler | None = None,
         on_taken: Callable[[Batch], None],
         on_death: Callable[[BaseException], None],
     ) -> None:
@@ -54,6 +59,8 @@ class DeviceThread:
         self._max_batch_tokens = max_batch_tokens
         self._metrics = metrics
         self._generation = generation
+        self._profiler = profiler
+        self._stages: list[Stage] = []  # of the batch that is being computed
         self._on_taken = on_taken
         self._on_death = on_death
         self._thread = thread
@@ -75,12 +82,20 @@ class DeviceThread:
         try:
             while not self._queue.closed:
                 if entries := self._queue.take(self._max_batch_tokens, unless=self._generates):
-                    self._classify(entries, loop)
+                    with self._turn("batch"):
+                        self._classify(entries, loop)
                 if self._generation is not None and self._generation.generator.busy:
-                    loop.call_soon_threadsafe(self._generation.advance, self._generation.generator.step())
+                    with self._turn("step"):
+                        loop.call_soon_threadsafe(self._generation.advance, self._generation.generator.step())
         except BaseException as error:
             logger.critical("the device thread ended", exc_info=error)
             loop.call_soon_threadsafe(self._on_death, error)
+        finally:
+            if self._profiler is not None:
+                self._profiler.close()
+
+    def _turn(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._profiler is None else self._profiler.turn(name)
 
     def _generates(self) -> bool:
         return self._generation is not None and self._generation.generator.busy
@@ -88,8 +103,9 @@ class DeviceThread:
     def _classify(self, entries: list[Entry], loop: asyncio.AbstractEventLoop) -> None:
         batch = Batch(entries, time.monotonic(), loop.create_future())
         loop.call_soon_threadsafe(self._on_taken, batch)
+        self._stages = []
         outcomes = self._compute(entries)
-        computed = Computed(outcomes, time.monotonic() - batch.taken)
+        computed = Computed(outcomes, time.monotonic() - batch.taken, self._stages)
         self._queue.observe(sum(entry.tokens for entry in entries), computed.seconds, self._max_batch_tokens)
         loop.call_soon_threadsafe(_set, batch.computed, computed)
         self._observe(entries)
@@ -113,14 +129,17 @@ class DeviceThread:
         """The outcomes of a batch that failed: its halves', or the failure of its one text."""
         count, half = len(entries), len(entries) // 2
         tokens = sum(entry.tokens for entry in entries)
+        first = entries[0].ticket
+        labels = {"request_id": first.journey.id, "tenant": first.tenant}
         if is_out_of_memory(failure):
             reclaim_memory(failure)
             if count == 1:
-                logger.error("the device has no memory for one text of %d tokens: %s", tokens, failure)
+                logger.error("the device has no memory for one text of %d tokens: %s", tokens, failure, extra=labels)
                 return [Unavailable(f"the device has no memory for a text of {tokens} tokens now")]
             logger.warning("the device has no memory for %d texts, %d tokens: they are halved", count, tokens)
         elif count == 1:
-            logger.error("a text of profile %s cannot be computed", entries[0].ticket.request.profile, exc_info=failure)
+            message = "a text for profile %r of tenant %r cannot be computed"
+            logger.error(message, first.request.profile.name, first.tenant, exc_info=failure, extra=labels)
             return [failure]
         else:
             logger.warning("a batch of %d texts failed and is halved: %r", count, failure)
@@ -145,7 +164,7 @@ class DeviceThread:
             raise WrongBank("the profile's head has more labels than this server holds", param="profile")
         try:
             self._fill(list(fills.values()))
-            return list(self._classifier.logits(inputs))
+            return self._logits(inputs)
         except BaseException:
             self._slots.forget(fills)
             raise
@@ -154,7 +173,16 @@ class DeviceThread:
         if fills:
             began = time.monotonic()
             self._classifier.fill(fills)
-            self._metrics.profile_load["host"].observe(time.monotonic() - began)
+            ended = time.monotonic()
+            self._metrics.profile_load["host"].observe(ended - began)
+            self._stages.append(Stage("fill", began, ended, {"profiles": len(fills)}))
+
+    def _logits(self, inputs: list[ClassifierInput]) -> list[Outcome]:
+        began = time.monotonic()
+        logits = self._classifier.logits(inputs)
+        facts = {"texts": len(inputs), "tokens": sum(len(each.text) for each in inputs)}
+        self._stages.append(Stage("forward", began, time.monotonic(), facts))
+        return list(logits)
 
     def _observe(self, entries: list[Entry]) -> None:
         self._metrics.batch_size.observe(len(entries))

@@ -17,14 +17,16 @@ from xpeft_server.model.decoder import Decoder
 from xpeft_server.model.tokenizing import TokenizedText
 from xpeft_server.tenant_limits import ONE_TENANT, LimitsOfTenants
 
-from .answers import classification
+from .answers import answer_of
 from .backlog import Backlog
 from .batch import Batch
+from .device_profiler import DeviceProfiler
 from .device_thread import DeviceThread, device_executor
 from .engine_limits import EngineLimits
 from .errors import DoesNotGenerate, EngineError, InternalError, Unavailable
+from .freshness import Freshness
 from .generation.generation import Generation
-from .info import engine_info
+from .info import capacity, engine_info
 from .metrics import Metrics
 from .permits import Permits
 from .profile_cache import CachedProfile, ProfileCache
@@ -51,6 +53,7 @@ class Engine:
         tenants: what each of them may take.
         decoder: over the classifier's PLM and slots; None if it does not generate.
         device: an executor of one thread, which becomes the device thread; see `DeviceThread`.
+        profiler: records what the device thread does.
         on_death: called in the event loop when the device thread has died and everybody has been told.
     """
 
@@ -64,9 +67,9 @@ class Engine:
         tenants: LimitsOfTenants = ONE_TENANT,
         decoder: Decoder | None = None,
         device: ThreadPoolExecutor | None = None,
+        profiler: DeviceProfiler | None = None,
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
-        buffers = classifier.buffers
         self.metrics = metrics
         self.geometry: BankGeometry = classifier.geometry
         self.info = engine_info(classifier, decoder, limits)
@@ -85,41 +88,20 @@ class Engine:
         self._loader = ProfileLoader(
             store, geometry=self.geometry, cache=self._cache, watch=self._watch, metrics=metrics
         )
-        changed = threading.Condition()
-        shares = Shares(tenants)
+        self._freshness = Freshness(self._loader, self._cache)
+        shares, changed = Shares(tenants), threading.Condition()
         self._queue: FairQueue[Entry] = FairQueue(shares, changed=changed)
-        slots = SlotTable(slots=buffers.slots, head_rows=buffers.own_head_rows, metrics=metrics)
+        slots = SlotTable(slots=classifier.buffers.slots, head_rows=classifier.buffers.own_head_rows, metrics=metrics)
         self._generation = None
         if decoder is not None:
-            self._generation = Generation(
-                decoder,
-                classifier,
-                slots=slots,
-                shares=shares,
-                changed=changed,
-                tokenizer=self._tokenizer,
-                loader=self._loader,
-                permits=self._permits,
-                limits=limits,
-                metrics=metrics,
-                check_open=self._check_open,
-            )
-        self._device = DeviceThread(
-            classifier,
-            self._queue,
-            slots,
-            thread=device or device_executor(),
-            max_batch_tokens=limits.max_batch_tokens,
-            metrics=metrics,
-            generation=self._generation,
-            on_taken=self._batch_taken,
-            on_death=self._device_died,
-        )
+            self._generation = self._make_generation(decoder, slots, shares, changed, limits)
+        self._device = self._make_device(slots, limits, device or device_executor(), profiler)
         self._on_death = on_death
         self._tickets: set[Ticket] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._state = "starting"
         metrics.set_kernels(self.info.kernels)
+        metrics.set_capacity(capacity(self.info))
         metrics.requests_running.set_function(self._count_running)
         metrics.requests_waiting.set_function(self._count_waiting)
 
@@ -144,11 +126,12 @@ class Engine:
         accepted = time.monotonic()
         check_inputs(request, self.info.max_inputs)
         with self._permits.admitted(request.profile.tenant, len(request.inputs)) as permit:
-            texts = await self._tokenizer.encode(request)
+            with request.journey.stage("tokenise", texts=len(request.inputs)):
+                texts = await self._tokenizer.encode(request)
             check_lengths(request, texts, self.info.context_length)
             permit.admit_tokens(sum(map(len, texts)))
             with permit.waiting():
-                profile = self._cache.get(request.profile) or await self._loader.load(request.profile)
+                profile = self._cache.get(request.profile) or await self._loader.load(request.profile, request.journey)
                 check_head(profile)
                 return await self._queued(request, texts, profile, accepted)
 
@@ -182,6 +165,39 @@ class Engine:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _make_generation(
+        self, decoder: Decoder, slots: SlotTable, shares: Shares, changed: threading.Condition, limits: EngineLimits
+    ) -> Generation:
+        return Generation(
+            decoder,
+            self._classifier,
+            slots=slots,
+            shares=shares,
+            changed=changed,
+            tokenizer=self._tokenizer,
+            loader=self._loader,
+            permits=self._permits,
+            limits=limits,
+            metrics=self.metrics,
+            check_open=self._check_open,
+        )
+
+    def _make_device(
+        self, slots: SlotTable, limits: EngineLimits, thread: ThreadPoolExecutor, profiler: DeviceProfiler | None
+    ) -> DeviceThread:
+        return DeviceThread(
+            self._classifier,
+            self._queue,
+            slots,
+            thread=thread,
+            max_batch_tokens=limits.max_batch_tokens,
+            metrics=self.metrics,
+            generation=self._generation,
+            profiler=profiler,
+            on_taken=self._batch_taken,
+            on_death=self._device_died,
+        )
+
     def _count_running(self) -> int:
         generating = self._generation.running if self._generation is not None else 0
         return sum(ticket.taken is not None for ticket in self._tickets) + generating
@@ -206,20 +222,24 @@ class Engine:
             return await answer
         finally:
             self._tickets.discard(ticket)
+            ticket.leave()
 
     def _batch_taken(self, batch: Batch) -> None:
         for ticket in {entry.ticket for entry in batch.entries if entry.alive}:
-            if ticket.taken is None:
-                ticket.taken = batch.taken
+            ticket.take(batch.taken)
         self._spawn(self._settle(batch))
 
     async def _settle(self, batch: Batch) -> None:
         """Ask for the versions while the device computes, then answer whose texts are all there."""
-        await self._verify({entry.ticket for entry in batch.entries if entry.alive})
+        for ticket in await self._freshness.stale({entry.ticket for entry in batch.entries if entry.alive}):
+            if not ticket.answer.done():
+                ticket.abandon()
+                self._spawn(self._begin_anew(ticket))
         computed = await batch.computed
         self._backlog.observe(sum(entry.tokens for entry in batch.entries), computed.seconds)
         for ticket in {entry.ticket for entry in batch.entries if entry.alive}:
             ticket.inference_time += computed.seconds
+            ticket.journey.stages += computed.stages
         for entry, outcome in zip(batch.entries, computed.outcomes, strict=True):
             if not entry.alive:
                 continue
@@ -231,30 +251,9 @@ class Engine:
             if not entry.ticket.missing:
                 self._answer(entry.ticket)
 
-    async def _verify(self, tickets: set[Ticket]) -> None:
-        """One question for all tickets whose version nobody asked for since they came; the stale ones start anew."""
-        unsure = [ticket for ticket in tickets if not ticket.fresh]
-        if not unsure:
-            return
-        keys = list({ticket.request.profile for ticket in unsure})
-        asked_at = time.monotonic()
-        answers = await self._loader.versions(keys)
-        if answers is None:
-            return
-        versions = dict(zip(keys, answers, strict=True))
-        for ticket in unsure:
-            version = versions[ticket.request.profile]
-            if version == ticket.profile.version:
-                ticket.profile.asked_at = max(asked_at, ticket.profile.asked_at)
-                continue
-            self._cache.invalidate(ticket.profile)
-            if not ticket.answer.done():
-                ticket.abandon()
-                self._spawn(self._begin_anew(ticket))
-
     async def _begin_anew(self, ticket: Ticket) -> None:
         try:
-            profile = await self._loader.load(ticket.request.profile)
+            profile = await self._loader.load(ticket.request.profile, ticket.journey)
             check_head(profile)
         except EngineError as error:
             if not ticket.answer.done():
@@ -264,22 +263,13 @@ class Engine:
         self._queue.put(ticket.entries(), front=True)
 
     def _answer(self, ticket: Ticket) -> None:
-        labels = ticket.profile.labels or ()
-        logits = [each for each in ticket.logits if each is not None]
+        ticket.journey.profile_version = ticket.profile.version
+        ticket.journey.prompt_tokens += ticket.tokens
         self.metrics.prompt_tokens.inc(ticket.tokens)
         self.metrics.request_queue_time.observe(ticket.waited)
         self.metrics.request_inference_time.observe(ticket.inference_time)
-        ticket.answer.set_result(
-            ClassifyAnswer(
-                profile_version=ticket.profile.version,
-                labels=labels,
-                data=tuple(classification(each, labels) for each in logits),
-                prompt_tokens=ticket.tokens,
-                queue_time=ticket.waited,
-                inference_time=ticket.inference_time,
-                verified=ticket.fresh,
-            )
-        )
+        self.metrics.unverified_answers.inc(not ticket.fresh)
+        ticket.answer.set_result(answer_of(ticket))
 
     def _device_died(self, error: BaseException) -> None:
         self._state = "failed"

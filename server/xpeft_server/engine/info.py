@@ -28,3 +28,13 @@ def engine_info(classifier: Classifier, decoder: Decoder | None, limits: EngineL
         max_sequences=limits.max_sequences if decoder is not None else 0,
         kv_tokens=0 if decoder is None else decoder.cache.tokens,
     )
+
+
+def capacity(info: EngineInfo) -> dict[str, int]:
+    """What there is room for, by the names in the metrics; room for keys and values is a metric of its own."""
+    return {
+        "queue_texts": info.queue_limit,
+        "queue_tokens": info.queue_token_limit,
+        "slots": info.slots,
+        "sequences": info.max_sequences,
+    }

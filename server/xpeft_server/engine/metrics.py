@@ -17,8 +17,10 @@ from .tuning_states import TuningStates
 
 OUTCOMES: Final = ("ok", "client_error", "overloaded", "cancelled", "server_error")
 UPLOAD_OUTCOMES: Final = ("created", "replaced", "identical", "refused", "failed")
+SPAN_OUTCOMES: Final = ("exported", "lost")
 TUNING_OUTCOMES: Final = ("succeeded", "failed", "cancelled")
 REFUSALS: Final = ("queue", "queue_seconds", "queue_share", "concurrency", "request_rate", "token_rate", "profiles")
+CAPACITIES: Final = ("queue_texts", "queue_tokens", "slots", "sequences")
 TIERS: Final = ("host", "device")
 # Where a profile came from when it was made resident: the host's records, or a store of this scheme.
 LOAD_SOURCES: Final = ("host", "memory", "sqlite", "redis")
@@ -54,6 +56,8 @@ class Metrics:
         self._define_generation()
         self._define_tuning()
         self._define_facts()
+        spans = self._counter("trace_spans", "Spans of sampled requests.", ("outcome",))
+        self.trace_spans = {outcome: spans.labels(outcome) for outcome in SPAN_OUTCOMES}
         ProcessCollector(registry=self._registry)
 
     def expect_routes(self, routes: Iterable[str]) -> None:
@@ -72,6 +76,11 @@ class Metrics:
         self._kernel_info.clear()
         for operator, implementation in kernels.items():
             self._kernel_info.labels(operator, implementation).set(1)
+
+    def set_capacity(self, room: Mapping[str, int]) -> None:
+        """Show how much there is room for; `CAPACITIES` has the names."""
+        for name in CAPACITIES:
+            self._capacity[name].set(room[name])
 
     def render(self) -> bytes:
         """All families in Prometheus' text format, version 0.0.4."""
@@ -119,6 +128,8 @@ class Metrics:
             "requests_running", "Requests on the device: in its batch, or being generated."
         )
         self.requests_waiting = self._gauge("requests_waiting", "Requests in the queues.")
+        capacity = self._gauge("capacity", "How much there is room for, as it was set at the start.", ("resource",))
+        self._capacity = {name: capacity.labels(name) for name in CAPACITIES}
 
     def _define_generation(self) -> None:
         self.preemptions = self._counter("preemptions", "Sequences that gave their KV cache away and began anew.")
@@ -133,6 +144,9 @@ class Metrics:
 
     def _define_facts(self) -> None:
         self.store_up = self._gauge("store_up", "1 while the profile store answers, else 0.")
+        self.unverified_answers = self._counter(
+            "unverified_answers", "Answers of resident profiles while the store could not be asked for their version."
+        )
         build = self._gauge("build_info", "What is running; always 1.", ("version", "python"))
         build.labels(version("xpeft-server"), platform.python_version()).set(1)
         self._kernel_info = self._gauge(

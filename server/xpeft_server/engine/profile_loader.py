@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from xpeft_profiles import (
 )
 
 from .errors import DamagedProfile, EngineError, InternalError, ProfileNotFound, Unavailable, WrongBank
+from .journey import Journey
 from .metrics import Metrics
 from .profile_cache import CachedProfile, ProfileCache
 from .store_watch import StoreWatch
@@ -46,22 +48,26 @@ class ProfileLoader:
         self._wanted: dict[ProfileKey, asyncio.Future[Loaded]] = {}
         self._rounds: asyncio.Task[None] | None = None
 
-    async def load(self, key: ProfileKey) -> CachedProfile:
+    async def load(self, key: ProfileKey, journey: Journey) -> CachedProfile:
         """The profile as the store has it after this call began.
 
+        Args:
+            journey: of who asks; the question is noted there.
         Raises: ProfileNotFound, DamagedProfile, WrongBank, or Unavailable while the store cannot be asked.
         """
         wanted = self._wanted.get(key)
         if wanted is None:
             wanted = self._wanted[key] = asyncio.get_running_loop().create_future()
             if self._rounds is None:
-                self._rounds = asyncio.create_task(self._ask(), name="profile-loader")
-        loaded = await asyncio.shield(wanted)
+                # In no request's context: what its logs say is about whoever asks meanwhile.
+                self._rounds = asyncio.create_task(self._ask(), name="profile-loader", context=contextvars.Context())
+        with journey.stage("store", question="load"):
+            loaded = await asyncio.shield(wanted)
         if isinstance(loaded, EngineError):
             raise loaded
         return loaded
 
-    async def current(self, key: ProfileKey, since: float) -> CachedProfile:
+    async def current(self, key: ProfileKey, since: float, journey: Journey) -> CachedProfile:
         """The profile in a version that was current at ``since`` (monotonic seconds) or later, from the cache if it is.
 
         While the store cannot be asked, the version at hand is answered with.
@@ -69,18 +75,19 @@ class ProfileLoader:
         """
         cached = self._cache.get(key)
         if cached is None:
-            return await self.load(key)
+            return await self.load(key, journey)
         if cached.asked_at >= since:
             return cached
         asked_at = time.monotonic()
-        answers = await self.versions([key])
+        with journey.stage("store", question="versions"):
+            answers = await self.versions([key])
         if answers is None:
             return cached
         if answers[0] == cached.version:
             cached.asked_at = max(asked_at, cached.asked_at)
             return cached
         self._cache.invalidate(cached)
-        return await self.load(key)
+        return await self.load(key, journey)
 
     async def versions(self, keys: Sequence[ProfileKey]) -> list[str | None] | None:
         """Which versions the store has now; None while it cannot be asked."""

@@ -8,6 +8,9 @@ from typing import Literal, NamedTuple
 from xpeft_profiles import ProfileKey
 from xpeft_server.model.sampling_rule import SamplingRule as SamplingRule  # the API reads it here
 
+from .journey import Journey as Journey  # and this, and the next
+from .journey import Stage as Stage
+
 
 class TextInput(NamedTuple):
     """One text to classify, or a pair of texts that the tokenizer joins."""
@@ -18,11 +21,16 @@ class TextInput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ClassifyRequest:
-    """Texts of one tenant for one profile; a permit for ``len(inputs)`` texts is taken from it."""
+    """Texts of one tenant for one profile; a permit for ``len(inputs)`` texts is taken from it.
+
+    Args:
+        journey: the caller's; the engine writes into it.
+    """
 
     profile: ProfileKey
     inputs: tuple[TextInput, ...]
     truncate: bool = False
+    journey: Journey = field(default_factory=Journey, compare=False, repr=False)
 
 
 class Classification(NamedTuple):
@@ -75,6 +83,7 @@ class GenerateRequest:
         max_new_tokens: most tokens to generate; None goes on to the end of the context.
         seed: of what is drawn at random; None draws another one each time.
         stop: texts that end the answer and are no part of it.
+        journey: the caller's; the engine writes into it.
     """
 
     tenant: str
@@ -84,6 +93,7 @@ class GenerateRequest:
     sampling: SamplingRule = field(default_factory=SamplingRule)
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    journey: Journey = field(default_factory=Journey, compare=False, repr=False)
 
 
 class LikelyToken(NamedTuple):

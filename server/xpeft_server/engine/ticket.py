@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from xpeft_server.model.tokenizing import TokenizedText
 
+from .journey import Journey
 from .profile_cache import CachedProfile
 from .requests import ClassifyAnswer, ClassifyRequest
 
@@ -72,7 +73,19 @@ class Ticket:
         self.logits: list[NDArray[np.float32] | None] = [None] * len(self.texts)
         self.missing = len(self.texts)
         self.inference_time = 0.0
+        self.queued = time.monotonic()
         self.taken: float | None = None
+
+    def take(self, at: float) -> None:
+        """The device thread took texts of it at ``at`` (monotonic seconds)."""
+        if self.taken is None:
+            self.taken = at
+            self.journey.note("queue", self.queued, at)
+
+    def leave(self) -> None:
+        """Nobody waits for it any more, answered or not."""
+        if self.taken is None:
+            self.journey.note("queue", self.queued, time.monotonic())
 
     def abandon(self) -> None:
         """What is in flight no longer counts; `begin` follows when the other version is there."""
@@ -81,6 +94,10 @@ class Ticket:
     @property
     def tenant(self) -> str:
         return self.request.profile.tenant
+
+    @property
+    def journey(self) -> Journey:
+        return self.request.journey
 
     @property
     def fresh(self) -> bool:

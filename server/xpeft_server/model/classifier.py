@@ -15,6 +15,7 @@ from .bank import Bank
 from .packing import pack, packed_order
 from .plm import Plm
 from .pooling import pool
+from .recorded import recorded
 from .slots import SlotAdapters, SlotBuffers, SlotFill
 from .tokenizing import TokenizedText
 
@@ -55,34 +56,39 @@ class Classifier:
     @torch.inference_mode()
     def fill(self, fills: Sequence[SlotFill]) -> None:
         """Materialise profiles; see `SlotBuffers.fill`."""
-        self.buffers.fill(fills)
+        with recorded("fill"):
+            self.buffers.fill(fills)
 
     @torch.inference_mode()
     def logits(self, inputs: Sequence[ClassifierInput]) -> list[NDArray[np.float32]]:
         """Each input's logits ``[C]``, in the order of the inputs. What is in the batch beside it does not matter."""
         order = packed_order([each.slot for each in inputs], [len(each.text) for each in inputs])
         packed = [inputs[i] for i in order]
-        batch = pack(
-            [each.text for each in packed],
-            [each.slot for each in packed],
-            first_position=self.plm.first_position,
-            feed_forward=self.plm.feed_forward,
-            device=self.plm.device,
-        )
+        with recorded("pack"):
+            batch = pack(
+                [each.text for each in packed],
+                [each.slot for each in packed],
+                first_position=self.plm.first_position,
+                feed_forward=self.plm.feed_forward,
+                device=self.plm.device,
+            )
         assert batch.tiles is not None  # noqa: S101
         adapters = SlotAdapters(self.buffers.adapters, batch.tiles, self.buffers.form)
-        pooled = pool(self.plm.forward(batch, adapters), batch, self._pooling)
+        with recorded("forward"):
+            pooled = pool(self.plm.forward(batch, adapters), batch, self._pooling)
         counts = [each.head_rows.size for each in packed]
         rows = torch.from_numpy(np.concatenate([each.head_rows for each in packed]))
         owners = torch.from_numpy(np.repeat(np.arange(len(packed)), counts))
-        flat = apply_heads(
-            pooled,
-            self.buffers.head_weight,
-            self.buffers.head_bias,
-            rows.to(self.plm.device, non_blocking=True),
-            owners.to(self.plm.device, non_blocking=True),
-        )
-        parts = np.split(flat.cpu().numpy(), np.cumsum(counts)[:-1])
+        with recorded("heads"):
+            flat = apply_heads(
+                pooled,
+                self.buffers.head_weight,
+                self.buffers.head_bias,
+                rows.to(self.plm.device, non_blocking=True),
+                owners.to(self.plm.device, non_blocking=True),
+            )
+            logits = flat.cpu().numpy()
+        parts = np.split(logits, np.cumsum(counts)[:-1])
         results: list[NDArray[np.float32]] = [parts[0]] * len(parts)
         for place, part in zip(order, parts, strict=True):
             results[place] = part

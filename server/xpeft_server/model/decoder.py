@@ -10,6 +10,7 @@ from torch import Tensor
 from .errors import ModelUnusable
 from .kv_cache import KvCache, KvShape
 from .plm import Plm
+from .recorded import recorded
 from .slots import SlotAdapters, SlotBuffers
 from .step_packing import Chunk, pack_step
 
@@ -44,9 +45,13 @@ class Decoder:
 
         Returns: ``[Q, V]`` float32 logits behind the last token of each chunk that asks, in the order of the chunks.
         """
-        batch = pack_step(chunks, feed_forward=self.plm.feed_forward, device=self.plm.device)
+        with recorded("pack"):
+            batch = pack_step(chunks, feed_forward=self.plm.feed_forward, device=self.plm.device)
         adapters = SlotAdapters(self._buffers.adapters, batch.tiles, self._buffers.form)
-        logits: Tensor = self._head(self.plm.forward(batch, adapters)[batch.asking])
+        with recorded("forward"):
+            hidden = self.plm.forward(batch, adapters)
+        with recorded("vocabulary head"):
+            logits: Tensor = self._head(hidden[batch.asking])
         return logits
 
 

@@ -14,6 +14,7 @@ from xpeft_kernels import AdapterForm, Impl, Norm, Tiles, aggregate_adapters, ap
 from xpeft_profiles import Profile
 
 from .bank import Bank
+from .recorded import recorded
 
 
 class SlotFill(NamedTuple):
@@ -143,4 +144,5 @@ class SlotAdapters:
 
     def __call__(self, block: int, hidden: Tensor, residual: Tensor | None, norm: Norm | None) -> Tensor:
         rows = self._rows[block]
-        return apply_adapters(hidden, rows, self._tiles, self._form, residual=residual, norm=norm, impl=self._impl)
+        with recorded("adapters"):
+            return apply_adapters(hidden, rows, self._tiles, self._form, residual=residual, norm=norm, impl=self._impl)

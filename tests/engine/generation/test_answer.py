@@ -1,3 +1,5 @@
+"""What is told of an answer, and what is noted of its way."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -8,9 +10,9 @@ import pytest
 from xpeft_server.engine.errors import InternalError
 from xpeft_server.engine.generation.advance import Advance
 from xpeft_server.engine.generation.answer import Answer
-from xpeft_server.engine.requests import Finished, Piece, Started
+from xpeft_server.engine.requests import Finished, Journey, Piece, Stage, Started
 
-SEQUENCE: Any = SimpleNamespace(taken=12.0)
+SEQUENCE: Any = SimpleNamespace(taken=12.0, filled=None, preemptions=0)
 
 
 class HeldBack:
@@ -28,9 +30,11 @@ class HeldBack:
         return "rest"
 
 
-def answer_with(text: Any) -> Answer:
+def answer_with(text: Any, journey: Journey | None = None) -> Answer:
     tokenizer: Any = None
-    return Answer(tokenizer, text, profile_version="v", prompt_tokens=3, accepted=10.0)
+    return Answer(
+        tokenizer, text, profile_version="v", prompt_tokens=3, accepted=10.0, journey=journey or Journey("r-1")
+    )
 
 
 @pytest.mark.parametrize(("stops", "reason"), [(True, "stop"), (False, "length")])
@@ -62,3 +66,31 @@ async def test_an_error_is_raised_once_and_ends_the_answer() -> None:
     with pytest.raises(InternalError, match="first"):
         await answer.next()
     assert answer.told_all
+
+
+async def test_the_way_of_an_answer_has_a_stage_for_the_queue_the_first_token_and_the_rest() -> None:
+    journey = Journey()
+    answer = answer_with(HeldBack(False), journey)
+    sequence: Any = SimpleNamespace(taken=12.0, filled=(12.125, 12.25), preemptions=1)
+    answer.advance(Advance(sequence, 12.5, token=5))
+    answer.advance(Advance(sequence, 12.75, token=6))
+    answer.advance(Advance(sequence, 13.0, finish_reason="stop"))
+    answer.leave(sequence)
+    queue, *rest = journey.stages
+    assert (queue.name, queue.ended) == ("queue", 12.0)
+    assert rest == [
+        Stage("fill", 12.125, 12.25, {"profiles": 1}),
+        Stage("prefill", 12.0, 12.5, {"tokens": 3}),
+        Stage("decode", 12.5, 13.0, {"tokens": 3, "preemptions": 1}),
+    ]
+    assert (journey.profile_version, journey.prompt_tokens, journey.completion_tokens) == ("v", 3, 3)
+
+
+@pytest.mark.parametrize(("taken", "names"), [(None, ["queue"]), (12.0, ["queue", "prefill"])])
+async def test_what_an_answer_waited_for_is_noted_when_its_client_leaves(taken: float | None, names: list[str]) -> None:
+    journey = Journey()
+    answer = answer_with(HeldBack(False), journey)
+    began = journey.stages
+    answer.leave(SimpleNamespace(taken=taken, filled=None, preemptions=0))  # type: ignore[arg-type]
+    assert [stage.name for stage in began] == names
+    assert (journey.profile_version, journey.prompt_tokens, journey.completion_tokens) == (None, 0, 0)

@@ -9,8 +9,10 @@ from xpeft_server.model.sampling_logprobs import RowLogprobs
 from xpeft_server.model.tokenizing import TextTokenizer
 
 from ..errors import EngineError, InternalError
+from ..journey import Journey
 from ..requests import ChosenToken, Finished, FinishReason, LikelyToken, News, Piece, Started
 from .advance import Advance
+from .sequence import Sequence
 from .text_stream import TextStream
 
 
@@ -22,6 +24,7 @@ class Answer:
         profile_version: None for the bare PLM.
         verified: whether the store was asked for it after the request came.
         accepted: monotonic seconds when the request came.
+        journey: its stages are noted there.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class Answer:
         profile_version: str | None,
         prompt_tokens: int,
         accepted: float,
+        journey: Journey,
         verified: bool = True,
     ) -> None:
         self._tokenizer = tokenizer
@@ -40,8 +44,11 @@ class Answer:
         self._prompt_tokens = prompt_tokens
         self._accepted = accepted
         self._verified = verified
+        self._journey = journey
+        self._queued = time.monotonic()
         self._tokens = 0
         self._started_at: float | None = None
+        self._last_at = 0.0
         self._queue_time = 0.0
         self._news: asyncio.Queue[News | EngineError] = asyncio.Queue()
         self.done = False
@@ -68,6 +75,7 @@ class Answer:
         if self._started_at is None:
             self._start(advance)
         self._tokens += advance.counted
+        self._last_at = advance.at
         text = "" if advance.token is None else self._text.push(advance.token)
         reason: FinishReason | None = "stop" if self._text.stopped else advance.finish_reason
         if reason is not None:
@@ -92,6 +100,18 @@ class Answer:
         """The answer ends with a bug of ours."""
         self.fail(InternalError(f"the answer could not be told: {error!r}"))
 
+    def leave(self, sequence: Sequence) -> None:
+        """Note what it was in the middle of: it is over, or nobody waits for it any more."""
+        now = time.monotonic()
+        if self._started_at is not None:
+            facts = {"tokens": self._tokens, "preemptions": sequence.preemptions}
+            self._journey.note("decode", self._started_at, self._last_at if self.done else now, **facts)
+            self._journey.completion_tokens += self._tokens
+        elif sequence.taken is not None:
+            self._note_beginning(sequence, sequence.taken, now)
+        else:
+            self._journey.note("queue", self._queued, now)
+
     @property
     def inference_time(self) -> float:
         """Seconds since the device thread took it."""
@@ -99,8 +119,18 @@ class Answer:
 
     def _start(self, advance: Advance) -> None:
         self._started_at = advance.at
-        self._queue_time = (advance.sequence.taken or advance.at) - self._accepted
+        taken = advance.sequence.taken or advance.at
+        self._queue_time = taken - self._accepted
+        self._note_beginning(advance.sequence, taken, advance.at)
+        self._journey.profile_version = self._profile_version
+        self._journey.prompt_tokens += self._prompt_tokens
         self._news.put_nowait(Started(self._profile_version, self._prompt_tokens, self._queue_time, self._verified))
+
+    def _note_beginning(self, sequence: Sequence, taken: float, ended: float) -> None:
+        self._journey.note("queue", self._queued, taken)
+        if sequence.filled is not None:
+            self._journey.note("fill", *sequence.filled, profiles=1)
+        self._journey.note("prefill", taken, ended, tokens=self._prompt_tokens)
 
     def _finish(self, reason: FinishReason) -> None:
         self.done = True

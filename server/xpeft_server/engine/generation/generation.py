@@ -88,12 +88,16 @@ class Generation:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[News, None]:
         """See `EnginePort.generate`."""
         accepted = time.monotonic()
+        journey = request.journey
         _check(request)
         with self._permits.admitted(request.tenant, 1) as permit:
-            prompt = await self._tokenizer.encode_prompt(request.prompt)
+            with journey.stage("tokenise", texts=1):
+                prompt = await self._tokenizer.encode_prompt(request.prompt)
             _check_length(prompt, self._limit)
             permit.admit_tokens(len(prompt))
-            profile = None if request.profile is None else await self._loader.current(request.profile, accepted)
+            profile = (
+                None if request.profile is None else await self._loader.current(request.profile, accepted, journey)
+            )
             self._check_open()
             sequence = self._sequence(request, prompt, profile, accepted)
             try:
@@ -104,10 +108,12 @@ class Generation:
                     if isinstance(news, Started):
                         self._metrics.time_to_first_token.observe(time.monotonic() - accepted)
                         self._metrics.request_queue_time.observe(news.queue_time)
+                        self._metrics.unverified_answers.inc(not news.verified)
                     yield news
                 self._metrics.prompt_tokens.inc(sequence.prompt_length)
                 self._metrics.request_inference_time.observe(sequence.answer.inference_time)
             finally:
+                sequence.answer.leave(sequence)
                 sequence.withdrawn = True
                 self._sequences.discard(sequence)
                 permit.spend(sequence.generated)
@@ -119,7 +125,8 @@ class Generation:
             try:
                 over = sequence.answer.advance(advance)
             except Exception as error:
-                logger.exception("an answer could not be told")
+                labels = {"request_id": sequence.request_id, "tenant": sequence.tenant}
+                logger.exception("an answer could not be told", extra=labels)
                 sequence.answer.fail_unexpectedly(error)
                 over = True
             sequence.withdrawn |= over
@@ -139,6 +146,7 @@ class Generation:
             profile_version=None if profile is None else profile.version,
             prompt_tokens=len(prompt),
             accepted=accepted,
+            journey=request.journey,
             verified=profile is None or profile.asked_at >= accepted,
         )
         most = self._limit if request.max_new_tokens is None else len(prompt) + request.max_new_tokens
@@ -150,6 +158,7 @@ class Generation:
             rule=request.sampling,
             seed=secrets.randbits(63) if request.seed is None else request.seed,
             answer=answer,
+            request_id=request.journey.id,
         )
 
 

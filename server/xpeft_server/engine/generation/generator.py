@@ -9,6 +9,7 @@ from typing import NamedTuple
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
 from xpeft_server.model.kv_cache import KvRow
+from xpeft_server.model.recorded import recorded
 from xpeft_server.model.sampling import Chosen, choose_tokens
 from xpeft_server.model.slots import SlotFill
 from xpeft_server.model.step_packing import Chunk
@@ -208,7 +209,7 @@ class Generator:
         if is_out_of_memory(failure):
             return self._compute_with_less(parts, failure)
         if len(parts) == 1:
-            logger.error("a sequence could not be computed", exc_info=failure)
+            logger.error("a sequence could not be computed", exc_info=failure, extra=_labels(parts[0].sequence))
             return [Advance(parts[0].sequence, time.monotonic(), counted=False, error=_as_engine_error(failure))]
         half = len(parts) // 2
         logger.warning("a step of %d sequences failed and is halved: %r", len(parts), failure)
@@ -219,7 +220,8 @@ class Generator:
         reclaim_memory(failure)
         tokens = sum(part.length for part in parts)
         if len(parts) == 1:
-            logger.error("the device has no memory for %d tokens of one sequence: %s", tokens, failure)
+            message = "the device has no memory for %d tokens of one sequence: %s"
+            logger.error(message, tokens, failure, extra=_labels(parts[0].sequence))
             error = Unavailable(f"the device has no memory for {tokens} tokens of a text now")
             return [Advance(parts[0].sequence, time.monotonic(), counted=False, error=error)]
         half = len(parts) // 2
@@ -240,20 +242,26 @@ class Generator:
             assert slot is not None and sequence.row is not None  # noqa: S101, PT018
             chunks.append(Chunk(sequence.next_ids(part.length), sequence.known, sequence.row, slot, part.asks))
         try:
-            self._fill()
+            self._fill([part.sequence for part in parts])
             logits = self._decoder.step(chunks)
         except BaseException:
             self._slots.forget(self._fills)
             raise
         finally:
             self._fills = {}
-        return choose_tokens(logits, [part.sequence.draw() for part in parts if part.asks])
+        with recorded("sample"):
+            return choose_tokens(logits, [part.sequence.draw() for part in parts if part.asks])
 
-    def _fill(self) -> None:
-        if self._fills:
-            began = time.monotonic()
-            self._classifier.fill(list(self._fills.values()))
-            self._metrics.profile_load["host"].observe(time.monotonic() - began)
+    def _fill(self, sequences: list[Sequence]) -> None:
+        if not self._fills:
+            return
+        began = time.monotonic()
+        self._classifier.fill(list(self._fills.values()))
+        ended = time.monotonic()
+        self._metrics.profile_load["host"].observe(ended - began)
+        for sequence in sequences:
+            if sequence.filled is None and sequence.profile is not None and sequence.profile.version in self._fills:
+                sequence.filled = began, ended
 
     def _advanced(self, sequence: Sequence, token: int, chosen: Chosen, row: int, now: float) -> Advance:
         if token < 0:
@@ -281,3 +289,8 @@ class Generator:
 
 def _as_engine_error(error: Exception) -> EngineError:
     return error if isinstance(error, EngineError) else InternalError(f"the text could not be computed: {error!r}")
+
+
+def _labels(sequence: Sequence) -> dict[str, str]:
+    """For logs."""
+    return {"request_id": sequence.request_id, "tenant": sequence.tenant}

@@ -25,22 +25,28 @@ class Sequence:
         profile: the version that it is generated with from its first token to its last; None for the bare PLM.
         limit: most tokens that it may have, prompt and answer together.
         answer: where what becomes of it is told; the event loop's.
+        request_id: what logs call its request.
 
     Attributes:
         ids: tokens of the prompt, and behind them those generated.
         known: how many of ``ids``, from the first on, have keys and values in ``row``.
         taken: monotonic seconds when the device thread first took it.
+        filled: when its profile's slot was filled for it, from and to, in monotonic seconds; None if it was ready.
+        preemptions: how often it gave its keys and values away.
     """
 
     __slots__ = (
         "_rule",
         "_seed",
         "answer",
+        "filled",
         "ids",
         "known",
         "limit",
+        "preemptions",
         "profile",
         "prompt_length",
+        "request_id",
         "row",
         "taken",
         "tenant",
@@ -57,6 +63,7 @@ class Sequence:
         rule: SamplingRule,
         seed: int,
         answer: Answer,
+        request_id: str = "",
     ) -> None:
         self.ids = list(prompt)
         self.prompt_length = len(self.ids)
@@ -64,9 +71,12 @@ class Sequence:
         self.profile = profile
         self.limit = limit
         self.answer = answer
+        self.request_id = request_id
         self.row: KvRow | None = None
         self.known = 0
         self.taken: float | None = None
+        self.filled: tuple[float, float] | None = None
+        self.preemptions = 0
         self.withdrawn = False
         self._rule = rule
         self._seed = seed
@@ -101,3 +111,4 @@ class Sequence:
         """Its keys and values are gone; they are computed again from ``ids``."""
         self.row = None
         self.known = 0
+        self.preemptions += 1

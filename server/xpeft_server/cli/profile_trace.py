@@ -1,0 +1,46 @@
+"""Builds the device thread's profiler from the settings."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Final
+
+from xpeft_server.settings import Settings, SettingsInvalid
+
+if TYPE_CHECKING:
+    from xpeft_server.engine.device_profiler import DeviceProfiler
+
+
+# From this severity on the profiler's library has nothing to say: its lines would lie between those of the log.
+_QUIET: Final = "6"
+
+
+def prepare_profile_trace(settings: Settings, environ: MutableMapping[str, str]) -> None:
+    """To be called before torch is imported. Raises: SettingsInvalid, naming the file, if it cannot be written.
+
+    Args:
+        environ: this process's own; a ``KINETO_LOG_LEVEL`` in it holds.
+    """
+    path = settings.profile_trace
+    if path is None:
+        return
+    shown = f"profile_trace = {str(path)!r}"
+    if path.is_dir():
+        raise SettingsInvalid(f"{shown} cannot be written: it is a folder")
+    try:
+        # As the trace itself is: beside the file, then in its place.
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise SettingsInvalid(f"{shown} cannot be written: {error.strerror or error}") from None
+    environ.setdefault("KINETO_LOG_LEVEL", _QUIET)
+
+
+def build_profiler(settings: Settings) -> DeviceProfiler | None:
+    """None if nothing is profiled."""
+    if settings.profile_trace is None:
+        return None
+    from xpeft_server.engine.device_profiler import DeviceProfiler
+
+    return DeviceProfiler(settings.profile_trace, settings.profile_batches)
