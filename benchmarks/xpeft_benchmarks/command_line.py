@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Final
 
-_HIDDEN: Final = "--api-key"
+_HIDDEN: Final = ("--api-key", "--against-api-key")
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^/@]*@")
 
 
@@ -24,13 +24,13 @@ def shown_command(arguments: Sequence[str]) -> str:
         option, equals, value = word.partition("=")
         if hidden:
             words.append("***")
-        elif option == _HIDDEN and equals:
+        elif option in _HIDDEN and equals:
             words.append(f"{option}=***")
         elif equals and option.startswith("--"):
             words.append(f"{option}={shown_word(value)}")
         else:
             words.append(shown_word(word))
-        hidden = word == _HIDDEN and not hidden
+        hidden = word in _HIDDEN and not hidden
     return shlex.join(words)
 
 

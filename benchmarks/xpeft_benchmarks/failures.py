@@ -1,4 +1,4 @@
-"""Everything that a benchmark can be refused for; all other exceptions are bugs."""
+"""Everything that a benchmark can be refused for (`bench load` has its own); all other exceptions are bugs."""
 
 from __future__ import annotations
 

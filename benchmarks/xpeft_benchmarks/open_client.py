@@ -5,23 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import uvloop
 
+from .arrivals import Phase, arrivals
 from .connection import Connection, ExchangeFailed
 from .workers import answer_jobs
 
 _DEADLINE = 60.0
 """Seconds that the last answers may take after the last request; who has none by then counts as unanswered."""
-
-
-class Phase(NamedTuple):
-    """``rates``: of each stream, a second."""
-
-    rates: Sequence[float]
-    seconds: float
 
 
 @dataclass(slots=True)
@@ -41,19 +34,6 @@ class Stream:
         self.due.append(due)
         self.latencies.append(latency)
         self.statuses.append(status)
-
-
-def arrivals(phases: Sequence[Phase], seed: int) -> list[tuple[float, int]]:
-    """Poisson arrivals of phases one after the other: (seconds from the start, stream), in order."""
-    rng = np.random.default_rng(seed)
-    found: list[tuple[float, int]] = []
-    start = 0.0
-    for rates, seconds in phases:
-        for stream, rate in enumerate(rates):
-            moments = start + rng.uniform(0, seconds, rng.poisson(rate * seconds))
-            found += [(float(moment), stream) for moment in moments]
-        start += seconds
-    return sorted(found)
 
 
 class OpenLoop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -56,3 +57,9 @@ def ratio(to: str, speeds: Sequence[float], others: Sequence[float]) -> Ratio:
 def percentiles(values: Sequence[float], points: Sequence[float]) -> list[float]:
     """Linear between neighbours; ``points`` in percent."""
     return [float(value) for value in np.percentile(values, points)]
+
+
+def median(values: Sequence[float]) -> float:
+    """Of the rounds that have a value: in the others it is not a number, and so it is if none has one."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.median(known) if known else math.nan

@@ -15,7 +15,7 @@ from .infinity_target import infinity_process, infinity_program, infinity_reques
 from .popularity import Popularity
 from .results import Result
 from .serve_results import ENGINE, HTTP, INFINITY, results_of
-from .server_client import ServerClient
+from .server_client import ServerClient, ServerRefused
 from .server_process import ServerProcess
 from .stretches import (
     Counters,
@@ -165,7 +165,10 @@ def _stage(plan: ServePlan, work: Work, on_step: Step) -> Iterator[Stage]:
 
 def _xpeft(plan: ServePlan) -> AbstractContextManager[XpeftTarget]:
     if plan.url is not None:
-        return nullcontext(met_at(plan.url, plan.api_key))
+        target = met_at(plan.url, plan.api_key)
+        if target.client.tls is not None:
+            raise ServerRefused(f"url {plan.url!r}: bench serve speaks plain HTTP only, bench load speaks https too")
+        return nullcontext(target)
     options = {f"--{name}": str(getattr(plan, name)) for name in ("plm", "bank", "device", "dtype")}
     if plan.slots is not None:
         options["--slots"] = str(plan.slots)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
-from typing import Any
+import ssl
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from xpeft_profiles import BankGeometry, write_profile_file
 
+from .command_line import shown_word
 from .random_profiles import random_profile
+
+_PORTS: Final = {"http": 80, "https": 443}
+_TIMEOUT: Final = 60.0  # seconds without a byte from the server
 
 
 class ServerRefused(Exception):
@@ -17,13 +22,22 @@ class ServerRefused(Exception):
 
 
 class ServerClient:
-    """One server at ``http://HOST:PORT``; a connection a call, since servers close those that are idle."""
+    """One server at ``http(s)://HOST:PORT``; a connection a call, since servers close those that are idle.
+
+    Attributes:
+        tls: how its certificate is checked, by the system's authorities or ``SSL_CERT_FILE``; None without TLS.
+    """
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query:
-            raise ServerRefused(f"url {url!r} is not of the form http://HOST:PORT")
-        self.host, self.port = parts.hostname, parts.port or 80
+        if parts.scheme not in _PORTS or not parts.hostname or parts.path.strip("/") or parts.query or parts.username:
+            raise ServerRefused(f"url {shown_word(url)!r} is not of the form http://HOST:PORT or https://HOST:PORT")
+        try:
+            self.host, self.port = parts.hostname, parts.port or _PORTS[parts.scheme]
+        except ValueError as error:
+            raise ServerRefused(f"url {url!r}: {error}") from None
+        self.url = f"{parts.scheme}://{parts.netloc}"
+        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
 
     def info(self, key: str | None) -> dict[str, Any]:
         """/info. Raises: ServerRefused."""
@@ -47,7 +61,10 @@ class ServerClient:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         if kind is not None:
             headers["Content-Type"] = kind
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
+        if self.tls is None:
+            connection = http.client.HTTPConnection(self.host, self.port, timeout=_TIMEOUT)
+        else:
+            connection = http.client.HTTPSConnection(self.host, self.port, timeout=_TIMEOUT, context=self.tls)
         try:
             connection.request(method, path, body=body, headers=headers)
             answer = connection.getresponse()

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from .lifeline import lifeline
+
 _POLL = 0.05  # seconds between two looks at a server that starts
 _START_LIMIT = 180.0  # seconds
 _STOP_LIMIT = 30.0
@@ -37,7 +39,12 @@ class ServerProcess:
     def __enter__(self) -> Self:
         self._output = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            self._command, stdout=self._output, stderr=subprocess.STDOUT, env=dict(self._environment)
+            self._command,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            env=dict(self._environment),
+            process_group=0,
+            preexec_fn=lifeline(),
         )
         try:
             self.start_seconds = self._wait_until_ready()

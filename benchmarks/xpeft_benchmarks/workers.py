@@ -10,6 +10,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from .lifeline import lifeline
+
 
 class WorkerFailed(Exception):
     """A measuring process ended before it answered; its own words are on stderr."""
@@ -22,7 +24,12 @@ class Worker:
         self._module = module
         # -P: the folder that the command is typed in is not searched for modules.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-P", "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            process_group=0,  # Ctrl-C is for the parent, which then ends it
+            preexec_fn=lifeline(),
         )
 
     def __enter__(self) -> Self:
@@ -31,6 +38,8 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._process.terminate()
         self.close()
 
     def ask(self, **job: Any) -> dict[str, Any]:

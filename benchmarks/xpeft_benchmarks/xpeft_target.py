@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from xpeft_profiles import BankGeometry
 from xpeft_server.api.auth import Role
 from xpeft_server.api.key_file import new_key, write_keys
 
@@ -36,6 +37,10 @@ class XpeftTarget:
         for name, has, wanted in (("bank", geometry.fingerprint, bank), ("dtype", info["dtype"], dtype)):
             if has != wanted:
                 raise ServerRefused(f"the server's {name} is {has}, the engine measured beside it has {wanted}")
+        self.put_profiles(profiles, geometry, seed=seed)
+
+    def put_profiles(self, profiles: int, geometry: BankGeometry, *, seed: int) -> None:
+        """Upload random profiles. Raises: ServerRefused."""
         for index in range(profiles):
             self.client.put_profile(profile_name(index), geometry, self.key_of(index), seed=seed, index=index)
 
@@ -84,7 +89,9 @@ def started(options: Mapping[str, str], *, store: str | None, tenants: int) -> I
 
 
 def met_at(url: str, key: str | None) -> XpeftTarget:
-    """A server that runs already, as one tenant. Raises: ServerRefused if ``url`` is none."""
+    """A server that runs already, as one tenant. Raises: ServerRefused if ``url`` or ``key`` is none."""
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise ServerRefused(f"{url}: the API key has characters that no key has: copy it again")
     return XpeftTarget(ServerClient(url), (key,), None)
 
 

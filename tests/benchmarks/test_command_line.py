@@ -11,6 +11,7 @@ def test_a_command_is_shown_as_it_was_typed() -> None:
 
 def test_a_key_is_never_shown() -> None:
     assert "xp_" not in shown_command(["bench", "serve", "--api-key", "xp_a", "--api-key=xp_b", "--url", "http://h:1"])
+    assert shown_command(["bench", "load", "--against-api-key", "xp_a", "--against-api-key=xp_b"]).count("***") == 2
 
 
 def test_folders_of_the_machine_are_left_out() -> None:

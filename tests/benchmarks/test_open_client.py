@@ -6,29 +6,13 @@ import asyncio
 import time
 
 import numpy as np
-import pytest
 
-from xpeft_benchmarks.open_client import OpenLoop, Phase, arrivals
+from xpeft_benchmarks.arrivals import Phase
+from xpeft_benchmarks.open_client import OpenLoop
 from xpeft_benchmarks.server_client import http_request
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 BUSY = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 4\r\n\r\nbusy"
-
-
-def test_arrivals_are_in_order_and_as_many_as_the_rates_say() -> None:
-    found = arrivals([Phase([50.0, 5.0, 0.0], 100.0)], seed=3)
-    assert found == sorted(found)
-    counts = np.bincount([stream for _, stream in found], minlength=3)
-    assert counts.tolist() == pytest.approx([5000, 500, 0], rel=0.15)
-    gaps = np.diff([moment for moment, stream in found if stream == 0])
-    assert np.std(gaps) == pytest.approx(np.mean(gaps), rel=0.1)
-    assert arrivals([Phase([50.0], 1.0)], seed=3) != arrivals([Phase([50.0], 1.0)], seed=4)
-
-
-def test_a_phase_begins_when_the_one_before_it_is_over() -> None:
-    found = [moment for moment, _ in arrivals([Phase([0.0], 2.0), Phase([100.0], 1.0), Phase([0.0], 1.0)], seed=3)]
-    assert 2.0 <= min(found) < 2.2
-    assert 2.8 < max(found) <= 3.0
 
 
 async def test_requests_are_sent_when_due_though_earlier_ones_were_not_answered() -> None:

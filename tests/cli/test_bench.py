@@ -70,6 +70,26 @@ def test_serve_shows_a_table_and_writes_lines(
     assert str(tiny_bert.parent) not in out.read_text(encoding="utf-8")
 
 
+def test_load_starts_a_server_shows_tables_and_writes_lines_and_a_plot(
+    tiny_bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, plot = tmp_path / "load.jsonl", tmp_path / "load.html"
+    options = f"--bank {BANK} --dtype float32 --device cpu --profiles 3 --rounds 1 --seconds 0.5 --texts 8".split()
+    words = ["load", "--plm", str(tiny_bert), *options, "--data", str(texts), "--json", str(out), "--plot", str(plot)]
+    done = run(*words, "--rates", "50,100", "--slo", "30s", "--name", "here", monkeypatch=monkeypatch)
+    assert done.exit_code == 0, done.output
+    assert "p50 / p99 ms" in done.output
+    assert "here within 30000 ms  100 requests/s" in done.output
+    lines = {line["variant"]: line for line in map(json.loads, out.read_text(encoding="utf-8").splitlines())}
+    assert lines.keys() == {"here 50/s", "here 100/s", "here within 30000 ms"}
+    assert lines["here 100/s"]["details"]["requests"] == 50
+    assert lines["here 100/s"]["details"]["mean_batch"] >= 1
+    assert lines["here 100/s"]["details"]["server_cpu_ms"] > 0
+    assert lines["here 100/s"]["settings"]["server"]["--dtype"] == "float32"
+    assert str(tiny_bert.parent) not in out.read_text(encoding="utf-8")
+    assert "rate, requests sent a second" in plot.read_text(encoding="utf-8")
+
+
 def test_generate_shows_a_table_and_writes_lines(
     tiny_llama: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,13 +125,31 @@ def test_generate_shows_a_table_and_writes_lines(
         (["serve", "--concurrency", "0"], "'0' is not a whole number"),
         (["serve", "--url", "ftp://x"], "'ftp://x' is not of the form"),
         (["serve", "--url", "http://x:1", "--slots", "3"], "leave them out with --url"),
+        (["serve", "--url", "https://x:1"], "bench serve speaks plain HTTP only"),
         (["serve", "--infinity-python", "/nowhere/python"], "infinity_emb is not there"),
+        (["load", "--rates", "0"], "rates '0': '0' is neither auto nor a number"),
+        (["load", "--rates", "1"], "rate 1 for 10 seconds is 10 requests, too few"),
+        (["load", "--slo", "5"], "slo '5' is not a time"),
+        (["load", "--slo-per-token", "5ms"], "--slo-per-token is of text that is written"),
+        (["load", "--new-tokens", "5"], "--new-tokens is of text that is written"),
+        (["load", "--plot", "x.pdf"], "plot 'x.pdf' does not end in .png or .html"),
+        (["load", "--plot", "gone/x.png"], "there is no folder gone"),
+        (["load", "--lengths", "gone.csv"], "gone.csv cannot be read"),
+        (["load", "--url", "http://u:p@x:1"], "'http://***@x:1' is not of the form"),
+        (["load", "--url", "http://x:99999"], "Port out of range"),
+        (["load", "--url", "http://x:1", "--slots", "3"], "--slots is of a server that is started here"),
+        (["load", "--api-key", "xp_x"], "--api-key is of a server that runs already"),
+        (["load", "--url", "http://x:1", "--api-key", "xp_\n"], "the API key has characters that no key has"),
+        (["load", "--against-name", "x"], "--against-name is of a second server"),
+        (["load", "--against", "http://x:1", "--name", "x:1"], "both targets are called 'x:1'"),
     ],
 )
-def test_what_cannot_be_measured_is_told_in_one_line(words: list[str], says: str, tiny_bert: Path, texts: Path) -> None:
-    rest = [] if "--bank" in words else ["--bank", BANK]
+def test_what_cannot_be_measured_is_told_in_one_line(
+    words: list[str], says: str, tiny_bert: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XPEFT_BANK", BANK)
     data = [] if "--data" in words else ["--data", str(texts)]
-    done = run(words[0], "--plm", str(tiny_bert), *words[1:], *rest, *data)
+    done = run(words[0], "--plm", str(tiny_bert), *words[1:], *data)
     assert done.exit_code == 1
     last = done.output.strip().splitlines()[-1]
     assert last.startswith("xpeft: ")

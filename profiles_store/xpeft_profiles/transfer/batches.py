@@ -120,7 +120,7 @@ class BatchReader:
             return "", self._seen.setdefault("", set())
         tenant = self._tenant if named is None else named
         if tenant is None:
-            raise ProfileInvalid("the entry names none, and none was given for those that do not", "tenant")
+            raise ProfileInvalid("the entry names none: give --tenant for those that do not", "tenant")
         if self._tenant is not None and tenant != self._tenant:
             raise ProfileInvalid(f"the entry is of {shown(tenant)}, {self._tenant!r} was asked for", "tenant")
         check_name(tenant, param="tenant")

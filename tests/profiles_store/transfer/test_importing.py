@@ -105,7 +105,7 @@ def test_records_are_those_of_the_files(entry: Any, make_profile: MakeProfile) -
 @pytest.mark.parametrize(
     ("tenant", "named", "error"),
     [
-        (None, None, "tenant: the entry names none"),
+        (None, None, "tenant: the entry names none: give --tenant for those that do not"),
         ("acme", "other", "tenant: the entry is of 'other', 'acme' was asked for"),
         (None, "../x", "tenant: '../x' is not a name"),
     ],

@@ -1,0 +1,36 @@
+"""When requests come, whether or not earlier ones were answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Phase(NamedTuple):
+    """``rates``: of each stream, a second."""
+
+    rates: Sequence[float]
+    seconds: float
+
+
+def arrivals(phases: Sequence[Phase], seed: int | Sequence[int]) -> list[tuple[float, int]]:
+    """Poisson arrivals of phases one after the other: (seconds from the start, stream), in order."""
+    rng = np.random.default_rng(seed)
+    found: list[tuple[float, int]] = []
+    start = 0.0
+    for rates, seconds in phases:
+        for stream, rate in enumerate(rates):
+            moments = start + rng.uniform(0, seconds, rng.poisson(rate * seconds))
+            found += [(float(moment), stream) for moment in moments]
+        start += seconds
+    return sorted(found)
+
+
+def arrivals_at(rate: float, seconds: float, seed: int | Sequence[int]) -> list[float]:
+    """Poisson arrivals, given how many there are: as many as the rate says, at moments that know nothing of each other.
+
+    So what was sent is what was asked for, which rounds and targets are compared by. Seconds from the start, in order.
+    """
+    return sorted(np.random.default_rng(seed).uniform(0, seconds, round(rate * seconds)).tolist())
