@@ -15,12 +15,12 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE_ROOTS = ("kernels", "profiles_store", "server", "tuning", "benchmarks")
+SOURCE_ROOTS = ("kernels", "profiles_store", "server", "tuning", "benchmarks", "deploy/ray")
 EVERYTHING = None
 WEB = ("fastapi", "starlette", "uvicorn")
 DEVICE = ("torch", "triton", "transformers", "xpeft_kernels", "xpeft_server.model")
 SERVING = ("xpeft_server.engine", "xpeft_server.api", "xpeft_server.jobs")
-TOP = ("xpeft_server.cli", "xpeft_benchmarks", "xpeft_quality")
+TOP = ("xpeft_server.cli", "xpeft_benchmarks", "xpeft_quality", "xpeft_ray")
 TUNING = ("xpeft_tuning",)
 
 
@@ -51,6 +51,8 @@ LAYERS = (
     Layer("xpeft_tuning",         EVERYTHING,                                (*WEB, *SERVING, *TOP)),
     Layer("xpeft_benchmarks",     EVERYTHING,                                (*TUNING, "xpeft_server.cli")),
     Layer("xpeft_quality",        EVERYTHING,                                ("xpeft_server.cli",)),
+    Layer("xpeft_ray",            EVERYTHING,                                (*TUNING, "xpeft_benchmarks",
+                                                                              "xpeft_quality")),
     Layer("",                     EVERYTHING),  # programs that lie in a source root itself
 )
 # fmt: on
@@ -179,6 +181,8 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
         ("xpeft_tuning", "from xpeft_server.api.app import create_app"),
         ("xpeft_tuning", "import xpeft_benchmarks"),
         ("xpeft_benchmarks", "from xpeft_server.cli.main import app"),
+        ("xpeft_ray", "from xpeft_tuning.settings import TuningSettings"),
+        ("xpeft_server.api", "from xpeft_ray.door import Door"),
     ],
 )
 def test_a_forbidden_import_is_found(package: str, source: str) -> None:

@@ -28,8 +28,9 @@ PACKAGES = {
     "xpeft_tuning": "tuning",
     "xpeft_benchmarks": "benchmarks",
     "xpeft_quality": "benchmarks",
+    "xpeft_ray": "deploy/ray",
 }
-EXTRAS = ("tuning", "demo", "gpu", "dev")
+EXTRAS = ("tuning", "demo", "gpu", "bench", "docs", "dev")
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,13 @@ def _third_party_imports(package: str) -> set[str]:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_what_a_package_imports_is_a_dependency_that_the_project_declares(package: str) -> None:
-    extra = {"xpeft_tuning": "tuning", "xpeft_kernels": "gpu"}.get(package)
+    extra = {
+        "xpeft_tuning": "tuning",
+        "xpeft_kernels": "gpu",
+        "xpeft_server": "otel",
+        "xpeft_benchmarks": "bench",
+        "xpeft_ray": "ray",
+    }.get(package)
     declared = PROJECT["dependencies"] + (PROJECT["optional-dependencies"][extra] if extra else [])
     names = {canonicalize_name(Requirement(r).name) for r in declared}
     distributions = importlib.metadata.packages_distributions()

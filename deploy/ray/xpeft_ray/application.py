@@ -1,0 +1,76 @@
+"""The application that ``serve run`` and ``serve deploy`` build: an ingress over engines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ray import serve
+
+from xpeft_server.settings import Settings
+
+from .engine_replica import EngineReplica
+from .ingress import DEPLOYMENT, Ingress
+from .options import Scale, read_options
+
+# Beside its requests a replica is asked for reports.
+_REPORTS: Final = 64
+# An ingress waits for engines and holds streams open; it is the engines that refuse.
+_INGRESS_REQUESTS: Final = 10_000
+_STARTS: Final = 3
+# Of a process that died Serve learns by the next check.
+_HEALTH_SECONDS: Final = 2.0
+_ROUTER: Final = "xpeft_ray.request_router:ProfileRouter"
+# Serve would log every call and report of a replica.
+_QUIET: Final = {"enable_access_log": False}
+
+
+def build(arguments: Mapping[str, object]) -> serve.Application:
+    """Args: ``arguments``: see `read_options`. Raises: SettingsInvalid."""
+    settings, scale = read_options(arguments, os.environ)
+    engine = _engine(settings, scale).bind(settings)
+    return _ingress(scale).bind(settings, engine)
+
+
+def _engine(settings: Settings, scale: Scale) -> serve.Deployment:
+    resources = {"num_cpus": scale.cpus_per_replica}
+    if settings.device == "cuda":
+        resources["num_gpus"] = scale.gpus_per_replica
+    return serve.deployment(
+        name="engine",
+        ray_actor_options=resources,
+        # The engine has a queue that is fair between tenants, and refuses by it; what waits in Serve waits in no order.
+        max_ongoing_requests=settings.queue_limit + _REPORTS,
+        max_queued_requests=settings.queue_limit,
+        request_router_config={"request_router_class": _ROUTER},
+        # What cannot be built now cannot be built the twentieth time.
+        max_constructor_retry_count=_STARTS,
+        health_check_period_s=_HEALTH_SECONDS,
+        graceful_shutdown_timeout_s=settings.drain_seconds,
+        logging_config=_QUIET,
+        **_replicas(scale),
+    )(EngineReplica)
+
+
+def _replicas(scale: Scale) -> dict[str, Any]:
+    if scale.min_replicas == scale.max_replicas:
+        return {"num_replicas": scale.min_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": scale.min_replicas,
+            "max_replicas": scale.max_replicas,
+            "target_ongoing_requests": scale.target_ongoing_requests,
+        }
+    }
+
+
+def _ingress(scale: Scale) -> serve.Deployment:
+    return serve.deployment(
+        name=DEPLOYMENT,
+        num_replicas=scale.ingress_replicas,
+        # Reading and writing HTTP needs little: it must not keep an engine from a machine's last processor.
+        ray_actor_options={"num_cpus": 0},
+        logging_config=_QUIET,
+        max_ongoing_requests=_INGRESS_REQUESTS,
+    )(serve.ingress()(Ingress))

@@ -1,0 +1,101 @@
+"""One engine in a process of its own: what Ray Serve runs a replica of for each device."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final
+
+import ray
+from ray import serve
+
+from xpeft_profiles import open_store
+from xpeft_server.engine.errors import EngineError
+from xpeft_server.engine.metrics import Metrics
+from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, GenerateRequest, News, Piece
+from xpeft_server.log_lines import configure_logging, format_for
+from xpeft_server.settings import Settings
+from xpeft_server.tenant_limits import LimitsFile, choose_tenant_limits
+
+from .options import check_reach
+from .refused import Refused
+from .replicas import EngineReport, Outcome
+from .trail import Recorder, Trail
+
+log = logging.getLogger(__name__)
+
+_LAST_WORDS_SECONDS: Final = 0.5
+_SWITCH_SECONDS: Final = 0.001
+
+
+class EngineReplica:
+    """Answers what the ingress sends on. An engine that dies takes its process with it, and Serve starts another.
+
+    Raises: SettingsInvalid, ModelError, BankError, StoreUrlInvalid or LimitsInvalid if the engine cannot be built.
+    """
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
+        # Here and not above: the ingress, which imports this module too, has no use for torch.
+        from xpeft_server.cli.assembly import build_engine
+
+        configure_logging(format_for(settings.log_format, sys.stderr), settings.log_level, sys.stderr)
+        nodes: list[dict[str, object]] = ray.nodes()  # type: ignore[no-untyped-call]
+        check_reach(settings, sum(bool(node["Alive"]) for node in nodes))
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._metrics = Metrics(top_profiles=0)
+        self._store = open_store(settings.store)
+        tenants = choose_tenant_limits(settings)
+        self._engine = build_engine(settings, self._store, self._metrics, tenants=tenants, on_death=self._end)
+        self._watching = asyncio.create_task(tenants.watch()) if isinstance(tenants, LimitsFile) else None
+        await self._engine.start()
+        # As in `xpeft serve`: what is there by now stays, and the device's thread gets its turn soon.
+        gc.collect()
+        gc.freeze()
+        sys.setswitchinterval(_SWITCH_SECONDS)
+
+    async def classify(self, request: ClassifyRequest) -> Outcome:
+        recorder = Recorder(request.journey)
+        result: ClassifyAnswer | Refused
+        try:
+            result = await self._engine.classify(request)
+        except EngineError as error:
+            result = Refused.of(error)
+        return Outcome(result, recorder.trail())
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[News | Refused | Trail, None]:
+        recorder = Recorder(request.journey)
+        try:
+            async with aclosing(self._engine.generate(request)) as news:
+                async for each in news:
+                    if not isinstance(each, Piece):
+                        yield recorder.trail()
+                    yield each
+        except EngineError as error:
+            yield recorder.trail()
+            yield Refused.of(error)
+
+    def report(self) -> EngineReport:
+        return EngineReport(
+            replica=self._name,
+            info=self._engine.info,
+            geometry=self._engine.geometry,
+            status=self._engine.status(),
+            exposition=self._metrics.render(),
+        )
+
+    async def __del__(self) -> None:
+        """Called by Serve when the replica has nothing left to do."""
+        if self._watching is not None:
+            self._watching.cancel()
+        await self._engine.close()
+        await self._store.close()
+
+    def _end(self) -> None:
+        """Whoever waited has been told; let that leave the process before it ends."""
+        log.critical("the engine of replica %s died: its process ends", self._name)
+        asyncio.get_running_loop().call_later(_LAST_WORDS_SECONDS, os._exit, 1)

@@ -1,0 +1,62 @@
+"""The engine's replicas as the ingress sees them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+from xpeft_profiles import BankGeometry
+from xpeft_server.engine.requests import (
+    ClassifyAnswer,
+    ClassifyRequest,
+    EngineInfo,
+    EngineStatus,
+    GenerateRequest,
+    News,
+)
+
+from .refused import Refused
+from .trail import Trail
+
+
+class ReplicaLost(Exception):
+    """The replica that had the request went away; nobody knows how far it came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a request to classify."""
+
+    result: ClassifyAnswer | Refused
+    trail: Trail
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What a replica says of itself. ``exposition``: its metrics in Prometheus' text format."""
+
+    replica: str
+    info: EngineInfo
+    geometry: BankGeometry
+    status: EngineStatus
+    exposition: bytes
+
+
+class Replicas(Protocol):
+    """Any of them, as the routing has it. Used from one event loop; cancelling a call withdraws its request."""
+
+    async def classify(self, request: ClassifyRequest) -> Outcome:
+        """Raises: ReplicaLost, Overloaded."""
+        ...
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[News | Refused | Trail, None]:
+        """A trail before the first news and before the last; `Refused` is the last that comes.
+
+        Raises: ReplicaLost, Overloaded.
+        """
+        ...
+
+    async def reports(self) -> list[EngineReport]:
+        """Of all that answer within a few seconds; empty if none does."""
+        ...

@@ -1,0 +1,71 @@
+"""Tuning jobs where nothing tunes: those of other servers on the same store."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Final
+
+from xpeft_profiles import JobKey, JobRecord, JobStore, StoreUnavailable
+from xpeft_server.jobs.errors import JobFinished, JobNotFound, TuningOff
+from xpeft_server.jobs.records import Records
+from xpeft_server.jobs.requests import TuningRequest
+
+_LOOK_SECONDS: Final = 1.0
+
+
+class StoredJobs:
+    """A `TunerPort` that shows and cancels jobs and takes none.
+
+    A tuner wants a part of one device's time and a process of its own beside it; replicas come and go, and a job would
+    end with the one that it began on.
+    """
+
+    def __init__(self, store: JobStore) -> None:
+        self._records = Records(store)
+
+    async def submit(self, request: TuningRequest) -> JobRecord:
+        """Raises: TuningOff."""
+        raise TuningOff(
+            f"on Ray Serve no profiles are tuned, and {request.profile.name!r} was not: "
+            "use xpeft tune, or send the job to an xpeft serve on the same store"
+        )
+
+    async def get(self, key: JobKey) -> JobRecord:
+        """Raises: JobNotFound, StoreUnavailable."""
+        record = await self._records.get(key)
+        if record is None:
+            raise JobNotFound(f"there is no job {key.id[:80]!r}", param="id")
+        return record
+
+    async def follow(self, key: JobKey) -> AsyncGenerator[JobRecord, None]:
+        """The record as it is, and again after changes, to its end. Raises: as `get`, before the first one."""
+        seen = await self.get(key)
+        yield seen
+        while seen.finished is None:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                record = await self._records.get(key)
+            except StoreUnavailable:
+                continue
+            if record is None:
+                return
+            if record != seen:
+                seen = record
+                yield seen
+
+    async def cancel(self, key: JobKey) -> JobRecord:
+        """Raises: JobNotFound, JobFinished, StoreUnavailable."""
+        record = await self.get(key)
+        if record.finished is None:
+            ended = replace(record, status="cancelled", finished=time.time())
+            record = await self._records.end(ended) or ended
+        if record.status != "cancelled":
+            raise JobFinished(f"job {key.id} is over: {record.status}")
+        return record
+
+    async def list(self, tenant: str, *, limit: int, cursor: str | None) -> tuple[list[JobRecord], str | None]:
+        """A page, newest first, and the cursor of the next. Raises: CursorInvalid, StoreUnavailable."""
+        return await self._records.page(tenant, limit=limit, cursor=cursor)

@@ -1,0 +1,76 @@
+"""What a replica's engine noted of a request, on its way back to the caller's own journey."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from xpeft_server.engine.requests import Journey, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Trail:
+    """What was noted since the trail before. Times are in seconds since the request came to the replica.
+
+    Args:
+        age: when this was sent.
+        stages: name, beginning, end and facts of each.
+    """
+
+    age: float
+    stages: tuple[tuple[str, float, float, dict[str, int | str]], ...]
+    profile_version: str | None
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Recorder:
+    """In the replica: tells of a journey bit by bit."""
+
+    def __init__(self, journey: Journey) -> None:
+        self._journey = journey
+        self._came = time.monotonic()
+        self._stages = 0
+        self._prompt_tokens = 0
+        self._completion_tokens = 0
+
+    def trail(self) -> Trail:
+        journey = self._journey
+        stages = tuple(
+            (stage.name, stage.began - self._came, stage.ended - self._came, dict(stage.facts))
+            for stage in journey.stages[self._stages :]
+        )
+        trail = Trail(
+            age=time.monotonic() - self._came,
+            stages=stages,
+            profile_version=journey.profile_version,
+            prompt_tokens=journey.prompt_tokens - self._prompt_tokens,
+            completion_tokens=journey.completion_tokens - self._completion_tokens,
+        )
+        self._stages = len(journey.stages)
+        self._prompt_tokens = journey.prompt_tokens
+        self._completion_tokens = journey.completion_tokens
+        return trail
+
+
+@dataclass(slots=True)
+class Follower:
+    """In the caller: writes trails of one call into a journey, which other calls may share.
+
+    The clocks of two machines have nothing to do with each other: the request is taken to have been as long on its way
+    as its first trail.
+    """
+
+    journey: Journey
+    _sent: float = field(default_factory=time.monotonic)
+    _came: float | None = None
+
+    def follow(self, trail: Trail) -> None:
+        if self._came is None:
+            self._came = self._sent + max(0.0, time.monotonic() - self._sent - trail.age) / 2
+        for name, began, ended, facts in trail.stages:
+            self.journey.stages.append(Stage(name, self._came + began, self._came + ended, facts))  # type: ignore[arg-type]
+        if trail.profile_version is not None:
+            self.journey.profile_version = trail.profile_version
+        self.journey.prompt_tokens += trail.prompt_tokens
+        self.journey.completion_tokens += trail.completion_tokens
