@@ -5,16 +5,19 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from xpeft_profiles import Profile, encode_record
 from xpeft_server.cli.bank import app
 from xpeft_server.model.bank import Bank, SharedHead
 from xpeft_server.model.bank_file import read_bank_file, write_bank_file
 from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.errors import ModelUnusable
 from xpeft_server.model.plm_facts import PlmFacts
+from xpeft_server.model.slots import SlotBuffers
 
 FACTS = PlmFacts("sha256:" + "ab" * 32, "bert", 2, 8, 100, decoder=False)
 SPEC = "random:N=3,R=4,seed=5"
@@ -121,6 +124,10 @@ def test_info_shows_what_is_in_a_bank(path: Path) -> None:
         "pooling": "cls",
         "shared heads": "mood ([bold]good, b [31mad)",
         "provenance": "trained on tests",
+        "a profile's masks": "4 bytes hard, 24 soft",
+        "its LayerNorm affine": "32 bytes",
+        "its slot": "640 bytes in float32, 320 bytes in bfloat16",
+        "slots in 1 GiB": "1,677,721 in float32, 3,355,443 in bfloat16",
     }
 
 
@@ -143,7 +150,28 @@ def test_info_as_json_is_one_object(path: Path) -> None:
         "biases": True,
         "heads": {"mood": ["[bold]good", "b\x1b[31mad"]},
         "provenance": "trained on tests",
+        "slot_bytes": {"float32": 640, "bfloat16": 320},
+        "record_bytes": {"hard_masks": 4, "soft_masks": 24, "layer_norm": 32},
     }
+
+
+def test_a_bank_says_what_its_slots_and_records_really_take(path: Path) -> None:
+    bank = bank_with_heads()
+    write_bank_file(bank, path)
+    told = json.loads(runner.invoke(app, ["info", str(path), "--json"]).stdout)
+    ones, halves = np.ones((2, 3), np.uint8), np.full((2, 3), 1 / 3, np.float16)
+    affine = np.ones((2, 4), np.float16)
+    least = encode_record(Profile(bank=bank.fingerprint, mask_a=ones, mask_b=ones))
+    bare = len(least) - told["record_bytes"]["hard_masks"]
+    for words, arrays in (
+        (["soft_masks"], {"mask_a": halves, "mask_b": halves}),
+        (["hard_masks", "layer_norm"], {"mask_a": ones, "mask_b": ones, "ln_weight": affine}),
+    ):
+        record = encode_record(Profile(bank=bank.fingerprint, **arrays))
+        assert len(record) - bare == sum(told["record_bytes"][word] for word in words)
+    for name, size in told["slot_bytes"].items():
+        buffers = SlotBuffers(bank, slots=1, head_rows=1, device=torch.device("cpu"), dtype=getattr(torch, name))
+        assert buffers.adapters[:, 0].nbytes == size
 
 
 def test_info_of_what_is_no_bank_is_one_line_and_exit_code_1(path: Path) -> None:

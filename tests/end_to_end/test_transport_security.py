@@ -184,7 +184,7 @@ def test_a_server_whose_redis_wants_a_password_tells_it_to_nobody(
     project_root: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    found = re.search(r"^```redis acl\n(.*?)^```", (project_root / "deploy" / "README.md").read_text(), re.M | re.S)
+    found = re.search(r"^```redis acl\n(.*?)^```", (project_root / "docs" / "security.md").read_text(), re.M | re.S)
     assert found
     with redis.Redis(port=own_redis.port) as admin:
         admin.execute_command(*found[1].replace("PASSWORD", "hush-hush").split())

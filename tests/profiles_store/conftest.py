@@ -69,8 +69,8 @@ def redis_client(redis_server: Any) -> Iterator[redis.Redis]:
 
 @pytest.fixture(scope="session")
 def acl_rule(project_root: Path) -> list[str]:
-    """The words of the command in deploy/README.md that gives a server's user its rights; one is ``>PASSWORD``."""
-    text = (project_root / "deploy" / "README.md").read_text(encoding="utf-8")
+    """The words of the command in docs/security.md that gives a server's user its rights; one is ``>PASSWORD``."""
+    text = (project_root / "docs" / "security.md").read_text(encoding="utf-8")
     found = re.search(r"^```redis acl\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert found is not None
     return found[1].split()

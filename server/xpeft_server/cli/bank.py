@@ -12,6 +12,7 @@ from xpeft_tuning.bank_import.fit_texts import MIN_FIT
 
 from . import bank_train
 from .bank_facts import bank_facts, bank_record
+from .bank_sizes import bank_sizes, size_facts
 from .screen import fail, say, show_facts, show_json, show_rows
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def info(
     file: Annotated[Path, typer.Argument(help="A bank's .safetensors file.")],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of a table.")] = False,
 ) -> None:
-    """Check a bank's file and show what is in it: fingerprint, model, sizes, shared heads.
+    """Check a bank's file and show what is in it, and what a profile over it takes in a store and on the device.
 
     Example: xpeft bank info bank.safetensors --json
     """
@@ -154,9 +155,9 @@ def info(
     except BankError as error:
         fail(str(error))
     if as_json:
-        show_json(bank_record(bank))
+        show_json(bank_record(bank) | bank_sizes(bank))
     else:
-        show_facts(bank_facts(bank).items())
+        show_facts([*bank_facts(bank).items(), *size_facts(bank).items()])
 
 
 def _source(number: int, adapter: ImportedAdapter, blocks: int) -> tuple[str, ...]:
