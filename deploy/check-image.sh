@@ -1,19 +1,29 @@
 #!/usr/bin/env bash
-# check-image.sh [--keep FILE]: builds the Dockerfile's target cpu without Docker, runs it and classifies through it.
+# check-image.sh [--keep FILE] [--load NAME]: builds the Dockerfile's target cpu without Docker, runs it and classifies
+# through it.
 #
 # For root on Debian 12. Installs what it needs by apt-get; everything else is in a folder that is gone at the end, but
 # for FILE, the image as `docker load` takes it. TORCH_INDEX is as in the Dockerfile; empty, torch comes from wherever
-# this machine's pip takes packages from. DEBIAN_MIRROR is where debootstrap takes the base image from.
+# this machine's pip takes packages from. DEBIAN_MIRROR is where debootstrap takes the base image from. --load runs
+# load-test.sh NAME against the image, by the xpeft on the PATH, which needs the extra bench.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 keep=
-if [ "$#" = 2 ] && [ "$1" = --keep ]; then
-    keep=$(realpath "$2")
-elif [ "$#" != 0 ]; then
-    echo "usage: deploy/check-image.sh [--keep FILE]" >&2
+load=
+while [ "$#" -ge 2 ]; do
+    case $1 in
+        --keep) keep=$(realpath "$2") ;;
+        --load) load=$2 ;;
+        *) break ;;
+    esac
+    shift 2
+done
+if [ "$#" != 0 ]; then
+    echo "usage: deploy/check-image.sh [--keep FILE] [--load NAME]" >&2
     exit 2
 fi
+called_from=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=3.11
 base=docker.io/library/python:$python-slim-bookworm
@@ -177,6 +187,12 @@ check_classification() {
     ok "/v1/classify through the profile: $(grep -o '"label":"[a-z]*","score":[0-9.]*' <<<"$answer")"
 }
 
+load_test() {
+    local test=$PWD/deploy/load-test.sh
+    (cd "$called_from" && XPEFT_API_KEY=$1 nsenter --target "$process" --net -- "$test" "$load" "$server") ||
+        fail "the load test ended with $?"
+}
+
 check_health() {
     within "${health_check[@]}" || fail "the health check fails beside a healthy server"
     # Frozen, it accepts connections and answers none.
@@ -243,6 +259,7 @@ ok "ready, without any network"
 check_confinement
 check_health
 check_classification "$key"
+[ -z "$load" ] || load_test "$key"
 stop_server 0
 check_early_stop
 step "run, over https and with certificates of clients"

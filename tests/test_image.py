@@ -193,7 +193,7 @@ def test_the_check_of_the_image_refuses_what_it_does_not_know() -> None:
     assert CHECK.stat().st_mode & stat.S_IXUSR
     done = subprocess.run([CHECK, "--fast"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "usage: deploy/check-image.sh [--keep FILE]\n"
+    assert done.stderr == "usage: deploy/check-image.sh [--keep FILE] [--load NAME]\n"
 
 
 def test_the_page_on_containers_says_what_the_check_does_not_prove_in_the_checks_own_words() -> None:

@@ -135,7 +135,7 @@ def test_a_closed_port_holds_up_nobody_and_ends_at_once_when_it_is_known(counter
     exporter = OTLPSpanExporter(f"http://127.0.0.1:{port}/v1/traces", timeout=1.5)
     road = Road(exporter, counters, most=1000)
     logger = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-    logger.addFilter(road.reasons)
+    road.reasons.silence(logger)
     try:
         began = time.monotonic()
         road.span(500)
@@ -153,3 +153,12 @@ def test_a_closed_port_holds_up_nobody_and_ends_at_once_when_it_is_known(counter
     (line,) = caplog.messages
     assert line.startswith("spans cannot be sent to http://collector")
     assert "Connection refused" in line
+
+
+def test_of_several_that_silence_a_logger_the_last_one_hears():
+    speaker = logging.getLogger("an exporter that speaks")
+    first, second = Unsaid(), Unsaid()
+    first.silence(speaker)
+    second.silence(speaker)
+    speaker.warning("the port is closed")
+    assert (first.take(), second.take()) == ("the exporter does not say why", "the port is closed")

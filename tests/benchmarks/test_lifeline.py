@@ -17,9 +17,11 @@ from xpeft_benchmarks.workers import Worker
 
 # A worker whose job does not end: it waits for an answer of a server that gives none.
 PARENT = """
-import socket, sys
+import signal, socket, sys
 from xpeft_benchmarks.workers import Worker
 
+# Where the tests run in the background, Ctrl-C is ignored, and so it would be here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 silent = socket.create_server(("127.0.0.1", 0))
 with Worker("xpeft_benchmarks.load_client") as worker:
     request = "GET / HTTP/1.1\\r\\n\\r\\n"

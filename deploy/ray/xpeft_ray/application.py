@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ray import serve
 
+from xpeft_server.cli.heap import TUNABLES, VARIABLE
 from xpeft_server.settings import Settings
 
 from .engine_replica import EngineReplica
@@ -34,9 +35,12 @@ def build(arguments: Mapping[str, object]) -> serve.Application:
 
 
 def _engine(settings: Settings, scale: Scale) -> serve.Deployment:
-    resources = {"num_cpus": scale.cpus_per_replica}
+    resources: dict[str, Any] = {"num_cpus": scale.cpus_per_replica}
     if settings.device == "cuda":
         resources["num_gpus"] = scale.gpus_per_replica
+    else:
+        # What `xpeft serve` starts itself anew for: glibc reads it only when a process begins.
+        resources["runtime_env"] = {"env_vars": {VARIABLE: os.environ.get(VARIABLE, TUNABLES)}}
     return serve.deployment(
         name="engine",
         ray_actor_options=resources,

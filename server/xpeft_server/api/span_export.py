@@ -110,6 +110,12 @@ class Unsaid(logging.Filter):
         super().__init__()
         self._messages: deque[str] = deque(maxlen=2)
 
+    def silence(self, speaker: logging.Logger) -> None:
+        """From now on it is this one that hears, and no earlier one."""
+        for earlier in [each for each in speaker.filters if isinstance(each, Unsaid)]:
+            speaker.removeFilter(earlier)
+        speaker.addFilter(self)
+
     def filter(self, record: logging.LogRecord) -> bool:
         self.add(record.getMessage())
         return False

@@ -7,8 +7,8 @@ import platform
 import sys
 from typing import Final
 
-_VARIABLE: Final = "GLIBC_TUNABLES"
-_TUNABLES: Final = (
+VARIABLE: Final = "GLIBC_TUNABLES"
+TUNABLES: Final = (
     "glibc.malloc.tcache_count=0:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=268435456"
 )
 
@@ -23,8 +23,8 @@ def restart_with_tuned_heap() -> None:
 
     Nothing happens where the variable is set already, by the user or by this function, or with another C library.
     """
-    if _VARIABLE in os.environ or platform.libc_ver()[0] != "glibc":
+    if VARIABLE in os.environ or platform.libc_ver()[0] != "glibc":
         return
-    os.environ[_VARIABLE] = _TUNABLES
+    os.environ[VARIABLE] = TUNABLES
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606

@@ -42,7 +42,7 @@ class OtelTracing:
         for name in _SILENT:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         reasons = Unsaid()
-        logging.getLogger(_EXPORTER).addFilter(reasons)
+        reasons.silence(logging.getLogger(_EXPORTER))
         url = endpoint if endpoint.endswith(_PATH) else endpoint.rstrip("/") + _PATH
         counters = metrics.trace_spans
         try:

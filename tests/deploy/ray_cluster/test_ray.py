@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import platform
 import signal
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import pytest
+
+from xpeft_server.cli.heap import TUNABLES, VARIABLE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
 
@@ -30,6 +34,14 @@ def test_the_command_of_the_page_starts_two_engines_behind_one_address(applicati
     assert answer.status_code == 200
     assert len(answer.headers.get_list("x-request-id")) == 1
     assert "queue" in answer.headers["server-timing"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_engines_on_processors_begin_with_the_heap_that_a_server_gives_itself(application: Any) -> None:
+    # When glibc reads them, it puts zeros between them.
+    wanted = f"\0{VARIABLE}={TUNABLES}\0".replace(":", "\0").encode()
+    for process in application.engines():
+        assert wanted in Path(f"/proc/{process}/environ").read_bytes().replace(b":", b"\0")
 
 
 def test_errors_of_an_engine_come_back_as_themselves(application: Any) -> None:

@@ -153,7 +153,7 @@ def test_a_flipped_bit_in_redis_is_500_for_that_profile_alone_counted_logged_onc
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "damaged_profile")
         assert "'flipped'" in answer.json()["error"]["message"]
     assert metric_of(far, "xpeft_profile_damaged_total") == counted + 4
-    (line,) = [line for line in redis_pair.new_log().splitlines() if " ERROR " in line]
+    (line,) = [line for line in redis_pair.new_log().splitlines() if '"level": "error"' in line]
     assert f"profile 'flipped' of tenant 'default', version '{version}', is damaged" in line
     assert far.versions()["flipped"] == version
     assert near.put("flipped", body).status_code == 200

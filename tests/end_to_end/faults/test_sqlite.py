@@ -84,7 +84,7 @@ def test_a_flipped_bit_in_sqlite_is_500_for_that_profile_alone_counted_logged_on
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "damaged_profile")
     assert far.classify("neighbour").json()["profile_version"] == other_version
     assert metric_of(far, "xpeft_profile_damaged_total") == counted + 3
-    (line,) = [line for line in sqlite_pair.new_log().splitlines() if " ERROR " in line]
+    (line,) = [line for line in sqlite_pair.new_log().splitlines() if '"level": "error"' in line]
     assert f"profile 'flipped' of tenant 'default', version '{version}', is damaged" in line
     assert far.versions()["flipped"] == version
     assert near.put("flipped", body).status_code == 200
