@@ -45,7 +45,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 def measure(
     plm: Annotated[str, typer.Option(help="Language model: a path, a hub id, or minilm.")] = "minilm",
     bank: Annotated[str, typer.Option(help="Adapter bank.")] = "random:N=100,R=48,seed=0,std=0.1",
-    requests: Annotated[int, typer.Option(min=1, help="Requests of one turn.")] = 48,
+    requests: Annotated[int, typer.Option(min=1, help="Requests of one turn; few make its end count.")] = 128,
     inputs: Annotated[int, typer.Option(min=1, max=256, help="Texts in a request.")] = 32,
     in_flight: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 12,
     profiles: Annotated[int, typer.Option(min=1, help="Different random profiles.")] = 32,
