@@ -42,7 +42,7 @@ from .screen import fail
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    help="Measure speed. Every number comes with a ratio to something that was measured in the same run, in"
+    help="Measure speed. Numbers come with a ratio to something that was measured in the same run, in"
     " interleaved rounds: the ratio holds while the machine's speed comes and goes. Let nothing else run.",
 )
 
