@@ -3,12 +3,16 @@
 """
 
 from .aggregate import aggregate_adapters, aggregate_adapters_ref
-from .apply import Norm, apply_adapters, apply_adapters_ref
+from .apply import Norm, apply_adapters, apply_adapters_ref, piece_rows
+from .attend import attend_packed, attend_packed_ref, query_rows
+from .attend_cache import attend_cache, attend_cache_ref, cut_steps, step_rows
 from .dispatch import Impl, ImplUnavailable, chosen_implementations
 from .form import AdapterForm
 from .heads import apply_heads, apply_heads_ref
 from .padding import Padding
-from .tiles import MIN_ROWS, Tiles
+from .pool import mean_rows, mean_rows_ref
+from .sequences import PlacedSequences, Sequences, cut_sequences
+from .tiles import MIN_ROWS, PlacedTiles, Tiles, cut_runs
 
 __all__ = [
     "MIN_ROWS",
@@ -17,6 +21,9 @@ __all__ = [
     "ImplUnavailable",
     "Norm",
     "Padding",
+    "PlacedSequences",
+    "PlacedTiles",
+    "Sequences",
     "Tiles",
     "aggregate_adapters",
     "aggregate_adapters_ref",
@@ -24,5 +31,17 @@ __all__ = [
     "apply_adapters_ref",
     "apply_heads",
     "apply_heads_ref",
+    "attend_cache",
+    "attend_cache_ref",
+    "attend_packed",
+    "attend_packed_ref",
     "chosen_implementations",
+    "cut_runs",
+    "cut_sequences",
+    "cut_steps",
+    "mean_rows",
+    "mean_rows_ref",
+    "piece_rows",
+    "query_rows",
+    "step_rows",
 ]

@@ -77,6 +77,10 @@ def chosen_implementations(device_type: str) -> dict[str, str]:
     """Operator name → implementation that ``Impl.AUTO`` means on a device, for logs, /info and metrics."""
     from .aggregate import AGGREGATE
     from .apply import APPLY
+    from .attend import ATTEND
+    from .attend_cache import ATTEND_CACHE
     from .heads import HEADS
+    from .pool import POOL
 
-    return {each.name: each.choose(device_type).value for each in (AGGREGATE, APPLY, HEADS)}
+    operators = (AGGREGATE, APPLY, HEADS, ATTEND, ATTEND_CACHE, POOL)
+    return {each.name: each.choose(device_type).value for each in operators}

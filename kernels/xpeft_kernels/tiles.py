@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .padding import Padding
+from .pieces import PlacedPieces, cut, placed
 
 MIN_ROWS = 16
 """Fewer rows than this (12, measured with MKL) take another code path in CPU GEMMs and give a row other last bits."""
@@ -74,19 +75,9 @@ class Tiles:
         return int(self.runs[-1, 1] + self.runs[-1, 2])
 
     def pieces(self, rows: int) -> Tensor:
-        """``[K', 3]`` int32 (slot, start, length) on the device: the runs cut into pieces of at most ``rows`` tokens.
-
-        Built on the host and copied without waiting; made once a batch for each ``rows``.
-        """
+        """``[K', 3]`` int32 on the device, see `cut_runs`; copied without waiting, once a batch for each ``rows``."""
         if rows not in self._pieces:
-            slot, start, length = self.runs.T
-            count = -(-length // rows)
-            step = rows * (np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count))
-            cut = [np.repeat(slot, count), np.repeat(start, count) + step]
-            cut.append(np.minimum(np.repeat(length, count) - step, rows))
-            table = torch.from_numpy(np.stack(cut, axis=1).astype(np.int32))
-            pinned = table.pin_memory() if self.device.type == "cuda" else table
-            self._pieces[rows] = pinned.to(self.device, non_blocking=True)
+            self._pieces[rows] = placed(cut_runs(self.runs, rows), self.device)
         return self._pieces[rows]
 
     @cached_property
@@ -118,6 +109,18 @@ class Tiles:
 
     def _index(self, values: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(values).to(self.device, non_blocking=True)
+
+
+class PlacedTiles(PlacedPieces):
+    """Pieces of runs, as `cut_runs` makes them, that are on the device already."""
+
+
+def cut_runs(runs: NDArray[np.int32], rows: int) -> NDArray[np.int32]:
+    """``[K, 3]`` runs (slot, start, length) → ``[K', 3]`` the same of pieces of at most ``rows`` tokens."""
+    slot, start, length = runs.T
+    owner, first = cut(length, rows)
+    size = np.minimum(length[owner] - first, rows)
+    return np.stack([slot[owner], start[owner] + first, size], axis=1).astype(np.int32)
 
 
 def _run_height(length: NDArray[np.int32]) -> NDArray[np.int64]:

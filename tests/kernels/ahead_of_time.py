@@ -22,12 +22,32 @@ from triton.compiler import ASTSource
 from xpeft_kernels import AdapterForm
 from xpeft_kernels.aggregate import kernel as aggregate
 from xpeft_kernels.apply import kernel as apply
+from xpeft_kernels.attend import kernel as attend
+from xpeft_kernels.attend_cache import kernel as attend_cache
 from xpeft_kernels.heads import kernel as heads
+from xpeft_kernels.pool import kernel as pool
 
 ARCHITECTURES = (80, 90, 100)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-EVEN = {"split", "row", "stride_slot", "stride_slot_block", "hidden"}
-"""Numbers that are multiples of 16 in every bank whose H is; Triton compiles a version of its own for such."""
+STATES = ("query", "key", "value")
+STRIDES = {f"stride_{name}" for name in STATES} | {f"stride_{name}_head" for name in STATES}
+EVEN = {"split", "row", "stride_slot", "stride_slot_block", "hidden", "width", *STRIDES}
+"""Numbers that are multiples of 16 in every bank whose H is, and in every model whose d is; Triton compiles a version
+of its own for such."""
+
+SIGHTS = (
+    (32, False, False),
+    (64, False, False),
+    (64, False, True),
+    (64, True, False),
+    (80, True, False),
+    (128, True, False),
+    (128, True, True),
+)
+"""Size of a head, whether attention is causal, whether there is a window."""
+
+CACHES = ((32, 1, True), (64, 4, False), (64, 4, True), (80, 6, True), (128, 8, False), (128, 40, True), (256, 8, True))
+"""Size of a head, query heads that share a key, whether there is a window."""
 
 
 class Case(NamedTuple):
@@ -51,6 +71,12 @@ def cases() -> Iterator[Case]:
             for masks in ("u8", "fp16"):
                 yield aggregate_case(profiles, masks, dtype)
         yield heads_case(dtype)
+        yield pool_case(dtype)
+        for d, causal, window in SIGHTS:
+            yield attend_case(d, causal, window, dtype, torch_dtype)
+        for d, group, window in CACHES:
+            yield attend_cache_case(d, group, window, dtype, torch_dtype)
+    yield attend_case(256, True, True, "bf16", torch.bfloat16)
 
 
 def apply_case(form: AdapterForm, tokens: int, dtype: str, torch_dtype: torch.dtype) -> Case:
@@ -97,6 +123,48 @@ def heads_case(dtype: str) -> Case:
     types |= {"logits": "*fp32", "count": "i32", "hidden": "i32"}
     constants = {"BLOCK_J": heads.BLOCK_J, "BLOCK_H": heads.BLOCK_H}
     return Case(f"apply_heads {dtype}", heads._apply_heads_kernel, types, constants, {"num_warps": 4})
+
+
+def pool_case(dtype: str) -> Case:
+    types = {"hidden": f"*{dtype}", "starts": "*i64", "ends": "*i64", "out": "*fp32", "width": "i32"}
+    constants = {"BLOCK_T": pool.BLOCK_T, "BLOCK_H": pool.BLOCK_H}
+    return Case(f"mean_rows {dtype}", pool._mean_rows_kernel, types, constants, {"num_warps": 1})
+
+
+def attend_case(d: int, causal: bool, window: bool, dtype: str, torch_dtype: torch.dtype) -> Case:
+    launch = attend.Launch.of(d, torch_dtype.itemsize)
+    types = dict.fromkeys((*STATES, "out"), f"*{dtype}") | dict.fromkeys(STRIDES, "i32")
+    types |= {"pieces": "*i32", "scale": "fp32", "window": "i32"}
+    constants = {
+        "D": d,
+        "GROUP": 4,
+        "CAUSAL": causal,
+        "WINDOW": window,
+        "BLOCK_Q": launch.rows,
+        "BLOCK_K": launch.keys,
+        "BLOCK_D": launch.width,
+    }
+    name = f"attend_packed {dtype} d={d} rows={launch.rows} causal={causal} window={window}"
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    return Case(name, attend._attend_packed_kernel, types, constants, options)
+
+
+def attend_cache_case(d: int, group: int, window: bool, dtype: str, torch_dtype: torch.dtype) -> Case:
+    launch = attend_cache.Launch.of(group, d, torch_dtype.itemsize)
+    types = dict.fromkeys(("query", "keys", "values", "out"), f"*{dtype}") | dict.fromkeys(STRIDES, "i32")
+    types |= {"pieces": "*i32", "heads": "i32", "scale": "fp32", "window": "i32"}
+    constants = {
+        "D": d,
+        "GROUP": group,
+        "HEADS": launch.heads,
+        "WINDOW": window,
+        "BLOCK_M": launch.rows,
+        "BLOCK_K": launch.keys,
+        "BLOCK_D": launch.width,
+    }
+    name = f"attend_cache {dtype} d={d} group={group} rows={launch.rows} window={window}"
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    return Case(name, attend_cache._attend_cache_kernel, types, constants, options)
 
 
 def needs(case: Case, architecture: int) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def test_every_operator_is_compiled_for_every_architecture(compiled: list[dict[str, Any]]) -> None:
     seen = {(each["kernel"].split()[0], each["kernel"].split()[1], each["architecture"]) for each in compiled}
-    operators = ("aggregate_adapters", "apply_adapters", "apply_heads")
+    operators = ("aggregate_adapters", "apply_adapters", "apply_heads", "attend_packed", "attend_cache", "mean_rows")
     assert seen == {(name, dtype, arch) for name in operators for dtype in ("bf16", "fp32") for arch in (80, 90, 100)}
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xpeft_kernels import AdapterForm, Norm, Tiles, apply_adapters
+from xpeft_kernels import AdapterForm, Norm, PlacedTiles, Tiles, apply_adapters, cut_runs
 
 SHAPES: dict[str, tuple[list[int], list[int]]] = {
     "one token": ([2], [1]),
@@ -175,6 +175,14 @@ def test_with_and_without_gradients_the_values_are_the_same() -> None:
     with torch.enable_grad():
         asked = apply_adapters(hidden.clone().requires_grad_(), table, tiles, form)
     torch.testing.assert_close(asked.detach(), without, rtol=0, atol=1e-5)
+
+
+def test_a_table_that_is_on_the_device_is_refused_because_the_runs_are_not_here() -> None:
+    form, tiles = AdapterForm(24, 8), Tiles.of([0, 2], [3, 4])
+    placed = PlacedTiles(tiles.tokens, 16, torch.from_numpy(cut_runs(tiles.runs, 16)))
+    hidden, table = normal(tiles.tokens, 24, dtype=torch.float32), rows(form, torch.float32, [0, 2])
+    with pytest.raises(ValueError, match=r"the reference needs the runs on the host, in Tiles, not PlacedTiles"):
+        apply_adapters(hidden, table, placed, form)
 
 
 @pytest.mark.parametrize(

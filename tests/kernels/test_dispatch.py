@@ -10,11 +10,15 @@ from xpeft_kernels import (
     AdapterForm,
     Impl,
     ImplUnavailable,
+    Sequences,
     Tiles,
     aggregate_adapters,
     apply_adapters,
     apply_heads,
+    attend_cache,
+    attend_packed,
     chosen_implementations,
+    mean_rows,
 )
 from xpeft_kernels.dispatch import Operator
 
@@ -73,6 +77,9 @@ def test_every_operator_says_what_auto_means() -> None:
         "aggregate_adapters": "reference",
         "apply_adapters": "reference",
         "apply_heads": "reference",
+        "attend_packed": "reference",
+        "attend_cache": "reference",
+        "mean_rows": "reference",
     }
     assert chosen_implementations("cuda") == dict.fromkeys(chosen_implementations("cpu"), "triton")
 
@@ -80,12 +87,18 @@ def test_every_operator_says_what_auto_means() -> None:
 FORM = AdapterForm(8, 4)
 WIDE, ROWS = torch.zeros(1, 3, FORM.bank_row), torch.zeros(2, FORM.slot_row)
 INDEX = torch.zeros(1, dtype=torch.int64)
+QUERY = torch.zeros(3, 2, 8)
 CALLS: dict[str, Callable[[Impl], object]] = {
     "aggregate_adapters": lambda impl: aggregate_adapters(
         WIDE, torch.full((1, 2, 1, 1), 7, dtype=torch.uint8), ROWS[None].clone(), INDEX, split=FORM.split, impl=impl
     ),
     "apply_adapters": lambda impl: apply_adapters(torch.zeros(5, 8), ROWS, Tiles.of([1], [5]), FORM, impl=impl),
     "apply_heads": lambda impl: apply_heads(ROWS[:, :8], ROWS[:, :8], ROWS[:, 0], INDEX, INDEX, impl=impl),
+    "attend_packed": lambda impl: attend_packed(QUERY, QUERY, QUERY, Sequences.of([3]), impl=impl),
+    "mean_rows": lambda impl: mean_rows(ROWS, INDEX, INDEX, impl=impl),
+    "attend_cache": lambda impl: attend_cache(
+        QUERY, QUERY, QUERY, torch.tensor([[0, 1, 0, 2]], dtype=torch.int32), scale=1.0, impl=impl
+    ),
 }
 
 

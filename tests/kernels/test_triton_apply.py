@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from xpeft_benchmarks.popularity import parse_popularities
-from xpeft_kernels import AdapterForm, Impl, Norm, Tiles, apply_adapters
-from xpeft_kernels.apply import kernel
+from xpeft_kernels import AdapterForm, Impl, Norm, PlacedTiles, Tiles, apply_adapters, cut_runs, piece_rows
+from xpeft_kernels.apply import launch
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -128,8 +128,45 @@ def test_small_and_large_tiles_give_the_same_bits(dtype: torch.dtype, monkeypatc
     hidden, table = normal(tiles.tokens, 768, dtype=dtype), rows(form, dtype, [0, 1, 3, 5])
     with torch.no_grad():
         small = apply_adapters(hidden, table, tiles, form, impl=Impl.TRITON)
-        monkeypatch.setattr(kernel, "FEW_TOKENS", 0)
+        monkeypatch.setattr(launch, "FEW_TOKENS", 0)
         assert torch.equal(apply_adapters(hidden, table, tiles, form, impl=Impl.TRITON), small)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_placed_table_gives_the_same_bits_and_unused_entries_write_nothing(norm: bool, dtype: torch.dtype) -> None:
+    form, runs, tokens = AdapterForm(HIDDEN, 48), Tiles.of([3, 0, 5], [17, 1, 40], DEVICE), 128
+    hidden, table = normal(tokens, HIDDEN, dtype=dtype), rows(form, dtype, [3, 0, 5])
+    hidden[runs.tokens :] = torch.nan
+    weight, bias = normal(2, HIDDEN, dtype=dtype, seed=5).unbind()
+    last = Norm(weight, bias, 1e-5) if norm else None
+    size = piece_rows(tokens, form, dtype.itemsize)
+    cut = torch.from_numpy(cut_runs(runs.runs, size)).to(DEVICE)
+    # An entry of length 0 may name a slot that holds NaN and a row that is another's.
+    pieces = torch.tensor([[1, 5, 0]] * 12, dtype=torch.int32, device=DEVICE)
+    pieces[2 : 2 + len(cut)] = cut
+    placed = PlacedTiles(tokens, size, pieces)
+    with torch.no_grad():
+        found = apply_adapters(hidden, table, placed, form, residual=hidden, norm=last, impl=Impl.TRITON)
+        real = hidden[: runs.tokens]
+        wanted = apply_adapters(real, table, runs, form, residual=real, norm=last, impl=Impl.TRITON)
+    assert torch.equal(found[: runs.tokens], wanted)
+    assert found[runs.tokens :].isnan().all()
+    assert wanted.isfinite().all()
+
+
+def test_a_placed_table_of_unused_entries_alone_writes_nothing_at_all() -> None:
+    form, used = AdapterForm(HIDDEN, 8), [0]
+    placed = PlacedTiles(20, 16, torch.zeros(3, 3, dtype=torch.int32, device=DEVICE))
+    hidden, table = normal(20, HIDDEN, dtype=torch.float32), rows(form, torch.float32, used)
+    assert apply_adapters(hidden, table, placed, form, impl=Impl.TRITON).isnan().all()
+
+
+def test_a_table_that_was_cut_otherwise_is_refused() -> None:
+    form, placed = AdapterForm(HIDDEN, 8), PlacedTiles(3, 64, torch.zeros(1, 3, dtype=torch.int32, device=DEVICE))
+    hidden, table = normal(3, HIDDEN, dtype=torch.float32), rows(form, torch.float32, [0])
+    with pytest.raises(ValueError, match="pieces of 64 rows, the kernel takes 16"):
+        apply_adapters(hidden, table, placed, form, impl=Impl.TRITON)
 
 
 def test_what_goes_in_is_left_as_it_was() -> None:

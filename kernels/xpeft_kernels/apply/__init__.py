@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ..dispatch import Impl, Operator, deferred
 from ..form import AdapterForm
-from ..tiles import Tiles
+from ..tiles import PlacedTiles, Tiles
+from .launch import piece_rows
 from .norm import Norm
 from .reference import apply_adapters_ref
 
@@ -19,7 +20,7 @@ APPLY = Operator(
 def apply_adapters(
     hidden: Tensor,
     slots: Tensor,
-    tiles: Tiles,
+    tiles: Tiles | PlacedTiles,
     form: AdapterForm,
     *,
     residual: Tensor | None = None,
@@ -36,13 +37,15 @@ def apply_adapters(
     Args:
         hidden: ``[T, H]``, output of a block's feed-forward before its residual add.
         slots: ``[S, D]`` rows of ``form`` (``form.slot_row`` wide), one block's.
-        tiles: runs of tokens that cover all T rows.
+        tiles: runs of tokens that cover all T rows; for the kernel also pieces that are on the device already, cut for
+            `piece_rows`. Rows that none of those covers are not written.
         residual: ``[T, H]`` added after the adapter.
         norm: the block's LayerNorm of a post-LN model.
     Returns: ``[T, H]``, dtype of ``hidden``; products accumulate in float32.
-    Raises: ValueError if the shapes do not fit. X-PEFT (arXiv 2401.16137), equation 1.
+    Raises: ValueError if the shapes do not fit, or the reference gets pieces that are placed already.
+    X-PEFT (arXiv 2401.16137), equation 1.
     """
     return APPLY(hidden.device.type, impl)(hidden, slots, tiles, form, residual=residual, norm=norm)  # type: ignore[no-any-return]
 
 
-__all__ = ["APPLY", "Norm", "apply_adapters", "apply_adapters_ref"]
+__all__ = ["APPLY", "Norm", "apply_adapters", "apply_adapters_ref", "piece_rows"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..form import AdapterForm
-from ..tiles import Tiles
+from ..tiles import PlacedTiles, Tiles
 
 
-def check_apply(hidden: Tensor, slots: Tensor, tiles: Tiles, form: AdapterForm, *, residual: Tensor | None) -> None:
+def check_apply(
+    hidden: Tensor, slots: Tensor, tiles: Tiles | PlacedTiles, form: AdapterForm, *, residual: Tensor | None
+) -> None:
     """Raises: ValueError with the shapes that do not fit."""
     if hidden.shape != (tiles.tokens, form.hidden):
         raise ValueError(f"hidden is {tuple(hidden.shape)}, tiles and form say {(tiles.tokens, form.hidden)}")

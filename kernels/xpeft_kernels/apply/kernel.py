@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..form import LN_EPS, AdapterForm
-from ..tiles import Tiles
+from ..tiles import PlacedTiles, Tiles
 from .checks import check_apply
+from .launch import Launch
 from .norm import Norm
-
-FEW_TOKENS = 4096
-
-
-class Launch(NamedTuple):
-    """Sizes of one program: rows of a tile, columns of H and of R at a time, warps, stages of loads in flight."""
-
-    rows: int
-    columns: int
-    width: int
-    warps: int
-    stages: int
-
-    @classmethod
-    def of(cls, tokens: int, form: AdapterForm, itemsize: int) -> Launch:
-        """Few tokens are cut into small tiles, so that all of a GPU has work; many into larger ones, which read a
-        profile's adapter less often. Both multiply with the same instructions, so that a row's bits are the same; from
-        64 rows on sm_90 would take others.
-        """
-        width = max(16, triton.next_power_of_2(form.width))
-        columns = max(16, min(256, 16384 // width) // itemsize)
-        rows = 16 if tokens <= FEW_TOKENS or itemsize == 4 else 32
-        return cls(rows=rows, columns=columns, width=width, warps=4, stages=3)
 
 
 def apply_adapters_triton(
     hidden: Tensor,
     slots: Tensor,
-    tiles: Tiles,
+    tiles: Tiles | PlacedTiles,
     form: AdapterForm,
     *,
     residual: Tensor | None = None,
@@ -115,9 +91,12 @@ def _apply_adapters_kernel(  # type: ignore[no-untyped-def]
     BLOCK_R: tl.constexpr,
 ):
     p_piece = pieces + tl.program_id(0) * 3
+    tokens = tl.load(p_piece + 2)
+    if tokens == 0:
+        return
     p_slot = slots + tl.load(p_piece).to(tl.int64) * stride_slot
     o_t = tl.arange(0, BLOCK_T)
-    m_t = o_t < tl.load(p_piece + 2)
+    m_t = o_t < tokens
     o_row = (tl.load(p_piece + 1) + o_t).to(tl.int64)[:, None] * H
     b_z = _bottleneck(
         hidden, p_slot, o_row, m_t, split, ln_eps, H, R, GELU, LAYER_NORM, DOWN_BIAS, UP_BIAS, BLOCK_T, BLOCK_H, BLOCK_R

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..form import LN_EPS, AdapterForm
-from ..tiles import Stack, Tiles
+from ..tiles import PlacedTiles, Stack, Tiles
 from .checks import check_apply
 from .norm import Norm
 
@@ -17,7 +17,7 @@ from .norm import Norm
 def apply_adapters_ref(
     hidden: Tensor,
     slots: Tensor,
-    tiles: Tiles,
+    tiles: Tiles | PlacedTiles,
     form: AdapterForm,
     *,
     residual: Tensor | None = None,
@@ -30,6 +30,8 @@ def apply_adapters_ref(
     Differentiable in ``hidden`` and ``slots``; works in place where no gradient is asked for.
     """
     check_apply(hidden, slots, tiles, form, residual=residual)
+    if isinstance(tiles, PlacedTiles):
+        raise ValueError("the reference needs the runs on the host, in Tiles, not PlacedTiles")
     parts = _SlotParts.of(slots, form)
     stacks = tiles.stacks
     if torch.is_grad_enabled():

@@ -1,0 +1,36 @@
+"""How large a program of apply_adapters is; known without Triton."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..form import AdapterForm
+
+FEW_TOKENS = 4096
+
+
+class Launch(NamedTuple):
+    """Sizes of one program: rows of a tile, columns of H and of R at a time, warps, stages of loads in flight."""
+
+    rows: int
+    columns: int
+    width: int
+    warps: int
+    stages: int
+
+    @classmethod
+    def of(cls, tokens: int, form: AdapterForm, itemsize: int) -> Launch:
+        """Few tokens are cut into small tiles, so that all of a GPU has work; many into larger ones, which read a
+        profile's adapter less often. Both multiply with the same instructions, so that a row's bits are the same; from
+        64 rows on sm_90 would take others.
+        """
+        width = max(16, 1 << (form.width - 1).bit_length())
+        columns = max(16, min(256, 16384 // width) // itemsize)
+        rows = 16 if tokens <= FEW_TOKENS or itemsize == 4 else 32
+        return cls(rows=rows, columns=columns, width=width, warps=4, stages=3)
+
+
+def piece_rows(tokens: int, form: AdapterForm, itemsize: int) -> int:
+    """Most rows of a piece that the kernel takes, for T tokens of ``itemsize`` bytes an element: what `cut_runs` and
+    `PlacedTiles` want."""
+    return Launch.of(tokens, form, itemsize).rows

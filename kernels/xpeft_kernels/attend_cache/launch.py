@@ -1,0 +1,41 @@
+"""How large a program of attend_cache is; known without Triton."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Launch(NamedTuple):
+    """Sizes of one program: rows of its tile, query heads among them, keys at a time, padded d, warps, stages of loads.
+
+    A row of the tile is one query head of one new token. They depend on the heads, d and the dtype alone, so that
+    tokens that are written and tokens of prompts, in pieces of any length, go through the same program.
+    """
+
+    rows: int
+    heads: int
+    keys: int
+    width: int
+    warps: int
+    stages: int
+
+    @classmethod
+    def of(cls, group: int, d: int, itemsize: int) -> Launch:
+        """Args: group: query heads that share a key."""
+        width = max(16, 1 << (d - 1).bit_length())
+        if itemsize >= 4:
+            rows, keys, stages = 16, 32 if width <= 64 else 16, 2 if width <= 128 else 1
+        else:
+            rows, keys, stages = 32, max(16, min(64, 4096 // width)), 3
+        return cls(rows=rows, heads=min(group, rows), keys=keys, width=width, warps=4, stages=stages)
+
+    @property
+    def queries(self) -> int:
+        """New tokens in a tile."""
+        return self.rows // self.heads
+
+
+def step_rows(group: int, d: int, itemsize: int) -> int:
+    """Most query rows of a piece that the kernel takes, for ``group`` query heads a key, heads of d elements and
+    ``itemsize`` bytes an element: what `cut_steps` wants."""
+    return Launch.of(group, d, itemsize).queries

@@ -1,0 +1,39 @@
+"""The specification of attend_cache, in PyTorch, and what runs on CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from .checks import check_attend_cache
+
+
+def attend_cache_ref(
+    query: Tensor, keys: Tensor, values: Tensor, pieces: Tensor, *, scale: float, window: int | None = None
+) -> Tensor:
+    """See `attend_cache`. A product a piece, which may have any number of query rows; any floating dtype."""
+    check_attend_cache(query, keys, values, pieces, window=window)
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    for first, count, base, past in pieces.tolist():
+        if not count:
+            continue
+        end = past + count
+        rows, seen = slice(first, first + count), slice(base, base + end)
+        attended = scaled_dot_product_attention(
+            query[rows].transpose(0, 1)[None],
+            keys[seen].transpose(0, 1)[None],
+            values[seen].transpose(0, 1)[None],
+            attn_mask=_seen(past, end, window, query.device),
+            scale=scale,
+            enable_gqa=query.shape[1] != keys.shape[1],
+        )
+        out[rows] = attended[0].transpose(0, 1)
+    return out
+
+
+def _seen(past: int, end: int, window: int | None, device: torch.device) -> Tensor:
+    """``[new, end]`` bool."""
+    position = torch.arange(end, device=device)
+    distance = position[past:, None] - position[None]
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
