@@ -21,6 +21,7 @@ _PASSWORD = re.compile(r"(?<=password=)[^&]+|(?<=:)[^/]+(?=@)")
 
 BatchTokens = Annotated[int, Field(ge=16, le=1 << 24)]
 KvTokens = Annotated[int, Field(ge=64, le=1 << 32)]
+GraphTokens = Annotated[int, Field(ge=0, le=1 << 24)]
 SlotCount = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
@@ -62,6 +63,11 @@ class Settings(BaseModel):
     )
     max_batch_tokens: BatchTokens | Literal["auto"] = Field(
         default="auto", description="most tokens in one forward pass; auto is 1024 on CPU and 8192 on a GPU"
+    )
+    graph_tokens: GraphTokens | Literal["auto"] = Field(
+        default="auto",
+        description="on a GPU, batches of up to so many tokens run as CUDA graphs, captured at the start; auto is"
+        " max-batch-tokens, 0 is none",
     )
     queue_limit: int = Field(
         default=1024, ge=1, le=1 << 24, description="most texts waiting or running; beyond it requests get 429"

@@ -57,7 +57,7 @@ async def test_a_batch_without_memory_is_halved_after_its_tensors_are_gone(
 ) -> None:
     engine = await start_engine()
     await store.put(ProfileKey("t", "p"), profile(engine.geometry, 1))
-    whole = engine._classifier.logits
+    whole = engine._classifier.launch
     held: list[weakref.ref[torch.Tensor]] = []
 
     def logits(inputs: Any) -> Any:
@@ -68,7 +68,7 @@ async def test_a_batch_without_memory_is_halved_after_its_tensors_are_gone(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return whole(inputs)
 
-    monkeypatch.setattr(engine._classifier, "logits", logits)
+    monkeypatch.setattr(engine._classifier, "launch", logits)
     texts = tuple(TextInput(" ".join(["w1"] * (1 + n % 9))) for n in range(20))
     answer = await engine.classify(ClassifyRequest(ProfileKey("t", "p"), texts))
     assert held

@@ -200,14 +200,14 @@ async def test_a_text_that_breaks_the_forward_fails_alone(
 ) -> None:
     engine = await start_engine()
     await put_many(store, engine, profile, 16)
-    whole = engine._classifier.logits
+    whole = engine._classifier.launch
 
     def logits(inputs: Any) -> Any:
         if any(len(each.text) == 13 for each in inputs):
             raise RuntimeError("out of memory, say")
         return whole(inputs)
 
-    monkeypatch.setattr(engine._classifier, "logits", logits)
+    monkeypatch.setattr(engine._classifier, "launch", logits)
     asked = [ask(engine, f"tenant{n}", "p", words(n, 11 if n == 5 else 4)) for n in range(16)]
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert [n for n, answer in enumerate(answers) if isinstance(answer, Exception)] == [5]
@@ -226,7 +226,7 @@ async def test_when_the_device_thread_dies_every_pending_request_fails_at_once(
     def die(inputs: Any) -> Any:
         raise SystemExit("the device is lost")
 
-    monkeypatch.setattr(engine._classifier, "logits", die)
+    monkeypatch.setattr(engine._classifier, "launch", die)
     async with asyncio.timeout(20):
         answers = await asyncio.gather(
             *(ask(engine, f"tenant{n}", "p", words(n, 50)) for n in range(8)), return_exceptions=True

@@ -51,14 +51,14 @@ async def test_a_version_that_was_asked_for_before_a_request_came_does_not_count
     engine = await start_engine()
     await store.put(KEY, profile(engine.geometry, 1))
     await ask(engine)
-    versions, whole, free = Late(store.versions), engine._classifier.logits, threading.Event()
+    versions, whole, free = Late(store.versions), engine._classifier.launch, threading.Event()
 
     def logits(inputs: Any) -> Any:
         assert free.wait(20)
         return whole(inputs)
 
     monkeypatch.setattr(store, "versions", versions)
-    monkeypatch.setattr(engine._classifier, "logits", logits)
+    monkeypatch.setattr(engine._classifier, "launch", logits)
     try:
         first = ask(engine)
         await versions.asked.wait()

@@ -89,8 +89,8 @@ async def test_who_shares_a_batch_has_its_stages(start_engine: Any, store: Any, 
     for number, key in enumerate(keys):
         await store.put(key, profile(engine.geometry, number))
     # What comes while a batch is computed is the next one.
-    free, whole = threading.Event(), engine._classifier.logits
-    engine._classifier.logits = lambda inputs: (free.wait(20), whole(inputs))[1]
+    free, whole = threading.Event(), engine._classifier.launch
+    engine._classifier.launch = lambda inputs: (free.wait(20), whole(inputs))[1]
     journeys = [Journey() for _ in range(3)]
     asked = [asyncio.create_task(engine.classify(request(journeys[0], key=keys[0])))]
     while engine._count_running() == 0:
@@ -141,8 +141,8 @@ async def test_a_request_that_is_withdrawn_in_the_queue_has_waited_there(
 ) -> None:
     engine = await start_engine()
     await store.put(KEY, profile(engine.geometry, 1))
-    free, whole = threading.Event(), engine._classifier.logits
-    engine._classifier.logits = lambda inputs: (free.wait(20), whole(inputs))[1]
+    free, whole = threading.Event(), engine._classifier.launch
+    engine._classifier.launch = lambda inputs: (free.wait(20), whole(inputs))[1]
     first = asyncio.create_task(engine.classify(request(Journey())))
     while engine._count_running() == 0:
         await asyncio.sleep(0)
@@ -164,14 +164,14 @@ async def test_a_text_that_cannot_be_computed_is_logged_with_the_id_of_its_reque
 ) -> None:
     engine = await start_engine()
     await store.put(KEY, profile(engine.geometry, 1))
-    whole = engine._classifier.logits
+    whole = engine._classifier.launch
 
     def logits(inputs: Any) -> Any:
         if any(len(each.text) == 3 for each in inputs):
             raise RuntimeError("a bad text")
         return whole(inputs)
 
-    engine._classifier.logits = logits
+    engine._classifier.launch = logits
     good, bad = Journey("good"), Journey("bad")
     answers = await asyncio.gather(
         engine.classify(request(good)), engine.classify(request(bad, "w1")), return_exceptions=True

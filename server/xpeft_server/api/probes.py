@@ -66,6 +66,12 @@ class Probes:
             "device": info.device,
             "dtype": info.dtype,
             "kernels": info.kernels,
+            "cuda_graphs": {
+                "count": info.graphs,
+                "tokens": info.graph_tokens,
+                "step_tokens": info.graph_step_tokens,
+                "bytes": info.graph_bytes,
+            },
             "generates": info.generates,
             "store": self._scheme,
             "bank": {

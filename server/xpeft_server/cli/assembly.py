@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import torch
 
@@ -21,6 +22,9 @@ from xpeft_server.settings import Settings, SettingsInvalid
 from xpeft_server.tenant_limits import ONE_TENANT, LimitsOfTenants
 
 from .profile_trace import build_profiler
+
+_LARGEST_STEP: Final = 512
+"""Tokens of a step of generation that is a CUDA graph: larger ones are mostly prompts, and the host's part is small."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -42,6 +46,11 @@ def choose_batch_tokens(asked: int | str, device: torch.device) -> int:
     if isinstance(asked, int):
         return asked
     return 8192 if device.type == "cuda" else 1024
+
+
+def choose_graph_tokens(asked: int | str, most: int) -> int:
+    """``auto``: whatever there may be, but for a single text that is longer than a batch."""
+    return min(asked, most) if isinstance(asked, int) else most
 
 
 def choose_slots(asked: int | str, form: AdapterForm, plm: Plm) -> int:
@@ -106,7 +115,9 @@ def load_classifier(settings: Settings) -> Classifier:
     bank = open_bank(settings.bank, plm.facts)
     slots = choose_slots(settings.slots, adapter_form(bank), plm)
     widest_head = settings.max_profile_bytes // (2 * (plm.facts.hidden + 1))
-    return Classifier(plm, bank, slots=slots, head_rows=max(2 * widest_head, 16 * slots))
+    graph_tokens = choose_graph_tokens(settings.graph_tokens, choose_batch_tokens(settings.max_batch_tokens, device))
+    head_rows = max(2 * widest_head, 16 * slots)
+    return Classifier(plm, bank, slots=slots, head_rows=head_rows, graph_tokens=graph_tokens)
 
 
 def load_decoder(settings: Settings, classifier: Classifier) -> Decoder | None:
@@ -114,4 +125,9 @@ def load_decoder(settings: Settings, classifier: Classifier) -> Decoder | None:
     plm = classifier.plm
     if plm.vocabulary_head is None:
         return None
-    return Decoder(plm, classifier.buffers, kv_tokens=choose_kv_tokens(settings.kv_tokens, plm))
+    return Decoder(
+        plm,
+        classifier.buffers,
+        kv_tokens=choose_kv_tokens(settings.kv_tokens, plm),
+        graph_tokens=choose_graph_tokens(settings.graph_tokens, min(settings.max_sequences, _LARGEST_STEP)),
+    )

@@ -140,6 +140,9 @@ class RunningServer:
         self._stop.set()
 
     def _engine_died(self) -> None:
+        log.critical(
+            "the engine cannot go on: this process ends with exit code 1, to be started again by its supervisor"
+        )
         self._died = True
         self._stop.set()
 

@@ -9,18 +9,19 @@ from .requests import Classification, ClassifyAnswer
 from .ticket import Ticket
 
 
-def classification(logits: NDArray[np.float32], labels: tuple[str, ...]) -> Classification:
+def classifications(logits: NDArray[np.float32], labels: tuple[str, ...]) -> tuple[Classification, ...]:
     """Softmax in float64; the label is the first of the likeliest. One label is regression: its raw value.
 
     Args:
-        logits: ``[C]``, in the order of ``labels``.
+        logits: ``[n, C]``, of n texts, in the order of ``labels``.
     """
     if len(labels) == 1:
-        return Classification(labels[0], float(logits[0]), (), 1)
-    shifted = np.exp(logits.astype(np.float64) - float(logits.max()))
-    probs = tuple((shifted / shifted.sum()).tolist())
-    best = int(logits.argmax())
-    return Classification(labels[best], probs[best], probs, len(labels))
+        return tuple(Classification(labels[0], score, (), 1) for score in logits[:, 0].tolist())
+    exponents = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probs = (exponents / exponents.sum(axis=1, keepdims=True)).tolist()
+    best = logits.argmax(axis=1).tolist()
+    count = len(labels)
+    return tuple(Classification(labels[i], each[i], tuple(each), count) for i, each in zip(best, probs, strict=True))
 
 
 def answer_of(ticket: Ticket) -> ClassifyAnswer:
@@ -29,7 +30,7 @@ def answer_of(ticket: Ticket) -> ClassifyAnswer:
     return ClassifyAnswer(
         profile_version=ticket.profile.version,
         labels=labels,
-        data=tuple(classification(each, labels) for each in ticket.logits if each is not None),
+        data=classifications(np.stack([each for each in ticket.logits if each is not None]), labels),
         prompt_tokens=ticket.tokens,
         queue_time=ticket.waited,
         inference_time=ticket.inference_time,

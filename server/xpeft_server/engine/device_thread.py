@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Final
 
-from xpeft_server.model.classifier import Classifier, ClassifierInput
-from xpeft_server.model.slots import SlotFill
+from xpeft_server.model.classifier import Classifier
 
-from .batch import Batch, Computed, Outcome
-from .device_memory import is_out_of_memory, reclaim_memory
+from .batch import Batch, Computed
 from .device_profiler import DeviceProfiler
-from .errors import Unavailable, WrongBank
+from .device_times import DeviceTimes
 from .generation.generation import Generation
-from .journey import Stage
+from .launcher import Landed, Launcher, Part, land
 from .metrics import Metrics
 from .queue import FairQueue
 from .slot_table import SlotTable
@@ -25,9 +25,18 @@ from .ticket import Entry
 
 logger = logging.getLogger(__name__)
 
+_IN_FLIGHT: Final = 2
+"""Batches that a device has which computes by itself."""
+
 
 class DeviceThread:
-    """Works until the queue is closed. No timer: a batch grows exactly while the one before it is computed.
+    """Works until the queue is closed. No timer: a batch grows exactly while the ones before it are computed.
+
+    A device that computes by itself has two batches, so that it never waits for the host: while one is computed the
+    next is launched, and what comes meanwhile is the one after that.
+
+    Attributes:
+        times: how device and host spent their time.
 
     Args:
         thread: an executor of one thread, best the one that loaded the model: the OpenMP runtime behind CPU torch keeps
@@ -53,23 +62,28 @@ class DeviceThread:
         on_taken: Callable[[Batch], None],
         on_death: Callable[[BaseException], None],
     ) -> None:
+        self.times = DeviceTimes()
         self._classifier = classifier
+        self._launcher = Launcher(classifier, slots)
         self._queue = queue
-        self._slots = slots
         self._max_batch_tokens = max_batch_tokens
         self._metrics = metrics
         self._generation = generation
         self._profiler = profiler
-        self._stages: list[Stage] = []  # of the batch that is being computed
         self._on_taken = on_taken
         self._on_death = on_death
         self._thread = thread
         self._running: Future[None] | None = None
+        # What the device computes by itself is waited for beside the next batch's launch.
+        self._room = threading.Semaphore(_IN_FLIGHT if classifier.asynchronous else 1)
+        self._collector = ThreadPoolExecutor(1, thread_name_prefix="landed") if classifier.asynchronous else None
+        self._landed_at = 0.0
+        self._died = False
 
     async def start(self) -> None:
         """Warm up, then begin."""
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._classifier.warm_up)
+        await loop.run_in_executor(self._thread, self._warm_up)
         self._running = self._thread.submit(self._run, loop)
 
     def join(self, seconds: float) -> None:
@@ -78,19 +92,23 @@ class DeviceThread:
             wait([self._running], seconds)
         self._thread.shutdown(wait=False)
 
+    def _warm_up(self) -> None:
+        self._classifier.warm_up()
+        if self._generation is not None:
+            self._generation.generator.warm_up()
+
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
             while not self._queue.closed:
-                if entries := self._queue.take(self._max_batch_tokens, unless=self._generates):
-                    with self._turn("batch"):
-                        self._classify(entries, loop)
+                self._classify_next(loop)
                 if self._generation is not None and self._generation.generator.busy:
                     with self._turn("step"):
                         loop.call_soon_threadsafe(self._generation.advance, self._generation.generator.step())
         except BaseException as error:
-            logger.critical("the device thread ended", exc_info=error)
-            loop.call_soon_threadsafe(self._on_death, error)
+            self._die(error, loop)
         finally:
+            if self._collector is not None:
+                self._collector.shutdown(wait=True)
             if self._profiler is not None:
                 self._profiler.close()
 
@@ -100,94 +118,58 @@ class DeviceThread:
     def _generates(self) -> bool:
         return self._generation is not None and self._generation.generator.busy
 
-    def _classify(self, entries: list[Entry], loop: asyncio.AbstractEventLoop) -> None:
+    def _classify_next(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Launch the next batch, as soon as there is room for it on the device and somebody to answer."""
+        self._room.acquire()
+        entries = self._queue.take(self._max_batch_tokens, unless=self._generates)
+        if not entries:
+            self._room.release()
+            return
         batch = Batch(entries, time.monotonic(), loop.create_future())
         loop.call_soon_threadsafe(self._on_taken, batch)
-        self._stages = []
-        outcomes = self._compute(entries)
-        computed = Computed(outcomes, time.monotonic() - batch.taken, self._stages)
-        self._queue.observe(sum(entry.tokens for entry in entries), computed.seconds, self._max_batch_tokens)
-        loop.call_soon_threadsafe(_set, batch.computed, computed)
-        self._observe(entries)
-
-    def _compute(self, entries: list[Entry]) -> list[Outcome]:
-        """One outcome an entry. A batch that fails is halved until it is known which text it was."""
-        outcomes: list[Outcome] = []
-        while len(outcomes) < len(entries):
-            rest = entries[len(outcomes) :]
-            self._slots.begin_batch()
-            try:
-                outcomes += self._compute_prefix(rest)
-                continue
-            except Exception as error:
-                failure = error
-            # Outside of the handler, and so without what the failed forward still held.
-            outcomes += self._compute_after(failure, rest)
-        return outcomes
-
-    def _compute_after(self, failure: Exception, entries: list[Entry]) -> list[Outcome]:
-        """The outcomes of a batch that failed: its halves', or the failure of its one text."""
-        count, half = len(entries), len(entries) // 2
-        tokens = sum(entry.tokens for entry in entries)
-        first = entries[0].ticket
-        labels = {"request_id": first.journey.id, "tenant": first.tenant}
-        if is_out_of_memory(failure):
-            reclaim_memory(failure)
-            if count == 1:
-                logger.error("the device has no memory for one text of %d tokens: %s", tokens, failure, extra=labels)
-                return [Unavailable(f"the device has no memory for a text of {tokens} tokens now")]
-            logger.warning("the device has no memory for %d texts, %d tokens: they are halved", count, tokens)
-        elif count == 1:
-            message = "a text for profile %r of tenant %r cannot be computed"
-            logger.error(message, first.request.profile.name, first.tenant, exc_info=failure, extra=labels)
-            return [failure]
+        with self._turn("batch"):
+            parts = self._launcher.launch(entries)
+        host = time.monotonic() - batch.taken
+        if self._collector is None:
+            self._collect(batch, parts, host, loop)
         else:
-            logger.warning("a batch of %d texts failed and is halved: %r", count, failure)
-        return self._compute(entries[:half]) + self._compute(entries[half:])
+            self._collector.submit(self._collect_or_die, batch, parts, host, loop)
 
-    def _compute_prefix(self, entries: list[Entry]) -> list[Outcome]:
-        """As many texts as there are slots for, from the first on; the others are the next turn's."""
-        inputs: list[ClassifierInput] = []
-        fills: dict[str, SlotFill] = {}
-        for entry in entries:
-            cached = entry.ticket.profile
-            placed = self._slots.place(cached)
-            if placed is None:
-                break
-            (slot, head_rows), cold = placed
-            if cold:
-                fills[cached.version] = SlotFill(slot, cached.profile, head_rows)
-            shared = cached.profile.shared_head
-            rows = head_rows if shared is None else self._classifier.buffers.shared_head_rows[shared]
-            inputs.append(ClassifierInput(entry.text, slot, rows))
-        if not inputs:
-            raise WrongBank("the profile's head has more labels than this server holds", param="profile")
+    def _collect_or_die(self, batch: Batch, parts: list[Part], host: float, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            self._fill(list(fills.values()))
-            return self._logits(inputs)
-        except BaseException:
-            self._slots.forget(fills)
-            raise
+            self._collect(batch, parts, host, loop)
+        except BaseException as error:
+            self._die(error, loop)
 
-    def _fill(self, fills: list[SlotFill]) -> None:
-        if fills:
-            began = time.monotonic()
-            self._classifier.fill(fills)
-            ended = time.monotonic()
-            self._metrics.profile_load["host"].observe(ended - began)
-            self._stages.append(Stage("fill", began, ended, {"profiles": len(fills)}))
+    def _collect(self, batch: Batch, parts: list[Part], host: float, loop: asyncio.AbstractEventLoop) -> None:
+        """Wait for a batch and hand it over."""
+        try:
+            landed = land(parts)
+        finally:
+            self._room.release()
+        now = time.monotonic()
+        seconds = now - max(batch.taken, self._landed_at)
+        self._landed_at = now
+        self._queue.observe(sum(entry.tokens for entry in batch.entries), seconds, self._max_batch_tokens)
+        self._observe(batch.entries, landed, host)
+        loop.call_soon_threadsafe(_set, batch.computed, Computed(landed.outcomes, seconds, landed.stages))
 
-    def _logits(self, inputs: list[ClassifierInput]) -> list[Outcome]:
-        began = time.monotonic()
-        logits = self._classifier.logits(inputs)
-        facts = {"texts": len(inputs), "tokens": sum(len(each.text) for each in inputs)}
-        self._stages.append(Stage("forward", began, time.monotonic(), facts))
-        return list(logits)
+    def _die(self, error: BaseException, loop: asyncio.AbstractEventLoop) -> None:
+        """Two threads may find the same out; it is told once."""
+        if not self._died:
+            self._died = True
+            logger.critical("the device thread ended", exc_info=error)
+            loop.call_soon_threadsafe(self._on_death, error)
 
-    def _observe(self, entries: list[Entry]) -> None:
+    def _observe(self, entries: list[Entry], landed: Landed, host: float) -> None:
+        for seconds in landed.fills:
+            self._metrics.profile_load["host"].observe(seconds)
         self._metrics.batch_size.observe(len(entries))
         self._metrics.batch_tokens.observe(sum(len(entry.text) for entry in entries))
         self._metrics.batch_profiles.observe(len({entry.ticket.profile.version for entry in entries}))
+        batches, busy, before = self.times
+        host = host if self._collector is not None else max(0.0, host - landed.busy - sum(landed.fills))
+        self.times = DeviceTimes(batches + 1, busy + landed.busy, before + host)
 
 
 def device_executor() -> ThreadPoolExecutor:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from xpeft_profiles import BankGeometry, ProfileStore
@@ -22,6 +23,7 @@ from .backlog import Backlog
 from .batch import Batch
 from .device_profiler import DeviceProfiler
 from .device_thread import DeviceThread, device_executor
+from .device_times import DeviceTimes
 from .engine_limits import EngineLimits
 from .errors import DoesNotGenerate, EngineError, InternalError, Unavailable
 from .freshness import Freshness
@@ -72,7 +74,8 @@ class Engine:
     ) -> None:
         self.metrics = metrics
         self.geometry: BankGeometry = classifier.geometry
-        self.info = engine_info(classifier, decoder, limits)
+        self._tell = partial(engine_info, classifier, decoder, limits)
+        self.info = self._tell()
         self._classifier = classifier
         self._backlog = Backlog(limits.queue_seconds, least=2 * limits.max_batch_tokens, limits=tenants)
         self._permits = Permits(
@@ -109,7 +112,13 @@ class Engine:
         """Warm up and begin; the store may be down, then it is asked again until it answers."""
         await self._watch.start()
         await self._device.start()
+        self.info = self._tell()
         self._state = "ok"
+
+    @property
+    def device_times(self) -> DeviceTimes:
+        """How device and host spent their time on batches."""
+        return self._device.times
 
     def status(self) -> EngineStatus:
         """Ready when the engine runs and the store answers."""

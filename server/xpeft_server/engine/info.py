@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from xpeft_kernels import chosen_implementations
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
+from xpeft_server.model.graphs.graph_set import GraphFacts
 
 from .engine_limits import EngineLimits
 from .requests import EngineInfo
@@ -12,12 +12,13 @@ from .requests import EngineInfo
 
 def engine_info(classifier: Classifier, decoder: Decoder | None, limits: EngineLimits) -> EngineInfo:
     plm = classifier.plm
+    steps = GraphFacts() if decoder is None else decoder.graphs
     return EngineInfo(
         plm=plm.name,
         model_type=plm.facts.model_type,
         device=str(plm.device),
         dtype=str(plm.dtype).removeprefix("torch."),
-        kernels=chosen_implementations(plm.device.type),
+        kernels=dict(classifier.kernels),
         generates=decoder is not None,
         context_length=plm.tokenizer.limit,
         slots=classifier.buffers.slots,
@@ -27,6 +28,10 @@ def engine_info(classifier: Classifier, decoder: Decoder | None, limits: EngineL
         max_inputs=limits.max_inputs,
         max_sequences=limits.max_sequences if decoder is not None else 0,
         kv_tokens=0 if decoder is None else decoder.cache.tokens,
+        graphs=classifier.graphs.graphs + steps.graphs,
+        graph_tokens=classifier.graphs.tokens,
+        graph_step_tokens=steps.tokens,
+        graph_bytes=classifier.graphs.bytes + steps.bytes,
     )
 
 

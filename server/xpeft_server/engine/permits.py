@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 from typing import Final
 
 from xpeft_server.tenant_limits import LimitsOfTenants
@@ -20,28 +20,58 @@ _ACCOUNTS: Final = 1024
 
 
 class Permit:
-    """A request's right to be inside. Its tokens are added when they are known."""
+    """A request's right to be inside, from entering it to leaving it. Its tokens are added when they are known."""
 
-    def __init__(self, permits: Permits, account: TenantAccount, tenant: str) -> None:
+    __slots__ = ("_account", "_permits", "_texts", "tenant", "tokens")
+
+    def __init__(self, permits: Permits, account: TenantAccount, tenant: str, texts: int) -> None:
         self._permits = permits
         self._account = account
+        self._texts = texts
         self.tenant = tenant
         self.tokens = 0
 
+    def __enter__(self) -> Permit:
+        self._permits.enter(self._account, self.tenant, self._texts)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._permits.leave(self._account, self.tenant, self._texts, self.tokens)
+
     def admit_tokens(self, count: int) -> None:
         """Raises: Overloaded, LimitReached."""
-        self._permits.admit_tokens(self, count)
+        self._permits.admit_tokens(self.tenant, count)
+        self.tokens += count
         self.spend(count)
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Its tokens wait to be computed in one go meanwhile. Raises: Overloaded, LimitReached."""
-        with self._permits.waiting(self):
-            yield
+    def waiting(self) -> WaitingPermit:
+        """Its tokens wait to be computed in one go meanwhile. Entering it raises: Overloaded, LimitReached."""
+        return WaitingPermit(self._permits, self.tenant, self.tokens)
 
     def spend(self, tokens: int) -> None:
         """Tokens that count against the tenant's rate."""
         self._account.spend(tokens)
+
+
+class WaitingPermit:
+    """A request's right to wait for the device."""
+
+    __slots__ = ("_permits", "_tenant", "_tokens")
+
+    def __init__(self, permits: Permits, tenant: str, tokens: int) -> None:
+        self._permits = permits
+        self._tenant = tenant
+        self._tokens = tokens
+
+    def __enter__(self) -> None:
+        self._permits.begin_waiting(self._tenant, self._tokens)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._permits.end_waiting(self._tenant, self._tokens)
 
 
 class Permits:
@@ -86,52 +116,50 @@ class Permits:
 
     def check_backlog(self, tenant: str) -> None:
         """Raises: Overloaded, LimitReached if nothing more of this tenant may wait to be computed."""
-        with self._counted():
-            self._backlog.check(tenant, 1)
+        self._check(self._backlog, tenant, 1)
 
-    @contextmanager
-    def admitted(self, tenant: str, texts: int) -> Iterator[Permit]:
-        """A request of so many texts is inside meanwhile.
+    def admitted(self, tenant: str, texts: int) -> Permit:
+        """A request of so many texts is inside while the permit is entered.
 
-        Raises: Overloaded if it does not fit beside what is in, LimitReached if it is more than its tenant may send.
+        Entering it raises: Overloaded if it does not fit beside what is in, LimitReached if it is more than its tenant
+        may send.
         """
-        now = self._clock()
-        account = self._accounts.get(tenant) or self._open(tenant, now)
-        with self._counted():
-            self._texts.check(tenant, texts)
-            account.check(self._limits.of(tenant), now)
-        permit = Permit(self, account, tenant)
+        account = self._accounts.get(tenant) or self._open(tenant, self._clock())
+        return Permit(self, account, tenant, texts)
+
+    def enter(self, account: TenantAccount, tenant: str, texts: int) -> None:
+        """See `admitted`."""
+        self._check(self._texts, tenant, texts)
+        try:
+            account.check(self._limits.of(tenant), self._clock())
+        except Overloaded as error:
+            self._refusals[error.reason].inc()
+            raise
         account.enter()
         self._texts.take(tenant, texts)
-        try:
-            yield permit
-        finally:
-            account.leave()
-            self._texts.leave(tenant, texts)
-            self._tokens.leave(tenant, permit.tokens)
 
-    def admit_tokens(self, permit: Permit, count: int) -> None:
+    def leave(self, account: TenantAccount, tenant: str, texts: int, tokens: int) -> None:
+        """What `enter` and `admit_tokens` took."""
+        account.leave()
+        self._texts.leave(tenant, texts)
+        self._tokens.leave(tenant, tokens)
+
+    def admit_tokens(self, tenant: str, count: int) -> None:
         """See `Permit.admit_tokens`."""
-        with self._counted():
-            self._tokens.check(permit.tenant, count)
-        permit.tokens += count
-        self._tokens.take(permit.tenant, count)
+        self._check(self._tokens, tenant, count)
+        self._tokens.take(tenant, count)
 
-    @contextmanager
-    def waiting(self, permit: Permit) -> Iterator[None]:
+    def begin_waiting(self, tenant: str, tokens: int) -> None:
         """See `Permit.waiting`."""
-        with self._counted():
-            self._backlog.check(permit.tenant, permit.tokens)
-        self._backlog.take(permit.tenant, permit.tokens)
-        try:
-            yield
-        finally:
-            self._backlog.leave(permit.tenant, permit.tokens)
+        self._check(self._backlog, tenant, tokens)
+        self._backlog.take(tenant, tokens)
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def end_waiting(self, tenant: str, tokens: int) -> None:
+        self._backlog.leave(tenant, tokens)
+
+    def _check(self, room: Room, tenant: str, count: int) -> None:
         try:
-            yield
+            room.check(tenant, count)
         except Overloaded as error:
             self._refusals[error.reason].inc()
             raise

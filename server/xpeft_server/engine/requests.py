@@ -157,7 +157,8 @@ class EngineStatus:
 class EngineInfo:
     """Facts for /info: nothing of any tenant. Lengths in tokens, sizes in requests, tokens or slots.
 
-    ``max_sequences`` and ``kv_tokens`` are 0 where the model does not generate.
+    ``max_sequences`` and ``kv_tokens`` are 0 where the model does not generate. ``graphs`` counts CUDA graphs, of
+    batches of up to ``graph_tokens`` and of steps of up to ``graph_step_tokens``, and ``graph_bytes`` their memory.
     """
 
     plm: str
@@ -174,3 +175,7 @@ class EngineInfo:
     max_inputs: int
     max_sequences: int = 0
     kv_tokens: int = 0
+    graphs: int = 0
+    graph_tokens: int = 0
+    graph_step_tokens: int = 0
+    graph_bytes: int = 0

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from .arena_step import ArenaStep
 from .kv_attention import KvStep
+from .packed_sequences import PackedSequences
 from .sequence_groups import Bucket, SequenceGroups
 
 PACKED_ATTENTION = "xpeft_packed"
@@ -22,27 +24,34 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packed_groups: SequenceGroups | KvStep,
+    packed_groups: SequenceGroups | PackedSequences | KvStep | ArenaStep,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention within each sequence.
 
-    Neighbours of equal length share one call, which gives a sequence the same bits whoever is beside it. Where a
-    gradient is asked for, sequences of similar length do, padded: many small calls are slow on the way back.
+    On CPU neighbours of equal length share one call, which gives a sequence the same bits whoever is beside it. Where a
+    gradient is asked for, sequences of similar length do, padded: many small calls are slow on the way back. On a GPU
+    all sequences are one launch.
 
     Args:
         query: ``[1, heads, T, d]``; key and value may have fewer heads (grouped queries).
-        packed_groups: all T rows; or, when generating, where each row's sequence has its keys and values.
+        packed_groups: all T rows, or tables of them on the device; or, when generating, where each row's sequence has
+            its keys and values.
         sliding_window: tokens at this distance or more are not seen.
     Returns: ``[1, T, heads, d]``.
     """
-    if isinstance(packed_groups, KvStep):
+    if isinstance(packed_groups, KvStep | ArenaStep):
         return packed_groups.attend(_block_of(module), query, key, value, scaling, sliding_window), None
     causal = bool(getattr(module, "is_causal", False))
+    if isinstance(packed_groups, PackedSequences):
+        return packed_groups.attend(query, key, value, scaling=scaling, window=sliding_window, causal=causal), None
     if query.requires_grad:
         return _with_gradient(query, key, value, packed_groups, scaling, sliding_window, causal), None
+    if query.device.type == "cuda":
+        packed = PackedSequences(packed_groups.sequences_on(query.device), None, query.shape[2])
+        return packed.attend(query, key, value, scaling=scaling, window=sliding_window, causal=causal), None
     grouped = query.shape[1] != key.shape[1]
     outputs = []
     start = 0

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xpeft_kernels import apply_heads
+from xpeft_kernels import apply_heads, chosen_implementations
 
 from .bank import Bank
-from .packing import pack, packed_order
+from .graphs.graph_set import GraphFacts
+from .graphs.graphed_forward import GraphedForward
+from .launched import Launched
+from .packed_sequences import choose_attention
+from .packing import PackedRows, pack, packed_order
 from .plm import Plm
-from .pooling import pool
+from .pooling import Pooled, pool
 from .recorded import recorded
-from .slots import SlotAdapters, SlotBuffers, SlotFill
+from .slots import Filled, SlotAdapters, SlotBuffers, SlotFill
 from .tokenizing import TokenizedText
 
 
@@ -36,60 +40,120 @@ class Classifier:
         bank: a bank of that model (see `open_bank`, which checks it); copied, so that the caller can let go of it.
         slots: profiles that can be resident at once.
         head_rows: label rows for the resident profiles' own heads.
+        graph_tokens: on a GPU, batches of up to so many tokens run as CUDA graphs, captured by `warm_up`; 0 for none.
     """
 
-    def __init__(self, plm: Plm, bank: Bank, *, slots: int, head_rows: int) -> None:
+    def __init__(self, plm: Plm, bank: Bank, *, slots: int, head_rows: int, graph_tokens: int = 0) -> None:
         self.plm = plm
         self.geometry = bank.geometry
         self._pooling = bank.pooling
         self.buffers = SlotBuffers(bank, slots=slots, head_rows=head_rows, device=plm.device, dtype=plm.dtype)
+        self._attention = choose_attention(plm, self.buffers.lanes)
+        self._graphs: GraphedForward | None = None
+        if graph_tokens and self.buffers.lanes.asynchronous:
+            self._graphs = self._graphed(graph_tokens)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether `launch` returns before the batch is computed."""
+        return self.buffers.lanes.asynchronous
+
+    @property
+    def graphs(self) -> GraphFacts:
+        """None of them before `warm_up`."""
+        return GraphFacts() if self._graphs is None else self._graphs.facts
+
+    @property
+    def kernels(self) -> Mapping[str, str]:
+        """Operator → what it runs as."""
+        return chosen_implementations(self.plm.device.type) | self._attention.shown()
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """One bare forward, so that the first request does not pay for what libraries do at first use."""
+        """One bare forward, so that the first request does not pay for what libraries do at first use, and graphs."""
         first = np.zeros(64, np.int32)
-        batch = pack(
-            [TokenizedText(first, first)], None, first_position=self.plm.first_position, device=self.plm.device
-        )
-        self.plm.forward(batch)
+        self._pooled([TokenizedText(first, first)], None)
+        if self._graphs is not None:
+            self._graphs.capture()
+        self.buffers.lanes.synchronize()
 
     @torch.inference_mode()
-    def fill(self, fills: Sequence[SlotFill]) -> None:
+    def fill(self, fills: Sequence[SlotFill], *, overlap: bool = False) -> Filled:
         """Materialise profiles; see `SlotBuffers.fill`."""
         with recorded("fill"):
-            self.buffers.fill(fills)
+            return self.buffers.fill(fills, overlap=overlap)
 
-    @torch.inference_mode()
     def logits(self, inputs: Sequence[ClassifierInput]) -> list[NDArray[np.float32]]:
         """Each input's logits ``[C]``, in the order of the inputs. What is in the batch beside it does not matter."""
-        order = packed_order([each.slot for each in inputs], [len(each.text) for each in inputs])
+        return self.launch(inputs).result()
+
+    @torch.inference_mode()
+    def launch(self, inputs: Sequence[ClassifierInput]) -> Launched:
+        """As `logits`, without waiting for a device that works by itself."""
+        lanes = self.buffers.lanes
+        order = packed_order([each.slot for each in inputs], [len(each.text) for each in inputs]).tolist()
         packed = [inputs[i] for i in order]
+        slots = [each.slot for each in packed]
+        pooled, began = self._pooled([each.text for each in packed], slots)
+        counts = [each.head_rows.size for each in packed]
+        rows = np.concatenate([each.head_rows for each in packed])
+        owners = np.repeat(np.arange(len(packed)), counts)
+        with recorded("heads"):
+            logits = lanes.download(
+                apply_heads(
+                    pooled,
+                    self.buffers.head_weight,
+                    self.buffers.head_bias,
+                    lanes.upload(rows),
+                    lanes.upload(owners),
+                )
+            )
+        ended = lanes.mark()
+        self.buffers.note_readers(np.array(slots), rows, ended)
+        return Launched(logits, counts, order, began, ended)
+
+    @torch.inference_mode()
+    def capture_bare(self) -> None:
+        """Graphs for `bare` too, where there are graphs; nothing that serves needs them."""
+        if self._graphs is not None:
+            self._graphs.capture(adapters=False)
+
+    @torch.inference_mode()
+    def bare(self, texts: Sequence[TokenizedText]) -> Launched:
+        """Each text's pooled vector ``[H]`` by the PLM without adapters, packed in the order given."""
+        lanes = self.buffers.lanes
+        pooled, began = self._pooled(texts, None)
+        vectors = lanes.download(pooled.flatten())
+        counts = [self.plm.facts.hidden] * len(texts)
+        return Launched(vectors, counts, range(len(texts)), began, lanes.mark())
+
+    def _pooled(self, texts: Sequence[TokenizedText], slots: list[int] | None) -> Pooled:
+        """Vectors that are there until the next batch."""
+        if self._graphs is not None:
+            rows = PackedRows.of(texts, first_position=self.plm.first_position)
+            pooled = self._graphs.pooled(rows, None if slots is None else np.array(slots))
+            if pooled is not None:
+                return pooled
         with recorded("pack"):
             batch = pack(
-                [each.text for each in packed],
-                [each.slot for each in packed],
+                texts,
+                slots,
                 first_position=self.plm.first_position,
                 feed_forward=self.plm.feed_forward,
                 device=self.plm.device,
             )
-        assert batch.tiles is not None  # noqa: S101
-        adapters = SlotAdapters(self.buffers.adapters, batch.tiles, self.buffers.form)
+        buffers = self.buffers
+        adapters = None if batch.tiles is None else SlotAdapters(buffers.adapters, batch.tiles, buffers.form)
+        began = buffers.lanes.mark()
         with recorded("forward"):
-            pooled = pool(self.plm.forward(batch, adapters), batch, self._pooling)
-        counts = [each.head_rows.size for each in packed]
-        rows = torch.from_numpy(np.concatenate([each.head_rows for each in packed]))
-        owners = torch.from_numpy(np.repeat(np.arange(len(packed)), counts))
-        with recorded("heads"):
-            flat = apply_heads(
-                pooled,
-                self.buffers.head_weight,
-                self.buffers.head_bias,
-                rows.to(self.plm.device, non_blocking=True),
-                owners.to(self.plm.device, non_blocking=True),
-            )
-            logits = flat.cpu().numpy()
-        parts = np.split(logits, np.cumsum(counts)[:-1])
-        results: list[NDArray[np.float32]] = [parts[0]] * len(parts)
-        for place, part in zip(order, parts, strict=True):
-            results[place] = part
-        return results
+            return Pooled(pool(self.plm.forward(batch, adapters), batch, self._pooling), began)
+
+    def _graphed(self, tokens: int) -> GraphedForward:
+        return GraphedForward(
+            self.plm,
+            self.buffers,
+            self._pooling,
+            self.buffers.lanes,
+            tokens=tokens,
+            attention=self._attention,
+        )

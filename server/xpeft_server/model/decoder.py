@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import ModelUnusable
-from .kv_cache import KvCache, KvShape
+from .graphs.graph_set import GraphFacts
+from .graphs.graphed_step import GraphedStep
+from .kv_arena import KvArena
+from .kv_cache import KvCache, KvShape, KvStore
+from .lanes import on_device
 from .plm import Plm
 from .recorded import recorded
 from .slots import SlotAdapters, SlotBuffers
-from .step_packing import Chunk, pack_step
+from .step_packing import Chunk, StepRows, pack_step
 
 
 class Decoder:
@@ -20,17 +25,43 @@ class Decoder:
 
     Args:
         kv_tokens: room for keys and values, in tokens.
-    Raises: ModelUnusable if the PLM has no language-model head, or its tokenizer's texts cannot be told piece by piece.
+        cache: what keeps them; None for an arena on a GPU and pools elsewhere.
+        graph_tokens: on a GPU, steps of up to so many tokens run as CUDA graphs, captured by `warm_up`; 0 for none.
+    Raises: ModelUnusable if the PLM has no language-model head, its tokenizer's texts cannot be told piece by piece, or
+        the device has no memory for so many tokens.
     """
 
-    def __init__(self, plm: Plm, buffers: SlotBuffers, *, kv_tokens: int) -> None:
+    def __init__(
+        self,
+        plm: Plm,
+        buffers: SlotBuffers,
+        *,
+        kv_tokens: int,
+        cache: type[KvCache | KvArena] | None = None,
+        graph_tokens: int = 0,
+    ) -> None:
         if plm.vocabulary_head is None:
             raise ModelUnusable(f"plm: {plm.name!r} has no language-model head and does not generate")
         _ = plm.tokenizer.texts
         self.plm = plm
-        self.cache = KvCache(kv_shape(plm), tokens=kv_tokens, context=plm.tokenizer.limit)
+        self.cache = _cache(plm, kv_tokens, cache or (KvArena if plm.device.type == "cuda" else KvCache))
         self._buffers = buffers
         self._head = plm.vocabulary_head
+        self._graphs: GraphedStep | None = None
+        if graph_tokens and buffers.lanes.asynchronous and isinstance(self.cache, KvArena):
+            self._graphs = GraphedStep(plm, buffers, self.cache, tokens=graph_tokens)
+
+    @property
+    def graphs(self) -> GraphFacts:
+        """None of them before `warm_up`."""
+        return GraphFacts() if self._graphs is None else self._graphs.facts
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Capture the graphs, where there are any."""
+        if self._graphs is not None:
+            self._graphs.capture()
+            self._buffers.lanes.synchronize()
 
     @property
     def limit(self) -> int:
@@ -38,30 +69,48 @@ class Decoder:
         return min(self.plm.tokenizer.limit, self.cache.longest)
 
     @torch.inference_mode()
-    def step(self, chunks: Sequence[Chunk]) -> Tensor:
+    def step(self, chunks: Sequence[Chunk[Any]]) -> Tensor:
         """Read every chunk's tokens, and leave their keys and values in its row.
 
         A step that failed can be repeated, whole or in parts: it writes the same to the same places.
 
         Returns: ``[Q, V]`` float32 logits behind the last token of each chunk that asks, in the order of the chunks.
         """
+        rows = StepRows.of(chunks)
+        hidden = None if self._graphs is None else self._graphs.hidden(rows)
+        if hidden is None:
+            hidden = self._launched(rows)
+        with recorded("vocabulary head"):
+            logits: Tensor = self._head(hidden[on_device(rows.asking, self.plm.device)])
+        return logits
+
+    def _launched(self, rows: StepRows[Any]) -> Tensor:
+        """``[T, H]``, operator by operator."""
         with recorded("pack"):
-            batch = pack_step(chunks, feed_forward=self.plm.feed_forward, device=self.plm.device)
+            batch = pack_step(rows, self.cache, feed_forward=self.plm.feed_forward)
         adapters = SlotAdapters(self._buffers.adapters, batch.tiles, self._buffers.form)
         with recorded("forward"):
-            hidden = self.plm.forward(batch, adapters)
-        with recorded("vocabulary head"):
-            logits: Tensor = self._head(hidden[batch.asking])
-        return logits
+            return self.plm.forward(batch, adapters)
 
 
 def kv_shape(plm: Plm) -> KvShape:
-    config = plm.model.config
-    heads = int(config.num_attention_heads)
+    heads, kv_heads, size = plm.attention_shape
     return KvShape(
         blocks=plm.facts.blocks,
-        heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        size=int(getattr(config, "head_dim", None) or plm.facts.hidden // heads),
+        heads=kv_heads,
+        size=size,
         dtype=plm.dtype,
         device=plm.device,
+        group=heads // kv_heads,
     )
+
+
+def _cache(plm: Plm, tokens: int, kind: type[KvCache | KvArena]) -> KvStore[Any]:
+    shape = kv_shape(plm)
+    try:
+        return kind(shape, tokens=tokens, context=plm.tokenizer.limit)
+    except torch.OutOfMemoryError as error:
+        needed = tokens * shape.token_bytes
+        raise ModelUnusable(
+            f"kv_tokens: {tokens} tokens of keys and values take {needed} bytes, which {plm.device} has no memory for"
+        ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .kv_cache import KvPool, KvRow
+if TYPE_CHECKING:
+    from .kv_cache import KvPool, KvRow
+
+Row = TypeVar("Row")
+"""A sequence's place in whatever store it is of."""
 
 
-class Run(NamedTuple):
+class Run(NamedTuple, Generic[Row]):
     """A sequence's new tokens in a step: ``length`` packed tokens from ``start`` on, behind ``past`` known ones."""
 
-    row: KvRow
+    row: Row
     start: int
     length: int
     past: int
@@ -34,7 +38,7 @@ class KvStep:
         runs: all real tokens of the step; packed tokens behind them are filler, which nothing sees and nothing keeps.
     """
 
-    def __init__(self, runs: Sequence[Run], device: torch.device) -> None:
+    def __init__(self, runs: Sequence[Run[KvRow]], device: torch.device) -> None:
         single = [run for run in runs if run.length == 1]
         pools = {id(run.row.pool): run.row.pool for run in single}
         self._long = [run for run in runs if run.length > 1]
@@ -63,7 +67,7 @@ class KvStep:
 
 
 def _attend_run(
-    run: Run, block: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: float, window: int | None
+    run: Run[KvRow], block: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: float, window: int | None
 ) -> None:
     new = slice(run.start, run.start + run.length)
     end = run.past + run.length
@@ -99,7 +103,7 @@ class _PoolStep:
     A group of query heads that shares a key is the query's length here, so that keys are not repeated.
     """
 
-    def __init__(self, pool: KvPool, runs: Sequence[Run], device: torch.device) -> None:
+    def __init__(self, pool: KvPool, runs: Sequence[Run[KvRow]], device: torch.device) -> None:
         rows = np.array([run.row.index for run in runs])
         asking = np.zeros(len(pool.rows), np.int64)
         asking[rows] = [run.start for run in runs]

@@ -7,28 +7,90 @@ sequence moves to a row twice as long when it needs one, which copies each token
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from .kv_attention import KvStep, Row, Run
+
+if TYPE_CHECKING:
+    from .arena_step import ArenaStep
 
 SHORTEST = 64
 """Tokens of the shortest row. Every length is a multiple of it, so that sums over a row are cut alike for everybody."""
 
 
 class KvShape(NamedTuple):
-    """What a token leaves behind: ``heads`` keys and as many values of ``size`` numbers in each of ``blocks``."""
+    """What a token leaves behind: ``heads`` keys and as many values of ``size`` numbers in each of ``blocks``.
+
+    ``group`` query heads share a key.
+    """
 
     blocks: int
     heads: int
     size: int
     dtype: torch.dtype
     device: torch.device
+    group: int = 1
 
     @property
     def token_bytes(self) -> int:
         return 2 * self.blocks * self.heads * self.size * self.dtype.itemsize
+
+
+class KvStore(Protocol[Row]):
+    """Where sequences have their keys and values: `KvCache` on CPU, `KvArena` where a step is to be a CUDA graph.
+
+    A row is a sequence's place; only the store that it is of looks inside. One thread's own.
+
+    Attributes:
+        tokens: room, in tokens; rows count with all their length.
+        used: tokens of the rows that are claimed.
+    """
+
+    shape: KvShape
+    tokens: int
+    used: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row: what one sequence can have."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Memory that is held."""
+        ...
+
+    def claim(self, tokens: int, *, spare: int = 0) -> Row | None:
+        """A row for a sequence of so many tokens; None if it does not fit beside the others and ``spare``."""
+        ...
+
+    def lengthen(self, row: Row, tokens: int) -> Row | None:
+        """A row that is long enough and has all that was in this one, which it takes the place of; None if there is no
+        room, and the row stays as it is."""
+        ...
+
+    def release(self, row: Row) -> None: ...
+
+    def step(self, runs: Sequence[Run[Row]], tokens: int) -> KvStep | ArenaStep:
+        """Attention of a step over the rows as they are now; the next change of any ends it.
+
+        Args:
+            runs: all real tokens of the step.
+            tokens: packed tokens, those included that are fillers, which nothing sees and nothing keeps.
+        """
+        ...
+
+
+def row_lengths(tokens: int, context: int) -> list[int]:
+    """The lengths that rows may have, of room for ``tokens``, where no sequence is longer than ``context``."""
+    lengths = [SHORTEST]
+    while lengths[-1] < context and 2 * lengths[-1] <= tokens:
+        lengths.append(2 * lengths[-1])
+    return lengths
 
 
 class KvRow:
@@ -86,12 +148,13 @@ class KvPool:
         self._states = states
 
     def _zeros(self, rows: int) -> Tensor:
-        blocks, heads, size, dtype, device = self._shape
-        return torch.zeros(blocks, 2, rows, heads, self.length, size, dtype=dtype, device=device)
+        shape = self._shape
+        size = shape.blocks, 2, rows, shape.heads, self.length, shape.size
+        return torch.zeros(size, dtype=shape.dtype, device=shape.device)
 
 
 class KvCache:
-    """Rows of 64, 128, 256 … tokens, ``tokens`` of them at the most. One thread's own.
+    """Rows of 64, 128, 256 … tokens, ``tokens`` of them at the most. One thread's own. A `KvStore`.
 
     Args:
         tokens: room, in tokens; rows count with all their length.
@@ -99,13 +162,10 @@ class KvCache:
     """
 
     def __init__(self, shape: KvShape, *, tokens: int, context: int) -> None:
-        lengths = [SHORTEST]
-        while lengths[-1] < context and 2 * lengths[-1] <= tokens:
-            lengths.append(2 * lengths[-1])
         self.shape = shape
         self.tokens = max(tokens, SHORTEST)
         self.used = 0
-        self.pools: Mapping[int, KvPool] = {length: KvPool(shape, length) for length in lengths}
+        self.pools: Mapping[int, KvPool] = {length: KvPool(shape, length) for length in row_lengths(tokens, context)}
 
     @property
     def longest(self) -> int:
@@ -142,6 +202,10 @@ class KvCache:
     def release(self, row: KvRow) -> None:
         self.used -= row.pool.length
         row.pool.remove(row)
+
+    def step(self, runs: Sequence[Run[KvRow]], tokens: int) -> KvStep:
+        """See `KvStore.step`."""
+        return KvStep(runs, self.shape.device)
 
     def _row_length(self, tokens: int) -> int:
         return next(length for length in self.pools if length >= tokens)

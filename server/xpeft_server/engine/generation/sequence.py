@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from xpeft_server.model.kv_arena import ArenaRow
 from xpeft_server.model.kv_cache import KvRow
 from xpeft_server.model.sampling import Draw
 from xpeft_server.model.sampling_rule import SamplingRule
@@ -72,7 +73,7 @@ class Sequence:
         self.limit = limit
         self.answer = answer
         self.request_id = request_id
-        self.row: KvRow | None = None
+        self.row: KvRow | ArenaRow | None = None
         self.known = 0
         self.taken: float | None = None
         self.filled: tuple[float, float] | None = None

@@ -1,0 +1,118 @@
+"""Forwards of packed batches as CUDA graphs: what the host does for one does not grow with the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from xpeft_kernels import Impl, piece_rows, query_rows
+
+from ..lanes import Lanes
+from ..packed_sequences import AttentionKernel
+from ..packing import PackedRows
+from ..plm import Plm
+from ..pooling import Pooled, Pooling, pool
+from ..recorded import recorded
+from ..slots import SlotAdapters, SlotBuffers
+from ..tokenizing import TokenizedText
+from .buckets import buckets_up_to, smallest_that_holds
+from .graph_set import Captured, GraphFacts, GraphSet
+from .placed_batch import Bucket, PieceSizes, StaticBatch
+
+
+class GraphedForward:
+    """A graph for every size of batch (see `buckets_up_to`): static inputs in, pooled vectors out.
+
+    All of them read one region of device memory and write one; a batch is brought there by one copy, in the order of
+    the main lane, so that the batch before it is done with both.
+
+    Args:
+        pooling: as the bank says.
+        tokens: of the largest batch that has a graph.
+        impl: of the operators; tests order Triton's, which needs no GPU where it is interpreted.
+    """
+
+    def __init__(
+        self,
+        plm: Plm,
+        buffers: SlotBuffers,
+        pooling: Pooling,
+        lanes: Lanes,
+        *,
+        tokens: int,
+        attention: AttentionKernel,
+        impl: Impl = Impl.AUTO,
+    ) -> None:
+        self._plm = plm
+        self._buffers = buffers
+        self._pooling = pooling
+        self._lanes = lanes
+        self._attention = attention
+        self._impl = impl
+        self._buckets = buckets_up_to(tokens)
+        self._graphs = {
+            adapters: GraphSet[Bucket, StaticBatch](lanes, plm.device, what)
+            for adapters, what in ((True, "batches to classify"), (False, "batches of the bare PLM"))
+        }
+        sizes = [StaticBatch.size_of(each, self._pieces(each)) for each in self._buckets]
+        self._memory = torch.zeros(max(sizes), dtype=torch.uint8, device=plm.device)
+        self._pooled = torch.zeros(self._buckets[-1].sequences, plm.facts.hidden, device=plm.device)
+
+    @property
+    def facts(self) -> GraphFacts:
+        graphs = self._graphs[True]
+        return GraphFacts(len(graphs), max((each.tokens for each in graphs), default=0), graphs.bytes)
+
+    def capture(self, *, adapters: bool = True) -> None:
+        """A graph for every bucket that the device has room for, with the slots' adapters or of the bare PLM."""
+        self._graphs[adapters].capture(self._buckets[::-1], lambda bucket: self._prepared(bucket, adapters))
+
+    def pooled(self, rows: PackedRows, slots: NDArray[np.int64] | None) -> Pooled | None:
+        """None where no graph holds the batch; else vectors that are there until the next batch.
+
+        Args:
+            slots: ``[Q]``, of each sequence's profile; None for the bare PLM.
+        """
+        graphs = self._graphs[slots is not None]
+        bucket = smallest_that_holds([each for each in self._buckets if each in graphs], *rows.size)
+        if bucket is None:
+            return None
+        batch, repeat = graphs[bucket]
+        with recorded("pack"):
+            staged = batch.stage(rows, slots)
+        began = self._lanes.mark()
+        with recorded("forward"):
+            batch.load(staged)
+            repeat()
+        return Pooled(self._pooled[: rows.lengths.size], began)
+
+    def _prepared(self, bucket: Bucket, adapters: bool) -> Captured[StaticBatch]:
+        plm = self._plm
+        static = StaticBatch(
+            bucket,
+            self._pieces(bucket),
+            self._memory,
+            self._lanes,
+            first_position=plm.first_position,
+            longest=plm.tokenizer.limit,
+            attention=self._attention,
+        )
+        slots = SlotAdapters(self._buffers.adapters, static.batch.tiles, self._buffers.form, impl=self._impl)
+        into = self._pooled[: bucket.sequences]
+
+        def run() -> None:
+            hidden = plm.forward(static.batch, slots if adapters else None)
+            into.copy_(pool(hidden, static.batch, self._pooling))
+
+        first = np.zeros(1, np.int32)
+        one = PackedRows.of([TokenizedText(first, first)], first_position=plm.first_position)
+        static.load(static.stage(one, np.zeros(1, np.int64)))
+        return Captured(static, run)
+
+    def _pieces(self, bucket: Bucket) -> PieceSizes:
+        itemsize = self._plm.dtype.itemsize
+        return PieceSizes(
+            queries=query_rows(self._plm.attention_shape.size, itemsize),
+            tiles=piece_rows(bucket.tokens, self._buffers.form, itemsize),
+        )

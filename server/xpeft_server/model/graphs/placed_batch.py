@@ -1,0 +1,135 @@
+"""A packed batch at addresses that never change, which is what a captured forward reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xpeft_kernels import PlacedSequences, PlacedTiles, Tiles, cut_runs, cut_sequences
+
+from ..lanes import Lanes
+from ..packed_sequences import AttentionKernel, PackedSequences
+from ..packing import PackedRows
+from .static_fields import Field, Staged, StaticFields, put_rows
+
+
+class Bucket(NamedTuple):
+    """Most tokens and most sequences of a batch."""
+
+    tokens: int
+    sequences: int
+
+
+class PieceSizes(NamedTuple):
+    """Rows at a time: of a sequence's queries in attention, and of a profile's tokens in its adapter."""
+
+    queries: int
+    tiles: int
+
+
+@dataclass(frozen=True)
+class PlacedBatch:
+    """T and Q are those of a bucket. Tokens behind the last sequence belong to none; places without a sequence point at
+    the first row. What comes out for either means nothing, and nobody reads it.
+
+    Args:
+        input_ids, position_ids, token_type_ids: ``[1, T]`` int64.
+        starts, ends: ``[Q]`` int64, first row of each sequence and the row behind its last.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    token_type_ids: Tensor
+    starts: Tensor
+    ends: Tensor
+    groups: PackedSequences
+    tiles: PlacedTiles
+
+
+class StaticBatch:
+    """The static inputs of one bucket.
+
+    Args:
+        memory: device bytes, ``size_of(bucket, pieces)`` at least; see `StaticFields`.
+        first_position: position id that the model's tokens may have.
+        longest: tokens of the longest sequence that the model takes.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        pieces: PieceSizes,
+        memory: Tensor,
+        lanes: Lanes,
+        *,
+        first_position: int,
+        longest: int,
+        attention: AttentionKernel,
+    ) -> None:
+        self.bucket = bucket
+        self._pieces = pieces
+        self._first_position = first_position
+        self._fields = StaticFields(_fields(bucket, pieces), memory, lanes)
+        on = self._fields.device
+        sequences = PlacedSequences(tokens=bucket.tokens, rows=pieces.queries, table=on["queries"])
+        self.batch = PlacedBatch(
+            input_ids=on["ids"][None],
+            position_ids=on["positions"][None],
+            token_type_ids=on["types"][None],
+            starts=on["starts"],
+            ends=on["ends"],
+            groups=PackedSequences(sequences, on["bounds"], min(longest, bucket.tokens), attention),
+            tiles=PlacedTiles(tokens=bucket.tokens, rows=pieces.tiles, table=on["tiles"]),
+        )
+
+    @staticmethod
+    def size_of(bucket: Bucket, pieces: PieceSizes) -> int:
+        """Bytes."""
+        return StaticFields.size_of(_fields(bucket, pieces))
+
+    def stage(self, rows: PackedRows, slots: NDArray[np.int64] | None) -> Staged:
+        """A batch that fits into the bucket, laid out on the host; without ``slots`` there are no tiles."""
+        tokens, sequences = rows.ids.size, rows.lengths.size
+        staged = self._fields.stage()
+        to = staged.fields
+        for name, values in (("ids", rows.ids), ("positions", rows.positions), ("types", rows.types)):
+            to[name][:tokens] = values
+            to[name][tokens:] = self._first_position if name == "positions" else 0
+        ends = np.cumsum(rows.lengths)
+        to["starts"][:sequences], to["starts"][sequences:] = ends - rows.lengths, 0
+        to["ends"][:sequences], to["ends"][sequences:] = ends, 1
+        to["bounds"][0], to["bounds"][1 : sequences + 1], to["bounds"][sequences + 1 :] = 0, ends, tokens
+        put_rows(to["queries"], cut_sequences(rows.lengths, self._pieces.queries))
+        if slots is None:
+            to["tiles"][:] = 0
+        else:
+            runs = Tiles.of(slots.tolist(), rows.lengths.tolist()).runs
+            put_rows(to["tiles"], cut_runs(runs, self._pieces.tiles))
+        return staged
+
+    def load(self, staged: Staged) -> None:
+        """See `StaticFields.load`."""
+        self._fields.load(staged)
+
+
+def _fields(bucket: Bucket, pieces: PieceSizes) -> list[Field]:
+    tokens, sequences = bucket
+    return [
+        Field("ids", np.int64, (tokens,)),
+        Field("positions", np.int64, (tokens,)),
+        Field("types", np.int64, (tokens,)),
+        Field("starts", np.int64, (sequences,)),
+        Field("ends", np.int64, (sequences,)),
+        Field("bounds", np.int32, (sequences + 1,)),
+        Field("queries", np.int32, (_most_pieces(bucket, pieces.queries), 3)),
+        Field("tiles", np.int32, (_most_pieces(bucket, pieces.tiles), 3)),
+    ]
+
+
+def _most_pieces(bucket: Bucket, rows: int) -> int:
+    """Whatever the lengths are: every sequence ends with a piece that need not be full."""
+    return bucket.tokens // rows + bucket.sequences

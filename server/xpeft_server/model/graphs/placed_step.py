@@ -1,0 +1,84 @@
+"""A step of generation at addresses that never change, which is what a captured step reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from xpeft_kernels import Impl, PlacedTiles, Tiles, cut_runs
+
+from ..arena_step import ArenaStep, arena_tables
+from ..kv_arena import ArenaRow, KvArena
+from ..lanes import Lanes
+from ..step_packing import StepRows
+from .static_fields import Field, Staged, StaticFields, put_rows
+
+
+@dataclass(frozen=True)
+class PlacedStep:
+    """T tokens; those that a step does not have leave their keys and values at the arena's scratch token.
+
+    Args:
+        input_ids, position_ids: ``[1, T]`` int64.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    groups: ArenaStep
+    tiles: PlacedTiles
+
+
+class StaticStep:
+    """The static inputs of steps of up to ``tokens`` tokens, of prompts and of answers alike.
+
+    Args:
+        tile_rows: rows of a profile's tokens at a time.
+        memory: device bytes, ``size_of(tokens)`` at least; see `StaticFields`.
+    """
+
+    def __init__(
+        self, tokens: int, tile_rows: int, arena: KvArena, memory: Tensor, lanes: Lanes, *, impl: Impl = Impl.AUTO
+    ) -> None:
+        self._tile_rows = tile_rows
+        self._arena = arena
+        self._fields = StaticFields(_fields(tokens), memory, lanes)
+        on = self._fields.device
+        self.step = PlacedStep(
+            input_ids=on["ids"][None],
+            position_ids=on["positions"][None],
+            groups=ArenaStep(arena, on["places"], on["pieces"], impl=impl),
+            tiles=PlacedTiles(tokens=tokens, rows=tile_rows, table=on["tiles"]),
+        )
+
+    @staticmethod
+    def size_of(tokens: int) -> int:
+        """Bytes."""
+        return StaticFields.size_of(_fields(tokens))
+
+    def stage(self, rows: StepRows[ArenaRow]) -> Staged:
+        """A step that fits, laid out on the host."""
+        staged = self._fields.stage()
+        to = staged.fields
+        put_rows(to["ids"], rows.ids)
+        put_rows(to["positions"], rows.positions)
+        to["places"][:], pieces = arena_tables(self._arena, rows.runs, to["places"].size)
+        put_rows(to["pieces"], pieces)
+        put_rows(to["tiles"], cut_runs(Tiles.of(rows.slots.tolist(), rows.lengths.tolist()).runs, self._tile_rows))
+        return staged
+
+    def load(self, staged: Staged) -> None:
+        """See `StaticFields.load`."""
+        self._fields.load(staged)
+
+
+def _fields(tokens: int) -> list[Field]:
+    """A token each is the most pieces that there can be."""
+    return [
+        Field("ids", np.int64, (tokens,)),
+        Field("positions", np.int64, (tokens,)),
+        Field("places", np.int64, (tokens,)),
+        Field("pieces", np.int32, (tokens, 4)),
+        Field("tiles", np.int32, (tokens, 3)),
+    ]
