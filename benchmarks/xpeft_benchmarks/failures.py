@@ -9,6 +9,7 @@ from xpeft_server.model.bank_errors import BankError
 from xpeft_server.model.errors import ModelError
 
 from .connection import ExchangeFailed
+from .engine_plan import ProfilesInvalid
 from .peft_mixed import PeftUnavailable
 from .popularity import PopularityInvalid
 from .serve import ConcurrencyInvalid
@@ -27,6 +28,7 @@ FAILURES: Final = (
     PeftUnavailable,
     PopularityInvalid,
     ProfileStoreError,
+    ProfilesInvalid,
     RequestsFailed,
     ServerFailed,
     ServerRefused,

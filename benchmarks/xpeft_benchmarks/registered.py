@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from xpeft_profiles import BankGeometry, KeyedRecord, Profile, ProfileKey, encode_record, open_store
+from xpeft_profiles import BankGeometry, KeyedRecord, Profile, ProfileKey, ProfileStore, encode_record, open_store
 
 _AT_ONCE: Final = 4096
 _CHECKSUM_BYTES: Final = 4
@@ -31,13 +31,27 @@ async def register(
     store = open_store(url)
     await store.open()
     try:
-        done = 0
-        for some in _batched(_records(geometry, head=head, profiles=profiles, tenants=tenants, seed=seed)):
-            await store.put_many(some)
-            done += len(some)
-            tell(done)
+        await register_in(store, geometry, head=head, profiles=profiles, tenants=tenants, seed=seed, tell=tell)
     finally:
         await store.close()
+
+
+async def register_in(
+    store: ProfileStore,
+    geometry: BankGeometry,
+    *,
+    head: str,
+    profiles: int,
+    tenants: int,
+    seed: int,
+    tell: Callable[[int], None],
+) -> None:
+    """As `register`, in a store that is open."""
+    done = 0
+    for some in _batched(_records(geometry, head=head, profiles=profiles, tenants=tenants, seed=seed)):
+        await store.put_many(some)
+        done += len(some)
+        tell(done)
 
 
 def _records(geometry: BankGeometry, *, head: str, profiles: int, tenants: int, seed: int) -> Iterator[KeyedRecord]:

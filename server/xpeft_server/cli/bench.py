@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from .bench_engine import engine
 from .bench_load import load
 from .bench_options import (
     RANDOM_BANK,
@@ -194,5 +195,5 @@ def stores(
 
 
 # In the order of --help.
-for _command in (ops, shapes, serve, load, tenants, generate, stores):
+for _command in (ops, shapes, engine, serve, load, tenants, generate, stores):
     app.command()(_command)
