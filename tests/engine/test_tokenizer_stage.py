@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import threading
 from typing import Any
 
 import numpy as np
 import pytest
 
-from xpeft_server.engine.requests import ChatMessage, Prompt
-from xpeft_server.engine.tokenizer_stage import SHORT, TokenizerStage
+from xpeft_profiles import ProfileKey
+from xpeft_server.engine.requests import ChatMessage, ClassifyRequest, Prompt, TextInput
+from xpeft_server.engine.tokenizer_stage import SHORT, TokenizerStage, tokenizer_threads
 from xpeft_server.model.tokenizing import TokenizedText
 
 
@@ -47,3 +50,30 @@ async def test_what_takes_long_has_a_thread_of_its_own(prompt: Prompt, long: boo
     await stage.encode_prompt(prompt)
     stage.close()
     assert tokenizer.thread.startswith("tokenizer-long") is long
+
+
+class Slow(NamesThread):
+    """Goes on when so many threads are in it."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__()
+        self.together = threading.Barrier(threads, timeout=20)
+
+    def encode(self, texts: Any, *, truncate: bool = False) -> list[TokenizedText]:
+        self.together.wait()
+        return super().encode(texts, truncate=truncate)
+
+
+async def test_short_requests_are_tokenised_side_by_side() -> None:
+    stage = TokenizerStage(Slow(3), threads=3)  # type: ignore[arg-type]
+    texts = [ClassifyRequest(ProfileKey("t", "p"), (TextInput("a"),)) for _ in range(6)]
+    answers = await asyncio.gather(*(stage.encode(each) for each in texts))
+    assert [len(each) for each in answers] == [1] * 6
+    stage.close()
+
+
+def test_a_model_on_the_cores_has_one_thread_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    assert (tokenizer_threads(False), tokenizer_threads(True)) == (1, 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
+    assert tokenizer_threads(True) == 1

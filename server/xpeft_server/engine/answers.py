@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .requests import Classification, ClassifyAnswer
 from .ticket import Ticket
 
+_FEW: Final = 16
+"""Labels; which way is taken depends on nothing else, so that an answer's bits do not."""
 
-def classifications(logits: NDArray[np.float32], labels: tuple[str, ...]) -> tuple[Classification, ...]:
+
+def classifications(logits: Sequence[NDArray[np.float32]], labels: tuple[str, ...]) -> tuple[Classification, ...]:
     """Softmax in float64; the label is the first of the likeliest. One label is regression: its raw value.
 
     Args:
-        logits: ``[n, C]``, of n texts, in the order of ``labels``.
+        logits: ``[C]`` of each text, in the order of ``labels``.
     """
-    if len(labels) == 1:
-        return tuple(Classification(labels[0], score, (), 1) for score in logits[:, 0].tolist())
-    exponents = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    probs = (exponents / exponents.sum(axis=1, keepdims=True)).tolist()
-    best = logits.argmax(axis=1).tolist()
     count = len(labels)
-    return tuple(Classification(labels[i], each[i], tuple(each), count) for i, each in zip(best, probs, strict=True))
+    if count == 1:
+        return tuple(Classification(labels[0], float(each[0]), (), 1) for each in logits)
+    softmax = _softmax_of_few if count <= _FEW else _softmax
+    return tuple(
+        Classification(labels[best], probs[best], probs, count)
+        for probs, best in ((softmax(each), int(each.argmax())) for each in logits)
+    )
+
+
+def _softmax_of_few(logits: NDArray[np.float32]) -> tuple[float, ...]:
+    """Without numpy, whose calls cost more than the arithmetic of a few labels."""
+    values = logits.tolist()
+    highest = max(values)
+    exponents = [math.exp(value - highest) for value in values]
+    total = sum(exponents)
+    return tuple([each / total for each in exponents])
+
+
+def _softmax(logits: NDArray[np.float32]) -> tuple[float, ...]:
+    exponents = np.exp(logits.astype(np.float64) - float(logits.max()))
+    return tuple((exponents / exponents.sum()).tolist())
 
 
 def answer_of(ticket: Ticket) -> ClassifyAnswer:
@@ -30,7 +52,7 @@ def answer_of(ticket: Ticket) -> ClassifyAnswer:
     return ClassifyAnswer(
         profile_version=ticket.profile.version,
         labels=labels,
-        data=classifications(np.stack([each for each in ticket.logits if each is not None]), labels),
+        data=classifications([each for each in ticket.logits if each is not None], labels),
         prompt_tokens=ticket.tokens,
         queue_time=ticket.waited,
         inference_time=ticket.inference_time,

@@ -40,7 +40,7 @@ from .shares import Shares
 from .slot_table import SlotTable
 from .store_watch import StoreWatch
 from .ticket import Entry, Ticket
-from .tokenizer_stage import TokenizerStage
+from .tokenizer_stage import TokenizerStage, tokenizer_threads
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ class Engine:
             limits=tenants,
             metrics=metrics,
         )
-        self._tokenizer = TokenizerStage(classifier.plm.tokenizer)
+        threads = tokenizer_threads(classifier.asynchronous)
+        self._tokenizer = TokenizerStage(classifier.plm.tokenizer, threads=threads)
         self._watch = StoreWatch(store, metrics)
         self._cache = ProfileCache(limits.host_cache_bytes, metrics)
         self._loader = ProfileLoader(

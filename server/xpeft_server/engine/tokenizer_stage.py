@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby, islice
 from typing import NamedTuple
 
 from xpeft_server.model.chat_template import ChatRefused
@@ -19,11 +21,16 @@ SHORT = 16_384
 PER_MESSAGE = 16
 """Characters that a chat's template puts around a message, about: sixty thousand empty ones are no short text."""
 
-Encode = Callable[[], list[TokenizedText]]
+Inputs = Sequence[tuple[str, str | None]]
+Encode = Callable[[Inputs], list[TokenizedText]]
+Result = list[TokenizedText] | Exception
 
 
 class _Waiting(NamedTuple):
+    """Neighbours of the same ``encode`` are tokenised by one call of it."""
+
     encode: Encode
+    inputs: Inputs
     done: asyncio.Future[list[TokenizedText]]
 
 
@@ -34,6 +41,10 @@ class _Lane:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._waiting: list[_Waiting] = []
         self._busy = False
+
+    def queued(self) -> int:
+        """Requests that wait, or are being worked on."""
+        return len(self._waiting) + self._busy
 
     def submit(self, waiting: _Waiting) -> None:
         self._waiting.append(waiting)
@@ -50,17 +61,13 @@ class _Lane:
             self._thread.submit(self._work, loop, round_)
 
     def _work(self, loop: asyncio.AbstractEventLoop, round_: list[_Waiting]) -> None:
-        results: list[list[TokenizedText] | Exception] = []
-        for waiting in round_:
-            try:
-                results.append([] if waiting.done.done() else waiting.encode())
-            except Exception as error:
-                results.append(error)
-        loop.call_soon_threadsafe(self._deliver, loop, round_, results)
+        wanted = [waiting for waiting in round_ if not waiting.done.done()]
+        results: list[Result] = []
+        for _, some in groupby(wanted, key=lambda waiting: waiting.encode):
+            results += _encoded(list(some))
+        loop.call_soon_threadsafe(self._deliver, loop, wanted, results)
 
-    def _deliver(
-        self, loop: asyncio.AbstractEventLoop, round_: list[_Waiting], results: list[list[TokenizedText] | Exception]
-    ) -> None:
+    def _deliver(self, loop: asyncio.AbstractEventLoop, round_: list[_Waiting], results: list[Result]) -> None:
         for waiting, result in zip(round_, results, strict=True):
             if waiting.done.done():
                 continue
@@ -71,18 +78,33 @@ class _Lane:
         self._next_round(loop)
 
 
-class TokenizerStage:
-    """Requests to token lists on two threads: one for short requests, one for long ones."""
+def _encoded(some: list[_Waiting]) -> list[Result]:
+    """By one call: every return from the tokenizer has to wait for Python, which the event loop may hold. Where that
+    fails, by one for each, so that it is known whose fault it was."""
+    try:
+        encoded = iter(some[0].encode([each for waiting in some for each in waiting.inputs]))
+        return [list(islice(encoded, len(waiting.inputs))) for waiting in some]
+    except Exception as error:
+        return [error] if len(some) == 1 else [result for waiting in some for result in _encoded([waiting])]
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
+
+class TokenizerStage:
+    """Requests to token lists on threads of its own: some for short requests, one for long ones.
+
+    Args:
+        threads: for short requests; the tokenizer lets others compute while it works.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, *, threads: int = 1) -> None:
         self.tokenizer = tokenizer
-        self._short = _Lane("tokenizer")
+        self._short = [_Lane("tokenizer") for _ in range(threads)]
         self._long = _Lane("tokenizer-long")
 
     async def encode(self, request: ClassifyRequest) -> list[TokenizedText]:
         """A token list a text, cut to the model's limit if the request says so."""
         characters = sum(len(text) + len(pair or "") for text, pair in request.inputs)
-        return await self._on_lane(characters, lambda: self.tokenizer.encode(request.inputs, truncate=request.truncate))
+        encode = self._encode_cut if request.truncate else self.tokenizer.encode
+        return await self._on_lane(characters, encode, request.inputs)
 
     async def encode_prompt(self, prompt: Prompt) -> list[int]:
         """A prompt's tokens, with the special ones that the tokenizer adds, or the template where it is a chat.
@@ -90,12 +112,12 @@ class TokenizerStage:
         Raises: InvalidInput, which names the token that the vocabulary has not; NoChatTemplate.
         """
         if isinstance(prompt, str):
-            encoded = await self._on_lane(len(prompt), lambda: self.tokenizer.encode([(prompt, None)]))
+            encoded = await self._on_lane(len(prompt), self.tokenizer.encode, [(prompt, None)])
             return [int(token) for token in encoded[0].ids]
         messages = [(each.role, each.content) for each in prompt if not isinstance(each, int)]
         if messages:
             characters = sum(PER_MESSAGE + len(content) for _, content in messages)
-            encoded = await self._on_lane(characters, lambda: self._encode_chat(messages))
+            encoded = await self._on_lane(characters, lambda _: self._encode_chat(messages), [("", None)])
             return [int(token) for token in encoded[0].ids]
         ids = [each for each in prompt if isinstance(each, int)]
         for token in ids:
@@ -105,8 +127,11 @@ class TokenizerStage:
         return ids
 
     def close(self) -> None:
-        self._short.close()
-        self._long.close()
+        for lane in (*self._short, self._long):
+            lane.close()
+
+    def _encode_cut(self, inputs: Inputs) -> list[TokenizedText]:
+        return self.tokenizer.encode(inputs, truncate=True)
 
     def _encode_chat(self, messages: list[tuple[str, str]]) -> list[TokenizedText]:
         if self.tokenizer.chat is None:
@@ -118,7 +143,13 @@ class TokenizerStage:
         except ChatRefused as error:
             raise InvalidInput(f"the model's template refuses this chat: {error}", param="messages") from None
 
-    async def _on_lane(self, characters: int, encode: Encode) -> list[TokenizedText]:
+    async def _on_lane(self, characters: int, encode: Encode, inputs: Inputs) -> list[TokenizedText]:
         done: asyncio.Future[list[TokenizedText]] = asyncio.get_running_loop().create_future()
-        (self._short if characters <= SHORT else self._long).submit(_Waiting(encode, done))
+        lane = min(self._short, key=_Lane.queued) if characters <= SHORT else self._long
+        lane.submit(_Waiting(encode, inputs, done))
         return await done
+
+
+def tokenizer_threads(device_works_by_itself: bool) -> int:
+    """For short requests: beside a GPU a quarter of the cores, four at the most; beside a model on the cores one."""
+    return max(1, min(4, len(os.sched_getaffinity(0)) // 4)) if device_works_by_itself else 1
