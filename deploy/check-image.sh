@@ -36,35 +36,15 @@ variables=()
 entrypoint=()
 health_check=()
 
+# shellcheck source=deploy/namespaces.sh
+source deploy/namespaces.sh
 # shellcheck source=deploy/contained.sh
 source deploy/contained.sh
 
-step() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
-ok() { printf 'ok: %s\n' "$*"; }
 fail() {
     printf 'check-image: %s\n' "$*" >&2
     [ ! -s "$work/server.log" ] || tail -n 40 "$work/server.log" >&2
     exit 1
-}
-
-clean_up() {
-    [ -z "$runner" ] || kill -KILL "$runner" 2>/dev/null || true
-    [ -z "$work" ] || rm -rf --one-file-system "$work"
-}
-
-store() { TMPDIR=$work buildah --root "$work/storage" --runroot "$work/run" --storage-driver vfs "$@"; }
-
-install_tools() {
-    [ "$(id -u)" = 0 ] || fail "needs to be root, for debootstrap and for namespaces"
-    local program missing=()
-    for program in buildah curl debootstrap git openssl python3 ip:iproute2; do
-        command -v "${program%:*}" >/dev/null || missing+=("${program#*:}")
-    done
-    [ "${#missing[@]}" = 0 ] && return
-    echo "installing ${missing[*]}"
-    apt-get -qq update
-    DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends ca-certificates "${missing[@]}" \
-        >/dev/null
 }
 
 # A stand-in for Docker's official Python image: Debian's Python under the names that the official one has.
@@ -187,12 +167,6 @@ check_classification() {
     ok "/v1/classify through the profile: $(grep -o '"label":"[a-z]*","score":[0-9.]*' <<<"$answer")"
 }
 
-load_test() {
-    local test=$PWD/deploy/load-test.sh
-    (cd "$called_from" && XPEFT_API_KEY=$1 nsenter --target "$process" --net -- "$test" "$load" "$server") ||
-        fail "the load test ended with $?"
-}
-
 check_health() {
     within "${health_check[@]}" || fail "the health check fails beside a healthy server"
     # Frozen, it accepts connections and answers none.
@@ -241,7 +215,7 @@ trap clean_up EXIT
 mkdir "$work"/volumes
 
 step "tools"
-install_tools
+install_tools buildah curl debootstrap git openssl python3 ip:iproute2
 step "base image"
 make_base
 step "build, target cpu"
@@ -259,7 +233,7 @@ ok "ready, without any network"
 check_confinement
 check_health
 check_classification "$key"
-[ -z "$load" ] || load_test "$key"
+[ -z "$load" ] || load_test "$key" "$server"
 stop_server 0
 check_early_stop
 step "run, over https and with certificates of clients"

@@ -1,10 +1,8 @@
 # shellcheck shell=bash disable=SC2154
 # Sourced by check-image.sh: runs an image's file system as a container engine would, in namespaces made by unshare.
 #
-# Takes from there: root and work (folders), user, variables and entrypoint (the image's), server (its URL), ok and fail.
-
-runner=
-process=
+# Takes from there: root and work (folders), user, variables and entrypoint (the image's), server (its URL), fail, and
+# namespaces.sh.
 
 # start_process_1 ROOT VOLUMES USER COMMAND…: in new namespaces, what an engine does for --read-only --tmpfs /tmp
 # --cap-drop ALL --security-opt no-new-privileges --network none.
@@ -42,21 +40,10 @@ within() {
         env -i "${variables[@]}" "$@"
 }
 
-# ask CURL'S ARGUMENTS…: from the server's network, which has nothing but 127.0.0.1.
-ask() { nsenter --target "$process" --net -- curl --silent --noproxy '*' --max-time 30 "$@"; }
-
-# child_of PROCESS: the one that it started.
-child_of() { tr -d ' ' <"/proc/$1/task/$1/children"; }
-
 start_server() {
     contain serve >"$work/server.log" 2>&1 &
     runner=$!
-    process=
-    until [ -n "$process" ]; do
-        kill -0 "$runner" 2>/dev/null || fail "the server did not start"
-        # Until it is unshare, what it starts may be anything.
-        [ "$(cat "/proc/$runner/comm" 2>/dev/null)" != unshare ] || process=$(child_of "$runner")
-    done
+    find_process
 }
 
 # wait_until_ready CURL'S ARGUMENTS…
@@ -75,6 +62,7 @@ stop_server() {
     kill -TERM "$process"
     wait "$runner" || code=$?
     runner=
+    process=
     [ "$code" = "$1" ] || fail "exit code $code after SIGTERM, not $1"
     ok "SIGTERM ends it with exit code $code, $((SECONDS - began)) s later"
 }
