@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +51,31 @@ class WatchedFile(Generic[T]):
 
     async def watch(self) -> None:
         """Refresh once a second, off the event loop, until cancelled."""
-        while True:
-            await asyncio.sleep(CHECK_SECONDS)
-            await asyncio.to_thread(self.refresh)
+        await refresh_for_ever(self.refresh)
 
-    def _look(self) -> tuple[int, int, int] | None:
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
+    def _look(self) -> FileStamp | None:
+        return file_stamp(self._path)
+
+
+class FileStamp(NamedTuple):
+    """Two that differ are of different files, or of one that was written between them."""
+
+    inode: int
+    modified: int
+    size: int
+
+
+def file_stamp(path: Path) -> FileStamp | None:
+    """Of the file that ``path`` leads to now; None where there is none that can be looked at."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return FileStamp(status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+async def refresh_for_ever(refresh: Callable[[], None]) -> None:
+    """Once a second, off the event loop, until cancelled."""
+    while True:
+        await asyncio.sleep(CHECK_SECONDS)
+        await asyncio.to_thread(refresh)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import ssl
 import subprocess
 
 import pytest
 import trustme
+from cryptography import x509
 from typer.testing import CliRunner
 
 from xpeft_server.cli.main import app
-from xpeft_server.cli.tls import tls_context
+from xpeft_server.cli.tls import certificate_files, tls_context
 from xpeft_server.settings import Settings, SettingsInvalid
 
 
@@ -96,3 +99,71 @@ def test_an_audit_log_that_cannot_be_written_is_refused_at_the_start(tmp_path):
     refused = CliRunner().invoke(app, ["serve", "--store", "memory://", "--audit-log", str(tmp_path / "no" / "file")])
     assert refused.exit_code == 2
     assert f"audit_log = '{tmp_path}/no/file' cannot be written: No such file or directory" in refused.stderr
+
+
+def serial_shown(context):
+    """Of the certificate that a client is shown, in memory."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = context.wrap_bio(to_server, to_client, server_side=True)
+    asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    asking.check_hostname, asking.verify_mode = False, ssl.CERT_NONE
+    client = asking.wrap_bio(to_client, to_server)
+    for side in (client, server, client, server):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    return x509.load_der_x509_certificate(client.getpeercert(binary_form=True)).serial_number
+
+
+@pytest.fixture
+def renewed(files, tmp_path):
+    """Files as a server has them, their context, and what takes new ones."""
+    for end in ("pem", "key"):
+        shutil.copy(files / f"server.{end}", tmp_path / f"now.{end}")
+    settings = Settings(tls_certificate=tmp_path / "now.pem", tls_key=tmp_path / "now.key")
+    context = tls_context(settings)
+    return tmp_path, context, certificate_files(settings, context)
+
+
+def put(files, folder, name, *ends):
+    for end in ends:
+        shutil.copy(files / f"{name}.{end}", folder / f"new.{end}")
+        (folder / f"new.{end}").replace(folder / f"now.{end}")
+
+
+def test_a_renewed_certificate_is_shown_without_a_restart(files, renewed):
+    folder, context, watched = renewed
+    before = serial_shown(context)
+    watched.refresh()
+    assert serial_shown(context) == before
+    put(files, folder, "other", "pem", "key")
+    watched.refresh()
+    assert serial_shown(context) != before
+
+
+def test_half_of_a_renewed_pair_changes_nothing_and_is_told_once(files, renewed, caplog):
+    folder, context, watched = renewed
+    before = serial_shown(context)
+    put(files, folder, "other", "pem")
+    watched.refresh()
+    watched.refresh()
+    assert serial_shown(context) == before
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "key values mismatch" in caplog.text
+    put(files, folder, "other", "key")
+    watched.refresh()
+    assert serial_shown(context) != before
+
+
+def test_files_that_are_gone_change_nothing(files, renewed):
+    folder, context, watched = renewed
+    before = serial_shown(context)
+    (folder / "now.key").unlink()
+    watched.refresh()
+    assert serial_shown(context) == before
+    put(files, folder, "other", "pem", "key")
+    watched.refresh()
+    assert serial_shown(context) != before
+
+
+def test_without_tls_there_is_nothing_to_watch():
+    assert certificate_files(Settings(), None) is None

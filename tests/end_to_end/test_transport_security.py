@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import httpx
 import pytest
 import redis
 import trustme
+from cryptography import x509
 
 from xpeft_server.api.auth import Role
 from xpeft_server.api.key_file import new_key, write_keys
@@ -95,6 +97,44 @@ def test_who_trusts_the_authority_is_served_and_who_trusts_another_is_not(
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         health(server, ssl.create_default_context())
     assert health(server, right.context()) == 200
+
+
+def serial(server: Any, authority: Authority) -> int:
+    """Of the certificate that a new connection is shown."""
+    url = server.client.base_url
+    with (
+        socket.create_connection((url.host, url.port), timeout=30) as plain,
+        authority.context().wrap_socket(plain, server_hostname=url.host) as secured,
+    ):
+        shown = secured.getpeercert(binary_form=True)
+    assert shown is not None
+    return x509.load_der_x509_certificate(shown).serial_number
+
+
+def test_a_renewed_certificate_needs_no_restart(
+    server_starter: Any, authorities: list[Authority], tmp_path: Path
+) -> None:
+    right = authorities[0]
+
+    def issue() -> None:
+        made = right.ca.issue_cert("127.0.0.1")
+        for name, parts in (("key", [made.private_key_pem]), ("pem", made.cert_chain_pems)):
+            (tmp_path / "new").write_bytes(b"".join(part.bytes() for part in parts))
+            (tmp_path / "new").replace(tmp_path / f"server.{name}")
+
+    issue()
+    files = ["--tls-certificate", str(tmp_path / "server.pem"), "--tls-key", str(tmp_path / "server.key")]
+    for server in served(server_starter, *files):
+        before = serial(server, right)
+        with httpx.Client(base_url=server.client.base_url, verify=right.context(), timeout=30) as kept:
+            assert kept.get("/health").status_code == 200
+            issue()
+            deadline = time.monotonic() + 30
+            while serial(server, right) == before:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            assert kept.get("/health").status_code == 200
+        assert health(server, right.context()) == 200
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from xpeft_server.tenant_limits import LimitsFile, LimitsOfTenants
 from .assembly import build_engine
 from .http_server import HttpServer
 from .listening import address_of
+from .tls import CertificateFiles, certificate_files
 from .tracing import Tracing
 from .tuner_assembly import build_tuner
 
@@ -82,7 +83,8 @@ class RunningServer:
         self._scheme = "http" if tls is None else "https"
         self._drain = Drain()
         self._stop = asyncio.Event()
-        self._watched = [each for each in (keys, tenants) if isinstance(each, KeyRing | LimitsFile)]
+        watched = (keys, tenants, certificate_files(settings, tls))
+        self._watched = [each for each in watched if isinstance(each, KeyRing | LimitsFile | CertificateFiles)]
         self._engine: Engine = build_engine(settings, store, metrics, tenants=tenants, on_death=self._engine_died)
         self._tuner = build_tuner(settings, self._engine, store, metrics, tenants=tenants, environ=environ)
         app = create_app(

@@ -14,6 +14,8 @@ import typer
 from xpeft_server.log_lines import configure_logging, format_for
 from xpeft_server.settings import SettingDescription, Settings, SettingsInvalid, describe_settings, load_settings
 
+from .open_files import raise_open_files
+
 app = typer.Typer(pretty_exceptions_show_locals=False)
 
 
@@ -30,6 +32,7 @@ def serve(**options: Any) -> None:
     except SettingsInvalid as error:
         _refuse(error)
     _configure_logging(settings)
+    raise_open_files()
     # As a container's first process it would not even end by it, and there is nothing to finish yet.
     signal.signal(signal.SIGTERM, lambda *_: _end(0))
     _end(_run(settings))

@@ -7,15 +7,21 @@ from typing import Final
 
 import torch
 
-# What torch's allocators for CPUs say; there it is a plain RuntimeError.
-_CPU_WORDS: Final = ("can't allocate memory", "not enough memory")
+# Where it is a plain RuntimeError: what torch's allocators for CPUs say, and libraries on CUDA that have their own.
+_WORDS: Final = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Triton Error [CUDA]: out of memory",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether less work at a time may go where this did not."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_WORDS)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
 def reclaim_memory(error: BaseException) -> None:
