@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# gpu.sh OUT: what a GPU has to show, in one go: first that it computes right, then how fast. OUT is a folder for what is
+# printed and for the JSON lines. Goes on where a part fails, and ends with the number of parts that did.
+#
+# The whole takes about half an hour; PARTS="tests shapes engine" names some of them.
+set -uo pipefail
+
+if [ "$#" != 1 ] || [ "${1#-}" != "$1" ]; then
+    echo "usage: benchmarks/gpu.sh OUT" >&2
+    exit 2
+fi
+mkdir -p "$1"
+out=$(realpath "$1")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+failed=0
+
+part() { [[ " ${PARTS-tests shapes engine} " == *" $1 "* ]]; }
+
+run() {
+    local name=$1
+    shift
+    printf '\n== %s: %s (%d s)\n' "$name" "$*" "$SECONDS"
+    "$@" 2>&1 | tee "$out/$name.txt" || failed=$((failed + 1))
+}
+
+if part tests; then
+    run kernels python -m pytest -q -p no:cacheprovider tests/kernels -k triton
+    run models python -m pytest -q -p no:cacheprovider tests/model/test_gpu.py tests/engine/generation/test_arena.py
+    run answers python -m pytest -q -p no:cacheprovider tests/end_to_end/test_batch_invariance.py
+fi
+if part shapes; then
+    for width in 48 64; do
+        run "bert-base-$width" xpeft bench shapes --shape bert-base --width "$width" --device cuda \
+            --json "$out/bert-base-$width.jsonl"
+    done
+    run minilm-48 xpeft bench shapes --shape minilm --width 48 --device cuda --json "$out/minilm-48.jsonl"
+    for width in 16 64; do
+        run "llama-1b-decode-$width" xpeft bench shapes --shape llama-1b-decode --width "$width" --device cuda \
+            --json "$out/llama-1b-decode-$width.jsonl"
+    done
+fi
+if part engine; then
+    for shape in bert-base minilm; do
+        for inputs in 1 32; do
+            run "engine-$shape-$inputs" xpeft bench engine --shape "$shape" --inputs "$inputs" --device cuda \
+                --batch-tokens 2048,8192 --json "$out/engine-$shape-$inputs.jsonl"
+        done
+    done
+fi
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv || true
+printf '\n%d parts failed; %d s; all of it is in %s\n' "$failed" "$SECONDS" "$out"
+exit "$failed"
