@@ -1,4 +1,7 @@
-"""A device without enough memory: batches are halved until they fit, and everybody is answered."""
+"""A device without enough memory: batches are halved until they fit, and everybody is answered.
+
+One that is lost ends the process, which says so.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,38 @@ errors = cycle([
     lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
 ])
-whole = Classifier.logits
+whole = Classifier.launch
 
-def logits(self, inputs):
+def launch(self, inputs):
     if sum(len(each.text) for each in inputs) > 40:
         raise next(errors)()
     return whole(self, inputs)
 
-Classifier.logits = logits
+Classifier.launch = launch
+main.app()
+"""
+
+
+# A device that is lost by the first text of more than 40 tokens, and says so at every call from then on.
+LOST = """
+import time
+import torch
+from xpeft_server.cli import main
+from xpeft_server.model.classifier import Classifier
+
+whole = Classifier.launch
+
+def fail(*_):
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+def launch(self, inputs):
+    time.sleep(0.3)  # others come meanwhile
+    if any(len(each.text) > 40 for each in inputs):
+        torch.cuda.synchronize = fail
+        fail()
+    return whole(self, inputs)
+
+Classifier.launch = launch
 main.app()
 """
 
@@ -64,3 +91,25 @@ def test_a_batch_too_large_for_the_device_is_halved_and_every_text_is_answered(
     assert "the device has no memory for one text of 52 tokens: " in log
     assert "Traceback" not in log
     assert small_device.client.get("/ready").status_code == 200
+
+
+def test_a_device_that_is_lost_fails_everybody_at_once_and_ends_the_process(start_patient: Any, tmp_path: Path) -> None:
+    server = start_patient("memory://", program=LOST, log=tmp_path / "server.log")
+    server.wait_until_ready()
+    for number in range(8):
+        assert server.put(f"p{number}", server.profile(number)).status_code == 201
+    assert server.classify("p0").status_code == 200
+    with ThreadPoolExecutor(9) as pool:
+        asked = [pool.submit(server.classify, f"p{number}") for number in range(8)]
+        asked.append(pool.submit(server.classify, "p0", " ".join(["w1"] * 50)))
+        answers = [each.result() for each in asked]
+    # Who was in the batch before the one that lost it, and who found the door shut.
+    assert {answer.status_code for answer in answers} <= {200, 500, 503}
+    assert answers[-1].status_code == 500
+    assert "illegal memory access" not in answers[-1].text
+    assert server.process.wait(30) == 1
+    assert server.stop() == 1
+    log = server.log.read_text()
+    assert "illegal memory access" in log
+    assert log.count('"message": "the device thread ended"') == 1
+    assert "this process ends with exit code 1" in log
