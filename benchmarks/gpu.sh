@@ -2,7 +2,7 @@
 # gpu.sh OUT: what a GPU has to show, in one go: first that it computes right, then how fast. OUT is a folder for what is
 # printed and for the JSON lines. Goes on where a part fails, and ends with the number of parts that did.
 #
-# The whole takes about half an hour; PARTS="tests shapes engine" names some of them.
+# PARTS="tests shapes engine" names those that are wanted; without it all are.
 set -uo pipefail
 
 if [ "$#" != 1 ] || [ "${1#-}" != "$1" ]; then

@@ -77,3 +77,52 @@ def test_a_model_on_the_cores_has_one_thread_beside_it(monkeypatch: pytest.Monke
     assert (tokenizer_threads(False), tokenizer_threads(True)) == (1, 4)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
     assert tokenizer_threads(True) == 1
+
+
+class Picky(NamesThread):
+    """Refuses a text, and with it whatever it is tokenised with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[list[str]] = []
+        self.free = threading.Event()
+
+    def encode(self, texts: Any, *, truncate: bool = False) -> list[TokenizedText]:
+        assert self.free.wait(20)
+        self.calls.append([text for text, _ in texts])
+        if any(text == "bad" for text, _ in texts):
+            raise ValueError("a bad text")
+        return [TokenizedText(np.full(len(text), 7, np.int32), np.zeros(len(text), np.int32)) for text, _ in texts]
+
+
+async def test_who_waits_is_tokenised_together_and_each_gets_its_own() -> None:
+    tokenizer = Picky()
+    stage = TokenizerStage(tokenizer)  # type: ignore[arg-type]
+    requests = [("first",), ("a", "bb"), ("ccc",)]
+    asked = [
+        asyncio.create_task(stage.encode(ClassifyRequest(ProfileKey("t", "p"), tuple(map(TextInput, texts)))))
+        for texts in requests
+    ]
+    await asyncio.sleep(0.05)
+    tokenizer.free.set()
+    answers = await asyncio.gather(*asked)
+    assert tokenizer.calls == [["first"], ["a", "bb", "ccc"]]
+    assert [[len(each) for each in answer] for answer in answers] == [[5], [1, 2], [3]]
+    stage.close()
+
+
+async def test_a_text_that_cannot_be_tokenised_fails_alone() -> None:
+    tokenizer = Picky()
+    stage = TokenizerStage(tokenizer)  # type: ignore[arg-type]
+    requests = [("first",), ("good",), ("bad",), ("fine", "too")]
+    asked = [
+        asyncio.create_task(stage.encode(ClassifyRequest(ProfileKey("t", "p"), tuple(map(TextInput, texts)))))
+        for texts in requests
+    ]
+    await asyncio.sleep(0.05)
+    tokenizer.free.set()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(answers[2], ValueError)
+    told = [[len(each) for each in answer] for answer in answers if not isinstance(answer, BaseException)]
+    assert told == [[5], [4], [4, 3]]
+    stage.close()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from .plm import Plm
 from .recorded import recorded
 from .slots import SlotAdapters, SlotBuffers
 from .step_packing import Chunk, StepRows, pack_step
+
+_NO_ROWS: Final = np.empty(0, np.int64)
 
 
 class Decoder:
@@ -82,6 +85,8 @@ class Decoder:
             hidden = self._launched(rows)
         with recorded("vocabulary head"):
             logits: Tensor = self._head(hidden[on_device(rows.asking, self.plm.device)])
+        # A step that only reads prompts has no answer that anybody waits for, and may still run when a slot is filled.
+        self._buffers.note_readers(rows.slots, _NO_ROWS, self._buffers.lanes.mark())
         return logits
 
     def _launched(self, rows: StepRows[Any]) -> Tensor:

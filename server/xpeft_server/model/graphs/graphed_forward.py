@@ -75,7 +75,7 @@ class GraphedForward:
             slots: ``[Q]``, of each sequence's profile; None for the bare PLM.
         """
         graphs = self._graphs[slots is not None]
-        bucket = smallest_that_holds([each for each in self._buckets if each in graphs], *rows.size)
+        bucket = smallest_that_holds((each for each in self._buckets if each in graphs), *rows.size)
         if bucket is None:
             return None
         batch, repeat = graphs[bucket]
