@@ -315,3 +315,9 @@ async def test_an_exploding_store_answer_is_an_error_and_not_a_hang(
     async with asyncio.timeout(20):
         with pytest.raises(Unavailable):
             await ask(engine, "t", "p", "w1")
+
+
+async def test_what_runs_is_what_is_told(start_engine: Any) -> None:
+    engine = await start_engine()
+    assert engine.info.kernels == dict.fromkeys(("aggregate_adapters", "apply_adapters", "apply_heads"), "reference")
+    assert (engine.info.graphs, engine.info.graph_tokens, engine.info.graph_bytes) == (0, 0, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from .pooling import Pooled, pool
 from .recorded import recorded
 from .slots import Filled, SlotAdapters, SlotBuffers, SlotFill
 from .tokenizing import TokenizedText
+
+_EVERYWHERE: Final = ("aggregate_adapters", "apply_adapters", "apply_heads")
+"""Operators that run on a CPU too; there attention and pooling are PyTorch's."""
 
 
 class ClassifierInput(NamedTuple):
@@ -65,8 +68,9 @@ class Classifier:
 
     @property
     def kernels(self) -> Mapping[str, str]:
-        """Operator → what it runs as."""
-        return chosen_implementations(self.plm.device.type) | self._attention.shown()
+        """Operator → what it runs as; without those that this device does by PyTorch's own operators."""
+        chosen = chosen_implementations(self.plm.device.type) | self._attention.shown()
+        return chosen if self.plm.device.type == "cuda" else {name: chosen[name] for name in _EVERYWHERE}
 
     @torch.inference_mode()
     def warm_up(self) -> None:
