@@ -12,7 +12,8 @@ from ..tiles import MIN_ROWS
 from .checks import check_aggregate
 
 _LEAST_PIECE = 64
-"""Elements of a piece of a bank's row that is worth a look-up of its own."""
+_MOST_PIECE = 1024
+"""Elements of a piece of a bank's row: worth a look-up of its own, and all N of them in a core's own cache."""
 
 
 def aggregate_adapters_ref(bank: Tensor, masks: Tensor, slots: Tensor, slot_ids: Tensor, *, split: int) -> None:
@@ -28,7 +29,7 @@ def aggregate_adapters_ref(bank: Tensor, masks: Tensor, slots: Tensor, slot_ids:
         _multiply(bank, masks.float(), slots, slot_ids, split)
         return
     bits = _bits(masks, adapters)
-    piece = math.gcd(split, row - split)
+    piece = _piece(math.gcd(split, row - split))
     few = bits.sum(-1).amax((1, 2)) * 2 <= adapters
     if bank.dtype != torch.float32 or piece < _LEAST_PIECE:
         few.zero_()
@@ -39,21 +40,24 @@ def aggregate_adapters_ref(bank: Tensor, masks: Tensor, slots: Tensor, slot_ids:
 
 
 def _add_up(bank: Tensor, bits: Tensor, slots: Tensor, slot_ids: Tensor, split: int, piece: int) -> None:
-    """``bits`` ``[P, 2, L, N]``. A row is cut into pieces of one length, so that none belongs to both masks."""
+    """``bits`` ``[P, 2, L, N]``. A row is cut into pieces of one length, so that none belongs to both masks.
+
+    Piece by piece: what several profiles choose of one is in the cache when the next profile asks for it.
+    """
     blocks, adapters, row = bank.shape
-    profiles = slot_ids.numel()
-    pieces = bank.reshape(-1, piece)
-    for side, chosen in enumerate(bits.permute(1, 2, 0, 3)):
-        # Block by block: what several profiles choose is still in the cache.
+    profiles, pieces = slot_ids.numel(), bank.view(-1, piece)
+    for side, (begin, end) in enumerate(((0, split), (split, row))):
+        chosen = bits[:, side].transpose(0, 1)
         where = chosen.nonzero()
-        first = (where[:, 0] * adapters + where[:, 2]) * (row // piece)
-        counts = chosen.sum(-1).flatten()
-        starts = counts.cumsum(0) - counts
-        scale = counts.float().reciprocal()[:, None]
-        for begin in range(split, row, piece) if side else range(0, split, piece):
-            total = embedding_bag(first + begin // piece, pieces, starts, mode="sum").mul_(scale)
-            total = total.view(blocks, profiles, piece).to(slots.dtype)
-            slots[:, :, begin : begin + piece].index_copy_(1, slot_ids, total)
+        rows = (where[:, 0] * adapters + where[:, 2]) * (row // piece)
+        counts = chosen.sum(-1)
+        starts = counts.flatten().cumsum(0) - counts.flatten()
+        places = torch.arange(begin // piece, end // piece)[:, None]
+        offsets = (places - begin // piece) * rows.numel() + starts
+        total = embedding_bag((places + rows).flatten(), pieces, offsets.flatten(), mode="sum")
+        total = total.view(-1, blocks, profiles, piece).mul_(counts.float().reciprocal()[..., None])
+        into = slots[:, :, begin:end].view(blocks, slots.shape[1], -1, piece)
+        into.index_copy_(1, slot_ids, total.permute(1, 2, 0, 3).to(slots.dtype))
 
 
 def _multiply(
@@ -71,6 +75,11 @@ def _multiply(
             if scale is not None:
                 total *= scale[:, side, block, None]
             slots[block, :, part].index_copy_(0, slot_ids, total.to(slots.dtype))
+
+
+def _piece(size: int) -> int:
+    """The largest divisor up to `_MOST_PIECE`."""
+    return next(size // parts for parts in range(1, size + 1) if size % parts == 0 and size // parts <= _MOST_PIECE)
 
 
 def _bits(masks: Tensor, adapters: int) -> Tensor:
