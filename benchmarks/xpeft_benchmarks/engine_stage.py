@@ -19,6 +19,7 @@ from xpeft_server.model.bank import Bank
 from xpeft_server.model.bank_spec import RandomBankSpec
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.plm import Plm, load_plm
+from xpeft_server.model.prepacked import prepack
 from xpeft_server.model.random_bank import random_bank
 from xpeft_server.settings import Settings
 
@@ -52,6 +53,7 @@ def load_model(plan: EnginePlan) -> Model:
     else:
         plm = random_plm(shape_of(plan.shape).config, device=plan.device, dtype=dtype)
         plm = replace(plm, tokenizer=word_tokenizer(plm.facts.vocab_size, plm.tokenizer.limit))
+    prepack(plm)
     spec = RandomBankSpec(adapters=plan.adapters, width=plan.width, seed=plan.seed)
     return Model(plm, with_head(random_bank(spec, plm=plm.facts), seed=plan.seed))
 

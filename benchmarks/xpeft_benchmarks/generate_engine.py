@@ -24,6 +24,7 @@ from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
 from xpeft_server.model.errors import ModelError, ModelUnusable
 from xpeft_server.model.plm import load_plm
+from xpeft_server.model.prepacked import prepack
 from xpeft_server.settings import Settings
 
 from .generate_timeline import AnswerWrong, Timeline
@@ -112,6 +113,7 @@ class GenerateEngineWorker:
 def _load(job: dict[str, Any]) -> _Model:
     """A model that nothing ends early, with room for all requests at once. Raises: ModelError, BankError."""
     loaded = load_plm(job["plm"], device=torch.device(job["device"]), dtype=getattr(torch, job["dtype"]))
+    prepack(loaded)
     plm = replace(loaded, ends=frozenset())
     bank = open_bank(job["bank"], plm.facts)
     classifier = Classifier(plm, bank, slots=job["profiles"], head_rows=job["profiles"] * CLASSES)

@@ -12,6 +12,7 @@ from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.classifier import Classifier, ClassifierInput
 from xpeft_server.model.plm import load_plm
 from xpeft_server.model.pooling import Pooling
+from xpeft_server.model.prepacked import prepack
 from xpeft_server.model.slots import SlotFill
 from xpeft_server.model.tokenizing import TokenizedText
 
@@ -45,6 +46,7 @@ class ResidentProfiles:
 def load_resident(plm: str, bank: str, *, device: str, dtype: str, profiles: int, seed: int) -> ResidentProfiles:
     """Raises: ModelError or BankError."""
     loaded = load_plm(plm, device=torch.device(device), dtype=getattr(torch, dtype))
+    prepack(loaded)
     opened = open_bank(bank, loaded.facts)
     classifier = Classifier(loaded, opened, slots=profiles, head_rows=profiles * CLASSES)
     return ResidentProfiles(classifier, opened.pooling, profiles=profiles, seed=seed)

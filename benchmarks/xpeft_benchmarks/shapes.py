@@ -21,6 +21,7 @@ from xpeft_kernels import Impl, aggregate_adapters
 from xpeft_server.model.bank_spec import RandomBankSpec
 from xpeft_server.model.packing import PackedBatch, pack
 from xpeft_server.model.plm import Plm, prepared
+from xpeft_server.model.prepacked import prepack
 from xpeft_server.model.random_bank import random_bank
 from xpeft_server.model.slots import SlotAdapters, SlotBuffers
 from xpeft_server.model.tokenizing import TextTokenizer, TokenizedText
@@ -131,6 +132,7 @@ class Stage:
     def of(cls, plan: ShapesPlan, shape: Shape) -> Stage:
         plm = random_plm(shape.config, device=plan.device, dtype=getattr(torch, plan.dtype))
         spec = RandomBankSpec.parse(f"random:N={plan.adapters},R={plan.width},seed={plan.seed},std=0.1")
+        prepack(plm)
         bank = random_bank(spec, plm=plm.facts)
         slots = max(_FILL, max(plan.tokens or shape.tokens) // shape.sequence)
         buffers = SlotBuffers(bank, slots=slots, head_rows=1, device=plm.device, dtype=plm.dtype)

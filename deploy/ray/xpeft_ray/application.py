@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ray import serve
 
-from xpeft_server.cli.heap import TUNABLES, VARIABLE
+from xpeft_server.cli.heap import PRODUCT_CACHES, TUNABLES, VARIABLE
 from xpeft_server.settings import Settings
 
 from .engine_replica import EngineReplica
@@ -40,7 +40,8 @@ def _engine(settings: Settings, scale: Scale) -> serve.Deployment:
         resources["num_gpus"] = scale.gpus_per_replica
     else:
         # What `xpeft serve` starts itself anew for: glibc reads it only when a process begins.
-        resources["runtime_env"] = {"env_vars": {VARIABLE: os.environ.get(VARIABLE, TUNABLES)}}
+        wanted = {VARIABLE: TUNABLES, **PRODUCT_CACHES}
+        resources["runtime_env"] = {"env_vars": {name: os.environ.get(name, value) for name, value in wanted.items()}}
     return serve.deployment(
         name="engine",
         ray_actor_options=resources,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .heap import restart_with_tuned_heap
+from .heap import limit_product_caches, restart_with_tuned_heap
 
 
 def main() -> None:
+    limit_product_caches()
     restart_with_tuned_heap()
     from .main import app
 

@@ -17,6 +17,7 @@ from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder, kv_shape
 from xpeft_server.model.plm import Plm, load_plm
+from xpeft_server.model.prepacked import prepack
 from xpeft_server.model.slots import adapter_form
 from xpeft_server.settings import Settings, SettingsInvalid
 from xpeft_server.tenant_limits import ONE_TENANT, LimitsOfTenants
@@ -112,6 +113,7 @@ def load_classifier(settings: Settings) -> Classifier:
     """PLM, bank and slots as the settings say. Raises: as `build_engine`."""
     device = choose_device(settings.device)
     plm = load_plm(settings.plm, device=device, dtype=choose_dtype(settings.dtype, device))
+    prepack(plm)
     bank = open_bank(settings.bank, plm.facts)
     slots = choose_slots(settings.slots, adapter_form(bank), plm)
     widest_head = settings.max_profile_bytes // (2 * (plm.facts.hidden + 1))

@@ -1,4 +1,4 @@
-"""How the C library's heap is set up for a process that runs a model on CPU."""
+"""How memory is kept small in a process that runs a model on CPU."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ VARIABLE: Final = "GLIBC_TUNABLES"
 TUNABLES: Final = (
     "glibc.malloc.tcache_count=0:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=268435456"
 )
+PRODUCT_CACHES: Final = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+"""oneDNN and PyTorch keep what they made for a product of every size, with its room to work in, 1,024 of them each."""
+
+
+def limit_product_caches() -> None:
+    """Let PyTorch keep what it made for the last 64 products, unless the environment says otherwise.
+
+    Every batch has another number of tokens, hence products of other sizes. Measured with the three products of MiniLM
+    at 600 sizes, one thread: 1.3 GB by default in float32, 0.8 GB in bfloat16; 24 to 77 MB with 32 kept. A
+    forward needs a few at a time, and making one anew costs a tenth of a millisecond.
+    To be called before PyTorch is imported.
+    """
+    for name, value in PRODUCT_CACHES.items():
+        os.environ.setdefault(name, value)
 
 
 def restart_with_tuned_heap() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from .packing import even_rows
+from .prepacked import PrepackedLinear
 
 
 class VocabularyHead(nn.Module):
@@ -19,9 +20,15 @@ class VocabularyHead(nn.Module):
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
         self.weight = weight
+        self._prepacked: PrepackedLinear | None = None
+
+    def prepack(self) -> None:
+        """As `prepacked.prepack`; the weight stays beside it, as it may be the embedding's."""
+        self._prepacked = PrepackedLinear(self.weight, None)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Logits of the token that follows each row; gradients pass to the rows.
+        """Logits of the token that follows each row; gradients pass to the rows
+        unless it is prepacked.
 
         Semantics: logits = float32(rows @ weight.T), multiplied in the model's dtype
 
@@ -31,4 +38,6 @@ class VocabularyHead(nn.Module):
         """
         count = rows.shape[0]
         filler = even_rows(count, 0, torch.get_num_threads()) - count if rows.device.type == "cpu" else 0
-        return linear(pad(rows, (0, 0, 0, filler)), self.weight)[:count].float()
+        filled = pad(rows, (0, 0, 0, filler))
+        product = linear(filled, self.weight) if self._prepacked is None else self._prepacked(filled)
+        return product[:count].float()
