@@ -7,6 +7,7 @@ import contextvars
 import logging
 import time
 from collections.abc import Sequence
+from typing import Final
 
 from xpeft_profiles import (
     BankGeometry,
@@ -29,9 +30,13 @@ logger = logging.getLogger(__name__)
 
 Loaded = CachedProfile | EngineError
 
+_FEW: Final = 2
+_FEW_BYTES: Final = 8192
+"""Records that are decoded in less time than another thread needs to begin."""
+
 
 class ProfileLoader:
-    """Reads and decodes in rounds of one `get_many`, beside the event loop; what it read is in the cache.
+    """Reads and decodes in rounds of one `get_many`, many records beside the event loop; what it read is in the cache.
 
     Args:
         geometry: of the bank that is loaded; profiles of another one are refused here.
@@ -111,7 +116,10 @@ class ProfileLoader:
             stored = await self._watch.ask(lambda: self._store.get_many(keys))
         except StoreUnavailable as error:
             return [Unavailable(f"the profile store does not answer: {error.message}") for _ in keys]
-        loaded = await asyncio.to_thread(self._decode, keys, stored, asked_at)
+        if len(stored) <= _FEW and sum(len(each.record) for each in stored if each is not None) <= _FEW_BYTES:
+            loaded = self._decode(keys, stored, asked_at)
+        else:
+            loaded = await asyncio.to_thread(self._decode, keys, stored, asked_at)
         seconds = time.monotonic() - asked_at
         for each in loaded:
             if isinstance(each, CachedProfile):
