@@ -32,12 +32,37 @@ def test_the_least_recently_used_makes_room() -> None:
     slots = table(2)
     for version in ("v1", "v2", "v1"):
         slots.place(cached(version))
-    slots.begin_batch()
+        slots.begin_batch()
     assert slots.place(cached("v3"))
     slots.begin_batch()
     found = slots.place(cached("v1"))
     assert found is not None
     assert not found[1], "v1 was used after v2 and must have stayed"
+
+
+def test_a_crowd_that_is_asked_for_once_passes_by_those_that_are_asked_for_again() -> None:
+    slots = table(10)
+    for _ in range(2):
+        for number in range(8):
+            slots.place(cached(f"regular {number}"))
+        slots.begin_batch()
+    for number in range(100):
+        assert slots.place(cached(f"stranger {number}"))
+        slots.begin_batch()
+    found = [slots.place(cached(f"regular {number}")) for number in range(8)]
+    assert [each is not None and each[1] for each in found] == [False] * 8
+
+
+def test_asked_for_many_times_by_one_batch_is_asked_for_once() -> None:
+    slots = table(2)
+    for version in ("v1", "v1", "v1", "v2"):
+        slots.place(cached(version))
+    slots.begin_batch()
+    assert slots.place(cached("v3"))
+    slots.begin_batch()
+    found = slots.place(cached("v1"))
+    assert found is not None
+    assert found[1], "v1 is older than v2 and no more proven"
 
 
 def test_nothing_that_the_batch_needs_is_evicted() -> None:

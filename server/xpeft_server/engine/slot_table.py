@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from .metrics import Metrics
 from .profile_cache import CachedProfile
+from .segmented_lru import SegmentedLru
 
 
 class Placement(NamedTuple):
@@ -21,7 +21,7 @@ class Placement(NamedTuple):
 
 
 class SlotTable:
-    """Least recently used first out, never one that the batch at hand needs.
+    """First out is who was used by one batch alone, the least recently used first; nobody whom this batch needs.
 
     A slot is known by the version (content hash) in it: equal profiles of any tenants share one.
 
@@ -33,7 +33,7 @@ class SlotTable:
     def __init__(self, *, slots: int, head_rows: int, metrics: Metrics) -> None:
         self._free_slots = list(range(slots - 1, -1, -1))
         self._free_rows = list(range(head_rows - 1, -1, -1))
-        self._placed: OrderedDict[str, Placement] = OrderedDict()
+        self._placed: SegmentedLru[Placement] = SegmentedLru(slots)
         self._pinned: set[str] = set()
         self._metrics = metrics
 
@@ -46,10 +46,10 @@ class SlotTable:
         version = profile.version
         found = self._placed.get(version)
         if found is not None:
-            self._placed.move_to_end(version)
             if version not in self._pinned:
+                self._placed.use(version)
                 self._metrics.cache_hits["device"].inc()
-            self._pinned.add(version)
+                self._pinned.add(version)
             return found, False
         head = profile.profile.head_weight
         rows = 0 if head is None else head.shape[0]
@@ -57,7 +57,7 @@ class SlotTable:
             return None
         taken = [self._free_rows.pop() for _ in range(rows)]
         placement = Placement(self._free_slots.pop(), np.array(taken, np.int64))
-        self._placed[version] = placement
+        self._placed.add(version, placement)
         self._pinned.add(version)
         self._metrics.cache_misses["device"].inc()
         self._metrics.profiles_resident["device"].set(len(self._placed))
@@ -78,7 +78,7 @@ class SlotTable:
         return True
 
     def _release(self, version: str) -> None:
-        placement = self._placed.pop(version, None)
+        placement = self._placed.pop(version)
         if placement is not None:
             self._free_slots.append(placement.slot)
             self._free_rows.extend(placement.head_rows.tolist())
