@@ -24,6 +24,7 @@ from .job_store import JobPage, JobStore, StoredJob
 from .memory_store import MemoryStore
 from .names import ProfileKey, check_name
 from .profile import Profile
+from .record_batch import write_file_batch
 from .record_reader import decode_record
 from .record_writer import encode_record
 from .redis_store import RedisStore
@@ -71,5 +72,6 @@ __all__ = [
     "open_store",
     "read_file_batch",
     "read_profile_file",
+    "write_file_batch",
     "write_profile_file",
 ]

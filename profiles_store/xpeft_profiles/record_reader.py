@@ -32,7 +32,7 @@ def decode_record(data: bytes) -> Profile:
     words = _words(header, data)
     offset = HEADER.size + header.text_bytes
     arrays: dict[str, Any] = {}
-    for name, shape in _array_shapes(header):
+    for name, shape in array_shapes(header):
         dtype = np.dtype(np.uint8 if name.startswith("mask") and header.flags & HARD else "<f2")
         count = shape[0] * (shape[1] if len(shape) == 2 else 1)
         arrays[name] = np.frombuffer(data, dtype, count, offset).reshape(shape)
@@ -110,7 +110,8 @@ def _as_written(words: dict[str, Any], header: RecordHeader) -> bool:
     return "bank" not in words or not (any(header.bank_digest) or FINGERPRINT.fullmatch(str(words["bank"])))
 
 
-def _array_shapes(header: RecordHeader) -> list[tuple[str, tuple[int, ...]]]:
+def array_shapes(header: RecordHeader) -> list[tuple[str, tuple[int, ...]]]:
+    """Of the arrays of a record with this header, in their order; a hard mask's is that of its bytes."""
     columns = header.mask_row_bytes if header.flags & HARD else header.adapters
     shapes: list[tuple[str, tuple[int, ...]]] = [
         ("mask_a", (header.blocks, columns)),

@@ -24,9 +24,14 @@ class StoredProfile(NamedTuple):
     def decode(self) -> Profile:
         """Raises: RecordDamaged if the record is damaged or is not the one that the version stands for."""
         profile = decode_record(self.record)
-        if self.version != record_version(self.record):
-            raise RecordDamaged(f"the record has version {profile.version}, it is kept as {self.version}")
+        self.check_version()
         return profile
+
+    def check_version(self) -> None:
+        """Raises: RecordDamaged if the record, be it in order or not, is not the one that the version stands for."""
+        version = record_version(self.record)
+        if self.version != version:
+            raise RecordDamaged(f"the record has version {version}, it is kept as {self.version}")
 
 
 class ProfileListing(NamedTuple):

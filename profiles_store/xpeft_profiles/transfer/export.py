@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from ..errors import RecordDamaged
-from ..file_writer import write_profile_file
 from ..names import ProfileKey
+from ..record_batch import write_file_batch
 from ..store import ProfileStore, StoredProfile
 from .entries import Refusal
 from .targets import Target
@@ -36,11 +36,12 @@ async def export_profiles(
             page = await store.list(owner, limit=PAGE, cursor=cursor)
             keys = [ProfileKey(owner, line.name) for line in page.profiles]
             refusals: list[Refusal] = []
-            for key, stored in zip(keys, await store.get_many(keys), strict=True):
-                if stored is None:
-                    continue  # deleted since the page was read
+            # Without those that were deleted since the page was read.
+            found = [(key, stored) for key, stored in zip(keys, await store.get_many(keys), strict=True) if stored]
+            files = write_file_batch([stored.record for _, stored in found])
+            for (key, stored), file in zip(found, files, strict=True):
                 try:
-                    _write(target, key, stored, named=tenant is None)
+                    _write(target, key, stored, file, named=tenant is None)
                     written += 1
                 except RecordDamaged as error:
                     refusals.append(Refusal(f"{key.tenant}/{key.name}", key.name, error.message))
@@ -51,9 +52,11 @@ async def export_profiles(
     return written
 
 
-def _write(target: Target, key: ProfileKey, stored: StoredProfile, *, named: bool) -> None:
+def _write(target: Target, key: ProfileKey, stored: StoredProfile, file: bytes | RecordDamaged, *, named: bool) -> None:
     """Raises: RecordDamaged."""
-    file = write_profile_file(stored.decode())
+    if isinstance(file, RecordDamaged):
+        raise file
+    stored.check_version()
     target.add(key.tenant if named else None, key.name, file, updated=stored.updated)
 
 
