@@ -64,7 +64,7 @@ async def test_a_version_that_was_asked_for_before_a_request_came_does_not_count
         await versions.asked.wait()
         newer = (await store.put(KEY, profile(engine.geometry, 2))).version
         second = ask(engine)
-        await until(lambda: len(engine._tickets) == 2)
+        await until(lambda: len(engine._classification._tickets) == 2)
         asked_at = engine._cache.get(KEY).asked_at  # type: ignore[union-attr]
         versions.arrives.set()
         await until(lambda: engine._cache.get(KEY).asked_at > asked_at)  # type: ignore[union-attr]

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 from xpeft_profiles import BankGeometry, ProfileStore
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
-from xpeft_server.model.tokenizing import TokenizedText
 from xpeft_server.tenant_limits import ONE_TENANT, LimitsOfTenants
 
-from .answers import answer_of
 from .backlog import Backlog
-from .batch import Batch
+from .classification import Classification
 from .device_profiler import DeviceProfiler
 from .device_thread import DeviceThread, device_executor
 from .device_times import DeviceTimes
@@ -31,7 +27,7 @@ from .generation.generation import Generation
 from .info import capacity, engine_info
 from .metrics import Metrics
 from .permits import Permits
-from .profile_cache import CachedProfile, ProfileCache
+from .profile_cache import ProfileCache
 from .profile_loader import ProfileLoader
 from .queue import FairQueue
 from .request_checks import check_head, check_inputs, check_lengths
@@ -39,10 +35,8 @@ from .requests import ClassifyAnswer, ClassifyRequest, EngineStatus, GenerateReq
 from .shares import Shares
 from .slot_table import SlotTable
 from .store_watch import StoreWatch
-from .ticket import Entry, Ticket
+from .ticket import Entry
 from .tokenizer_stage import TokenizerStage, tokenizer_threads
-
-logger = logging.getLogger(__name__)
 
 
 class Engine:
@@ -92,17 +86,22 @@ class Engine:
         self._loader = ProfileLoader(
             store, geometry=self.geometry, cache=self._cache, watch=self._watch, metrics=metrics
         )
-        self._freshness = Freshness(self._loader, self._cache)
         shares, changed = Shares(tenants), threading.Condition()
         self._queue: FairQueue[Entry] = FairQueue(shares, changed=changed)
+        self._classification = Classification(
+            self._queue,
+            loader=self._loader,
+            freshness=Freshness(self._loader, self._cache),
+            backlog=self._backlog,
+            metrics=metrics,
+            on_failure=self._device_died,
+        )
         slots = SlotTable(slots=classifier.buffers.slots, head_rows=classifier.buffers.own_head_rows, metrics=metrics)
         self._generation = None
         if decoder is not None:
             self._generation = self._make_generation(decoder, slots, shares, changed, limits)
         self._device = self._make_device(slots, limits, device or device_executor(), profiler)
         self._on_death = on_death
-        self._tickets: set[Ticket] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._state = "starting"
         metrics.set_kernels(self.info.kernels)
         metrics.set_capacity(capacity(self.info))
@@ -143,7 +142,8 @@ class Engine:
             with permit.waiting():
                 profile = self._cache.get(request.profile) or await self._loader.load(request.profile, request.journey)
                 check_head(profile)
-                return await self._queued(request, texts, profile, accepted)
+                self._check_open()
+                return await self._classification.answer(request, texts, profile, accepted)
 
     def check_room(self, tenant: str) -> None:
         """Raises: Overloaded if a request to classify would be refused now, whatever it asks for."""
@@ -171,9 +171,7 @@ class Engine:
         await self._watch.stop()
         await asyncio.to_thread(self._device.join, 30.0)
         self._tokenizer.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._classification.close()
 
     def _make_generation(
         self, decoder: Decoder, slots: SlotTable, shares: Shares, changed: threading.Condition, limits: EngineLimits
@@ -204,82 +202,21 @@ class Engine:
             metrics=self.metrics,
             generation=self._generation,
             profiler=profiler,
-            on_taken=self._batch_taken,
+            on_taken=self._classification.batch_taken,
             on_death=self._device_died,
         )
 
     def _count_running(self) -> int:
         generating = self._generation.running if self._generation is not None else 0
-        return sum(ticket.taken is not None for ticket in self._tickets) + generating
+        return self._classification.running + generating
 
     def _count_waiting(self) -> int:
         generating = self._generation.waiting if self._generation is not None else 0
-        return sum(ticket.taken is None for ticket in self._tickets) + generating
+        return self._classification.waiting + generating
 
     def _check_open(self) -> None:
         if self._state != "ok":
             raise Unavailable(f"the engine takes no requests: {self._state}")
-
-    async def _queued(
-        self, request: ClassifyRequest, texts: list[TokenizedText], profile: CachedProfile, accepted: float
-    ) -> ClassifyAnswer:
-        self._check_open()
-        answer: asyncio.Future[ClassifyAnswer] = asyncio.get_running_loop().create_future()
-        ticket = Ticket(request, texts, profile, answer, accepted=accepted)
-        self._tickets.add(ticket)
-        try:
-            self._queue.put(ticket.entries())
-            return await answer
-        finally:
-            self._tickets.discard(ticket)
-            ticket.leave()
-
-    def _batch_taken(self, batch: Batch) -> None:
-        for ticket in {entry.ticket for entry in batch.entries if entry.alive}:
-            ticket.take(batch.taken)
-        self._spawn(self._settle(batch))
-
-    async def _settle(self, batch: Batch) -> None:
-        """Ask for the versions while the device computes, then answer whose texts are all there."""
-        for ticket in await self._freshness.stale({entry.ticket for entry in batch.entries if entry.alive}):
-            if not ticket.answer.done():
-                ticket.abandon()
-                self._spawn(self._begin_anew(ticket))
-        computed = await batch.computed
-        self._backlog.observe(sum(entry.tokens for entry in batch.entries), computed.seconds)
-        for ticket in {entry.ticket for entry in batch.entries if entry.alive}:
-            ticket.inference_time += computed.seconds
-            ticket.journey.stages += computed.stages
-        for entry, outcome in zip(batch.entries, computed.outcomes, strict=True):
-            if not entry.alive:
-                continue
-            if isinstance(outcome, Exception):
-                entry.ticket.answer.set_exception(_as_engine_error(outcome))
-                continue
-            entry.ticket.logits[entry.place] = outcome
-            entry.ticket.missing -= 1
-            if not entry.ticket.missing:
-                self._answer(entry.ticket)
-
-    async def _begin_anew(self, ticket: Ticket) -> None:
-        try:
-            profile = await self._loader.load(ticket.request.profile, ticket.journey)
-            check_head(profile)
-        except EngineError as error:
-            if not ticket.answer.done():
-                ticket.answer.set_exception(error)
-            return
-        ticket.begin(profile)
-        self._queue.put(ticket.entries(), front=True)
-
-    def _answer(self, ticket: Ticket) -> None:
-        ticket.journey.profile_version = ticket.profile.version
-        ticket.journey.prompt_tokens += ticket.tokens
-        self.metrics.prompt_tokens.inc(ticket.tokens)
-        self.metrics.request_queue_time.observe(ticket.waited)
-        self.metrics.request_inference_time.observe(ticket.inference_time)
-        self.metrics.unverified_answers.inc(not ticket.fresh)
-        ticket.answer.set_result(answer_of(ticket))
 
     def _device_died(self, error: BaseException) -> None:
         self._state = "failed"
@@ -287,23 +224,6 @@ class Engine:
         self._on_death()
 
     def _fail_all(self, error: EngineError) -> None:
-        for ticket in list(self._tickets):
-            if not ticket.answer.done():
-                ticket.answer.set_exception(error)
+        self._classification.fail_all(error)
         if self._generation is not None:
             self._generation.fail_all(error)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_ended)
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.critical("a batch could not be answered", exc_info=error)
-            self._device_died(error)
-
-
-def _as_engine_error(error: Exception) -> EngineError:
-    return error if isinstance(error, EngineError) else InternalError(f"the text could not be computed: {error!r}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import NamedTuple
 
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
@@ -25,25 +24,12 @@ from ..shares import Shares
 from ..slot_table import SlotTable
 from .advance import Advance
 from .sequence import Sequence
+from .step_budget import StepPart, share_budget
 
 logger = logging.getLogger(__name__)
 
 _SPARE = 32
 """Who comes leaves one part in so many of the cache free, for those who are there and grow."""
-
-_LEAST_SHARE = 4
-"""However many write, prompts get one token in so many of the budget."""
-
-
-class _Part(NamedTuple):
-    """A sequence in a step: how many of its unread tokens are read."""
-
-    sequence: Sequence
-    length: int
-
-    @property
-    def asks(self) -> bool:
-        return self.length == self.sequence.unread
 
 
 class Generator:
@@ -103,7 +89,7 @@ class Generator:
         self._make_room()
         self._pin_slots()
         refused = self._admit()
-        advances = refused + self._compute(self._share_budget())
+        advances = refused + self._compute(share_budget(self._running, self._max_tokens))
         for advance in advances:
             if advance.finish_reason or advance.error:
                 self._release(advance.sequence)
@@ -189,20 +175,7 @@ class Generator:
             self._fills[profile.version] = SlotFill(placement.slot, profile.profile, placement.head_rows)
         return placement.slot
 
-    def _share_budget(self) -> list[_Part]:
-        """One token for who writes; what is left of the budget for who still reads, in the order of their coming."""
-        writing = sum(sequence.unread == 1 for sequence in self._running)
-        left = max(self._max_tokens - writing, self._max_tokens // _LEAST_SHARE)
-        parts = []
-        for sequence in self._running:
-            if sequence.unread == 1:
-                parts.append(_Part(sequence, 1))
-            elif left:
-                parts.append(_Part(sequence, min(sequence.unread, left)))
-                left -= parts[-1].length
-        return parts
-
-    def _compute(self, parts: list[_Part]) -> list[Advance]:
+    def _compute(self, parts: list[StepPart]) -> list[Advance]:
         """One step of these. If it fails, its halves are tried, until it is known whose fault it was."""
         if not parts:
             return []
@@ -223,7 +196,7 @@ class Generator:
         logger.warning("a step of %d sequences failed and is halved: %r", len(parts), failure)
         return self._compute(parts[:half]) + self._compute(parts[half:])
 
-    def _compute_with_less(self, parts: list[_Part], failure: Exception) -> list[Advance]:
+    def _compute_with_less(self, parts: list[StepPart], failure: Exception) -> list[Advance]:
         """A step that the device has no memory for, in halves."""
         reclaim_memory(failure)
         tokens = sum(part.length for part in parts)
@@ -236,14 +209,14 @@ class Generator:
         logger.warning("the device has no memory for %d sequences, %d tokens: they are halved", len(parts), tokens)
         return self._compute(parts[:half]) + self._compute(parts[half:])
 
-    def _take_in(self, parts: list[_Part], chosen: Chosen) -> list[Advance]:
+    def _take_in(self, parts: list[StepPart], chosen: Chosen) -> list[Advance]:
         now = time.monotonic()
         asking = [part.sequence for part in parts if part.asks]
         for part in parts:
             part.sequence.known += part.length
         return [self._advanced(sequence, int(chosen.ids[i]), chosen, i, now) for i, sequence in enumerate(asking)]
 
-    def _forward(self, parts: list[_Part]) -> Chosen:
+    def _forward(self, parts: list[StepPart]) -> Chosen:
         chunks = []
         for part in parts:
             sequence, slot = part.sequence, self._slot_of(part.sequence)
