@@ -36,6 +36,14 @@ async def test_what_is_no_name_is_422(client, name):
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_name")
 
 
+@pytest.mark.parametrize("name", ["", "a%20b", "org/model", "p" * 129])
+async def test_a_page_after_what_is_no_name_is_422_and_names_the_parameter(client, name):
+    answer = await client.get(f"/v1/models?after={name}")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (422, "invalid_name", "after")
+    assert error["message"].startswith("after: ")
+
+
 async def test_the_bare_model_is_there_where_it_generates(client, engine):
     assert (await client.get("/v1/models/base")).status_code == 404
     engine.info = dataclasses.replace(engine.info, generates=True)

@@ -45,6 +45,14 @@ def test_no_temperature_is_zero(name: str) -> None:
         TuningSettings(**{name: 0.0})  # type: ignore[arg-type]
 
 
+def test_a_description_that_no_profile_can_hold_is_refused_by_name_length_and_limit() -> None:
+    TuningSettings(description="ü" * 512)
+    with pytest.raises(SettingsInvalid, match=r"^description: 'ü+.* has 1026 bytes, at most 1024 are allowed$"):
+        TuningSettings(description="ü" * 513)
+    with pytest.raises(SettingsInvalid, match=r"^description: .* is not valid Unicode$"):
+        TuningSettings(description="\ud800")
+
+
 def test_every_setting_says_what_it_is() -> None:
     assert all(setting.metadata["help"] for setting in fields(TuningSettings))
 

@@ -108,6 +108,19 @@ class TuningSettings:
             raise SettingsInvalid(f"held_out is {self.held_out}, it must be from 0 to below 1")
         if not 0 <= self.seed < 2**63:
             raise SettingsInvalid(f"seed is {self.seed}, it must be from 0 to 2^63 - 1")
+        self._check_description()
+
+    def _check_description(self) -> None:
+        """A profile that cannot be written is better refused before its tuning than after."""
+        if self.description is None:
+            return
+        from xpeft_profiles import ProfileInvalid
+        from xpeft_profiles.texts import check_description
+
+        try:
+            check_description(self.description)
+        except ProfileInvalid as error:
+            raise SettingsInvalid(error.message) from None
 
     @property
     def has_own_head(self) -> bool:

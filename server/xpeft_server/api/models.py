@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from xpeft_profiles import ProfileKey, ProfileStore, check_name
+from xpeft_profiles import ProfileKey, ProfileStore
 from xpeft_profiles.listing import encode_cursor
 
 from .context import context_of
 from .engine_port import EnginePort
-from .names import RESERVED, model_in_path, no_such_profile
+from .names import RESERVED, checked_name, model_in_path, no_such_profile
 from .paging import asked_limit, known_parameters
 from .replies import Reply, json_reply
 
@@ -58,8 +58,7 @@ class Models:
 def _cursor(after: str | None) -> str | None:
     if after is None or after == RESERVED:
         return None
-    check_name(after, param="after")
-    return encode_cursor(after)
+    return encode_cursor(checked_name(after, param="after"))
 
 
 def _bare_model() -> dict[str, object]:

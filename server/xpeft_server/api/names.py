@@ -15,22 +15,31 @@ from .errors import ApiError
 RESERVED: Final = "base"
 
 
+def checked_name(name: str, *, param: str) -> str:
+    """Raises: ApiError 422, naming ``param``, for what is no name."""
+    try:
+        check_name(name, param=param)
+    except ProfileInvalid as error:
+        raise ApiError(422, "invalid_name", error.message, param=param) from None
+    return name
+
+
 def profile_in_path(scope: Scope) -> str:
     """The name in ``/v1/profiles/{name}``, as it was sent. Raises: ApiError 422 for what is no name."""
     path: str = scope["path"]
-    return _checked(path.removeprefix(PROFILES_PREFIX), param="name")
+    return checked_name(path.removeprefix(PROFILES_PREFIX), param="name")
 
 
 def model_in_path(scope: Scope) -> str:
     """The name in ``/v1/models/{name}``. Raises: ApiError 422 for what is no name."""
     path: str = scope["path"]
-    return _checked(path.removeprefix(MODELS_PREFIX), param="name")
+    return checked_name(path.removeprefix(MODELS_PREFIX), param="name")
 
 
 def profile_to_write(scope: Scope) -> str:
     """The name in ``/v1/profiles/{name}`` or ``…/tune``. Raises: ApiError 422 for what is no name, or is reserved."""
     path: str = scope["path"]
-    name = _checked(path.removeprefix(PROFILES_PREFIX).removesuffix(TUNE_SUFFIX), param="name")
+    name = checked_name(path.removeprefix(PROFILES_PREFIX).removesuffix(TUNE_SUFFIX), param="name")
     if name == RESERVED:
         raise ApiError(422, "reserved_name", f"{RESERVED!r} stands for the bare model", param="name")
     return name
@@ -44,11 +53,11 @@ def asked_model(profile: str | None, model: str | None) -> str:
     if profile is None:
         if model is None:
             raise ApiError(422, "missing_field", "profile is missing", param="profile")
-        return _checked(model, param="model")
+        return checked_name(model, param="model")
     if model is not None and model != profile:
         message = f"model = {model[:128]!r} is not profile = {profile[:128]!r}; give one of them"
         raise ApiError(422, "invalid_field", message, param="model")
-    return _checked(profile, param="profile")
+    return checked_name(profile, param="profile")
 
 
 def asked_profile(profile: str | None, model: str | None) -> str:
@@ -61,11 +70,3 @@ def asked_profile(profile: str | None, model: str | None) -> str:
 
 def no_such_profile(name: str, *, param: str = "name") -> ApiError:
     return ApiError(404, "profile_not_found", f"there is no profile {name!r}", param=param)
-
-
-def _checked(name: str, *, param: str) -> str:
-    try:
-        check_name(name, param=param)
-    except ProfileInvalid as error:
-        raise ApiError(422, "invalid_name", error.message, param=param) from None
-    return name

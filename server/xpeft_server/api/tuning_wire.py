@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from xpeft_profiles import JobRecord, JobStatus
+from xpeft_profiles.texts import DESCRIPTION_BYTES
 
 from .wire import MOST_ITEMS, ErrorBody, LabelBody, Text, WireBody
 
 _VERSION: Final = "sha256:" + "4f" * 32
 # No list of examples is read further than the largest --max-tuning-rows.
 _MOST_ROWS: Final = 1 << 20
-# Characters; a profile's limit is as many bytes.
-_MOST_DESCRIPTION: Final = 1024
 _Count = Annotated[int, Field(ge=1, le=1_000)]
 _Rate = Annotated[float, Field(ge=0)]
 _Temperature = Annotated[float, Field(gt=0)]
+
+
+def _held_by_a_profile(description: str) -> str:
+    size = len(description.encode())
+    if size > DESCRIPTION_BYTES:
+        raise ValueError(f"has {size} bytes, at most {DESCRIPTION_BYTES} are allowed")
+    return description
+
+
+# JSON Schema counts characters; a profile's limit is as many bytes.
+_Description = Annotated[
+    str, AfterValidator(_held_by_a_profile), Field(json_schema_extra={"maxLength": DESCRIPTION_BYTES})
+]
 
 
 class TuningExampleBody(WireBody):
@@ -51,7 +63,7 @@ class TuningSettingsBody(WireBody):
     stop_on: Literal["loss", "accuracy"] | None = None
     patience: _Count = 5
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    description: Annotated[str, Field(max_length=_MOST_DESCRIPTION)] | None = None
+    description: _Description | None = None
 
     def given(self) -> dict[str, Any]:
         """What was sent; of the rest the defaults are the tuning's own."""

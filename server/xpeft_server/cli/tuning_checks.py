@@ -90,8 +90,7 @@ class TuningChecks:
             )
             read_profile_file(write_profile_file(profile), max_bytes=self._max_profile_bytes)
         except ProfileInvalid as error:
-            param = {"description": "settings.description"}.get(error.param or "", "labels")
-            raise InvalidTuning(f"the profile would be refused: {error.message}", param=param) from None
+            raise InvalidTuning(f"the profile would be refused: {error.message}", param="labels") from None
 
 
 def _wrong_setting(name: str, value: object, reason: str) -> InvalidTuning:

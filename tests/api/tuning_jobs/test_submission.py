@@ -118,6 +118,8 @@ def rows(**last):
         ({**BODY, "settings": {"stop_on": "luck"}}, "settings.stop_on", "luck"),
         ({**BODY, "settings": {"shared_head": ""}}, "settings.shared_head", "at least 1"),
         ({**BODY, "settings": {"seed": 1 << 63}}, "settings.seed", ""),
+        ({**BODY, "settings": {"description": "x" * 1025}}, "settings.description", "has 1025 bytes, at most 1024"),
+        ({**BODY, "settings": {"description": "ü" * 513}}, "settings.description", "has 1026 bytes, at most 1024"),
     ],
 )
 async def test_what_cannot_be_tuned_is_422_and_names_field_and_value(client, worker, body, param, word):
