@@ -40,6 +40,7 @@ LAYERS = (
     Layer("xpeft_server",         ("pydantic",)),
     Layer("xpeft_server.model",   ("torch", "triton", "numpy", "safetensors",
                                    "transformers", "tokenizers", "jinja2",
+                                   "huggingface_hub",
                                    "xpeft_kernels", "xpeft_profiles",
                                    "xpeft_server.output_file")),
     Layer("xpeft_server.engine",  EVERYTHING,                                (*WEB, "xpeft_server.api", *TUNING, *TOP,
