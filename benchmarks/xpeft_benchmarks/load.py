@@ -80,9 +80,10 @@ class _Run:
         self._targets = targets
         self._client = client
         self._on_step = on_step
+        tls = {name: str(path) for name, path in plan.tls.given().items()}
         for name, target in targets.items():
-            requests = work.requests(target.server)
-            client.ask(job="load", target=name, url=target.url, requests=requests, streams=bool(work.new_tokens))
+            requests, streams = work.requests(target.server), bool(work.new_tokens)
+            client.ask(job="load", target=name, url=target.url, requests=requests, streams=streams, tls=tls)
 
     def sweep(self) -> Sweep:
         for name in self._targets:

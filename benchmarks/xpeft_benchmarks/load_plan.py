@@ -9,6 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from xpeft_server.client_tls import NO_FILES, ClientTls
+
 from .command_line import shown_word
 from .popularity import Popularity
 from .slo import Slo
@@ -45,6 +47,7 @@ class LoadPlan:
 
     Args:
         targets: one, or two that are compared.
+        tls: what those of them are met with that speak https.
         server: options of the server that is started, if one is, with a ``store`` (None: a temporary SQLite file) and
             so many ``tenants``.
         plm: whose tokenizer counts ``lengths``.
@@ -70,6 +73,7 @@ class LoadPlan:
     store: str | None = None
     lengths: Path | None = None
     new_tokens: int = 32
+    tls: ClientTls = NO_FILES
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,7 +83,7 @@ class LoadPlan:
             raise TargetsAlike(f"both targets are called {names[0]!r}: give --name and --against-name")
 
     def settings(self) -> dict[str, object]:
-        """Without keys."""
+        """Without keys and certificates."""
         started = any(target.url is None for target in self.targets)
         server = {"store": self.store, "tenants": self.tenants, **self.server} if started else {}
         return {

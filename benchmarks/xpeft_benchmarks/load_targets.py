@@ -59,7 +59,7 @@ def open_targets(plan: LoadPlan, stack: ExitStack, *, on_step: Callable[[str], N
 
 def _server(plan: LoadPlan, target: TargetPlan, stack: ExitStack) -> XpeftTarget:
     if target.url is not None:
-        return met_at(target.url, target.key)
+        return met_at(target.url, target.key, plan.tls)
     return stack.enter_context(started(plan.server, store=plan.store, tenants=plan.tenants))
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import resource
-import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 import orjson
 import uvloop
+
+from xpeft_server.client_tls import NO_FILES, ClientTls
 
 from .arrivals import arrivals_at
 from .event_reader import EventReader
@@ -36,21 +38,23 @@ class RateClient:
 
     Args:
         streams: answers are events (see `EventReader`); False: one JSON document with ``usage.prompt_tokens``.
+        tls: of use for https.
     Attributes:
         problem: what the first answer was that was not 200, or why there was none.
     """
 
-    def __init__(self, url: str, requests: Sequence[Request], *, streams: bool) -> None:
+    def __init__(self, url: str, requests: Sequence[Request], *, streams: bool, tls: ClientTls = NO_FILES) -> None:
         self._url = url
         self._requests = requests
         self._streams = streams
+        self._tls = tls
         self._session: aiohttp.ClientSession | None = None
         self.problem = ""
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
         """As many connections as it takes, for one stretch."""
-        tls = ssl.create_default_context() if self._url.startswith("https:") else True
+        tls = self._tls.context() if self._url.startswith("https:") else True
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE, ssl=tls)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_DEADLINE)
         jar = aiohttp.DummyCookieJar()
@@ -148,7 +152,8 @@ class RateJobs:
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         if job["job"] == "load":
             requests = [(body.encode(), headers) for body, headers in job["requests"]]
-            self._clients[job["target"]] = RateClient(job["url"], requests, streams=job["streams"])
+            tls = ClientTls(**{name: Path(path) for name, path in job["tls"].items()})
+            self._clients[job["target"]] = RateClient(job["url"], requests, streams=job["streams"], tls=tls)
             return {"loaded": len(requests)}
         return self._runner.run(self._run(self._clients[job["target"]], job))
 

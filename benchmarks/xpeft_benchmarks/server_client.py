@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
-import ssl
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from xpeft_profiles import BankGeometry, write_profile_file
+from xpeft_server.client_tls import NO_FILES, ClientTls
+from xpeft_server.pem_files import PemInvalid
 
 from .command_line import shown_word
 from .random_profiles import random_profile
@@ -24,11 +25,10 @@ class ServerRefused(Exception):
 class ServerClient:
     """One server at ``http(s)://HOST:PORT``; a connection a call, since servers close those that are idle.
 
-    Attributes:
-        tls: how its certificate is checked, by the system's authorities or ``SSL_CERT_FILE``; None without TLS.
+    Args: tls: of use for https. Attributes: tls: what secures connections; None without TLS.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: ClientTls = NO_FILES) -> None:
         parts = urlsplit(url)
         if parts.scheme not in _PORTS or not parts.hostname or parts.path.strip("/") or parts.query or parts.username:
             raise ServerRefused(f"url {shown_word(url)!r} is not of the form http://HOST:PORT or https://HOST:PORT")
@@ -37,7 +37,10 @@ class ServerClient:
         except ValueError as error:
             raise ServerRefused(f"url {url!r}: {error}") from None
         self.url = f"{parts.scheme}://{parts.netloc}"
-        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
+        try:
+            self.tls = tls.context() if parts.scheme == "https" else None
+        except PemInvalid as error:
+            raise ServerRefused(str(error)) from None
 
     def info(self, key: str | None) -> dict[str, Any]:
         """/info. Raises: ServerRefused."""

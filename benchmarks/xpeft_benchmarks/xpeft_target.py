@@ -13,6 +13,7 @@ from pathlib import Path
 from xpeft_profiles import BankGeometry
 from xpeft_server.api.auth import Role
 from xpeft_server.api.key_file import new_key, write_keys
+from xpeft_server.client_tls import NO_FILES, ClientTls
 
 from .server_client import ServerClient, ServerRefused, geometry_of, http_request
 from .server_process import ServerFailed, ServerProcess, free_port
@@ -88,11 +89,14 @@ def started(options: Mapping[str, str], *, store: str | None, tenants: int) -> I
         yield XpeftTarget(ServerClient(f"http://127.0.0.1:{port}"), keys, process)
 
 
-def met_at(url: str, key: str | None) -> XpeftTarget:
-    """A server that runs already, as one tenant. Raises: ServerRefused if ``url`` or ``key`` is none."""
+def met_at(url: str, key: str | None, tls: ClientTls = NO_FILES) -> XpeftTarget:
+    """A server that runs already, as one tenant.
+
+    Args: tls: for a server over https. Raises: ServerRefused if one of these cannot be used.
+    """
     if key is not None and not (key.isascii() and key.isprintable()):
         raise ServerRefused(f"{url}: the API key has characters that no key has: copy it again")
-    return XpeftTarget(ServerClient(url), (key,), None)
+    return XpeftTarget(ServerClient(url, tls), (key,), None)
 
 
 def _write_tenant_keys(path: Path, tenants: int) -> tuple[str, ...]:

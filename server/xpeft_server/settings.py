@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 PREFIX = "XPEFT_"
 # What the commands that talk to a server read: set beside a server's own variables, they are no mistake.
-CLIENT_VARIABLES = frozenset({"XPEFT_URL", "XPEFT_API_KEY"})
+CLIENT_VARIABLES = frozenset(
+    {"XPEFT_URL", "XPEFT_API_KEY", "XPEFT_CLIENT_CERTIFICATE", "XPEFT_CLIENT_KEY", "XPEFT_AUTHORITY"}
+)
 # In a URL: from the colon after the user's name to the last "@" before the path, or a parameter.
 _PASSWORD = re.compile(r"(?<=password=)[^&]+|(?<=:)[^/]+(?=@)")
 
@@ -23,6 +25,7 @@ BatchTokens = Annotated[int, Field(ge=16, le=1 << 24)]
 KvTokens = Annotated[int, Field(ge=64, le=1 << 32)]
 GraphTokens = Annotated[int, Field(ge=0, le=1 << 24)]
 SlotCount = Annotated[int, Field(ge=1, le=1 << 20)]
+ConnectionCount = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
 class SettingsInvalid(Exception):
@@ -123,6 +126,20 @@ class Settings(BaseModel):
     max_profile_bytes: int = Field(default=1 << 20, ge=1024, le=1 << 30, description="largest profile file, in bytes")
     body_seconds: float = Field(
         default=60.0, gt=0, le=3600, description="time for a request's body to arrive, in seconds; then it gets 408"
+    )
+    send_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="time in which a client takes at least some of an answer, in seconds; else its connection ends",
+    )
+    idle_seconds: float = Field(
+        default=75.0, gt=0, le=3600, description="time for which a connection is kept for its next request, in seconds"
+    )
+    connections: ConnectionCount | Literal["auto"] = Field(
+        default="auto",
+        description="most connections that are open at once, beyond which new ones get 503; auto is what the limit of"
+        " open files leaves",
     )
     max_inputs: int = Field(default=256, ge=1, le=1 << 16, description="most texts in one request")
     tuning_jobs_per_tenant: int = Field(

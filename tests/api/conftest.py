@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from hashlib import sha256
@@ -13,16 +12,17 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from xpeft_profiles import BankGeometry, MemoryStore, Profile, write_profile_file
 from xpeft_server.api.app import create_app
 from xpeft_server.api.audit_log import AuditLog
 from xpeft_server.api.auth import Keys, NoKeys
+from xpeft_server.api.connections import ConnectionLimits
 from xpeft_server.api.drain import Drain
-from xpeft_server.api.http_protocol import HttpProtocol
 from xpeft_server.api.key_ring import KeyRing
+from xpeft_server.cli.http_server import HttpServer
+from xpeft_server.cli.listening import bind
 from xpeft_server.engine.errors import Overloaded
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import Classification, ClassifyAnswer, ClassifyRequest, EngineInfo, EngineStatus
@@ -272,26 +272,20 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-class QuietServer(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+@pytest.fixture
+def connection_limits() -> ConnectionLimits:
+    return ConnectionLimits(most=100, idle_seconds=30, send_seconds=30)
 
 
 @pytest.fixture
-def protocol() -> type[HttpProtocol]:
-    return HttpProtocol
-
-
-@pytest.fixture
-async def port(app: FastAPI, protocol: type[HttpProtocol]) -> AsyncIterator[int]:
+async def port(app: FastAPI, metrics: Metrics, connection_limits: ConnectionLimits) -> AsyncIterator[int]:
     """Where a real server listens."""
-    config = uvicorn.Config(app, port=0, http=protocol, ws="none", lifespan="off", access_log=False, log_config=None)
-    server = QuietServer(config)
-    running = asyncio.create_task(server.serve())
+    listening = bind("127.0.0.1", 0)
+    server = HttpServer(app, tls=None, limits=connection_limits, metrics=metrics, closing_seconds=5)
+    running = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started:
         await asyncio.sleep(0)
-    yield server.servers[0].sockets[0].getsockname()[1]
+    yield listening.getsockname()[1]
     server.should_exit = True
     await running
 

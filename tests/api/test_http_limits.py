@@ -7,7 +7,8 @@ import resource
 
 import pytest
 
-from xpeft_server.api.http_protocol import HEAD_BYTES, HEADERS, HttpProtocol
+from xpeft_server.api.connections import ConnectionLimits
+from xpeft_server.api.http_protocol import HEAD_BYTES, HEADERS
 
 BODY = b'{"profile":"p","input":"a"}'
 POST = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -15,8 +16,7 @@ GET = b"GET /health HTTP/1.1\r\nHost: x\r\n"
 CLOSE = b"Connection: close\r\n"
 
 
-class HastyProtocol(HttpProtocol):
-    head_seconds = 0.2
+HASTY = ConnectionLimits(most=100, idle_seconds=30, send_seconds=30, head_seconds=0.2)
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ async def test_so_many_headers_are_read(send):
         b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n",
     ],
 )
-@pytest.mark.parametrize("protocol", [HastyProtocol])
+@pytest.mark.parametrize("connection_limits", [HASTY])
 async def test_a_client_that_trickles_headers_is_not_waited_for(port, start):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
@@ -165,7 +165,7 @@ async def test_a_client_that_trickles_headers_is_not_waited_for(port, start):
     assert answer == b"" or answer.startswith((b"HTTP/1.1 408", b"HTTP/1.1 404"))
 
 
-@pytest.mark.parametrize("protocol", [HastyProtocol])
+@pytest.mark.parametrize("connection_limits", [HASTY])
 async def test_a_connection_on_which_nothing_comes_is_closed(port):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     async with asyncio.timeout(10):
@@ -173,14 +173,14 @@ async def test_a_connection_on_which_nothing_comes_is_closed(port):
     writer.close()
 
 
-@pytest.mark.parametrize("protocol", [HastyProtocol])
+@pytest.mark.parametrize("connection_limits", [HASTY])
 async def test_a_slow_answer_is_not_cut_by_the_limit_of_heads(port, engine):
     engine.hold = asyncio.Event()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(POST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY)
     async with asyncio.timeout(10):
         await engine.waiting.wait()
-        await asyncio.sleep(2 * HastyProtocol.head_seconds)
+        await asyncio.sleep(2 * HASTY.head_seconds)
         engine.hold.set()
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
     writer.close()

@@ -10,6 +10,9 @@ from xpeft_server.engine.profile_requests import ProfileRequests
 
 FAMILIES = {
     "refusals": "counter",
+    "connections": "gauge",
+    "connections_limit": "gauge",
+    "connection_ends": "counter",
     "requests": "counter",
     "prompt_tokens": "counter",
     "generation_tokens": "counter",

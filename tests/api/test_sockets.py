@@ -35,6 +35,19 @@ async def test_a_client_that_leaves_while_it_waits_withdraws_its_request(port, e
     await until(lambda: metric('xpeft_requests_total{outcome="cancelled",route="/v1/classify"}') == 1)
 
 
+async def test_a_client_that_leaves_withdraws_the_first_of_its_requests_in_a_row(port, engine, metric):
+    engine.hold = asyncio.Event()
+    _, writer = await connect(port)
+    writer.write(request() + request())
+    async with asyncio.timeout(10):
+        await engine.waiting.wait()
+        writer.close()
+        await engine.withdrawn.wait()
+    await until(lambda: metric("xpeft_connections") == 0)
+    assert metric('xpeft_requests_total{outcome="cancelled",route="/v1/classify"}') == 1
+    assert len(engine.seen) == 1
+
+
 async def test_a_neighbour_of_a_client_that_leaves_is_answered(port, engine):
     engine.hold = asyncio.Event()
     reader, _ = neighbour = await connect(port)

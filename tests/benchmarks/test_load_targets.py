@@ -62,7 +62,7 @@ def plan(kind: Kind = Kind.CLASSIFY) -> LoadPlan:
 @pytest.fixture
 def clients(monkeypatch: pytest.MonkeyPatch) -> dict[str, Described]:
     known = {"http://one:1": Described("http://one:1"), "https://two": Described("https://two")}
-    monkeypatch.setattr(load_targets, "met_at", lambda url, key: XpeftTarget(known[url], (key,), None))
+    monkeypatch.setattr(load_targets, "met_at", lambda url, key, _: XpeftTarget(known[url], (key,), None))
     return known
 
 

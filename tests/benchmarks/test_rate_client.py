@@ -204,9 +204,8 @@ def test_jobs_load_and_send_and_each_tells_of_its_own_problem() -> None:
         server = runner.run(asyncio.start_server(serve, "127.0.0.1", 0))
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/x"
         jobs = RateJobs(runner)
-        assert jobs({"job": "load", "target": "t", "url": url, "requests": [["{}", HEADERS]], "streams": False}) == {
-            "loaded": 1
-        }
+        load = {"job": "load", "target": "t", "url": url, "requests": [["{}", HEADERS]], "streams": False, "tls": {}}
+        assert jobs(load) == {"loaded": 1}
         once = {"job": "once", "target": "t", "concurrency": 1, "seconds": 60.0, "requests": 1}
         first, second = jobs(once), jobs(once)
         server.close()

@@ -13,7 +13,7 @@ from cryptography import x509
 from typer.testing import CliRunner
 
 from xpeft_server.cli.main import app
-from xpeft_server.cli.tls import certificate_files, tls_context
+from xpeft_server.cli.tls import server_tls
 from xpeft_server.settings import Settings, SettingsInvalid
 
 
@@ -39,17 +39,23 @@ def settings_of(files, **names):
 
 
 def test_without_a_certificate_nothing_is_secured():
-    assert tls_context(Settings()) is None
+    assert server_tls(Settings()) is None
 
 
-def test_a_certificate_makes_a_context_of_tls_1_2_that_asks_for_no_client(files):
-    context = tls_context(settings_of(files, certificate="server.pem", key="server.key"))
+def context_of_a_connection(settings):
+    return server_tls(settings).wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True).context
+
+
+def test_a_certificate_makes_connections_of_tls_1_2_that_ask_for_no_client(files):
+    context = context_of_a_connection(settings_of(files, certificate="server.pem", key="server.key"))
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
     assert context.verify_mode is ssl.CERT_NONE
 
 
 def test_an_authority_of_clients_makes_their_certificates_needed(files):
-    context = tls_context(settings_of(files, certificate="server.pem", key="server.key", client_ca="ca.pem"))
+    context = context_of_a_connection(
+        settings_of(files, certificate="server.pem", key="server.key", client_ca="ca.pem")
+    )
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.cert_store_stats()["x509_ca"] == 1
 
@@ -72,7 +78,7 @@ def test_an_authority_of_clients_makes_their_certificates_needed(files):
 )
 def test_files_that_cannot_be_used_are_refused_by_name(files, names, words):
     with pytest.raises(SettingsInvalid) as refused:
-        tls_context(settings_of(files, **names))
+        server_tls(settings_of(files, **names))
     for word in words:
         assert word in str(refused.value)
 
@@ -101,27 +107,37 @@ def test_an_audit_log_that_cannot_be_written_is_refused_at_the_start(tmp_path):
     assert f"audit_log = '{tmp_path}/no/file' cannot be written: No such file or directory" in refused.stderr
 
 
-def serial_shown(context):
-    """Of the certificate that a client is shown, in memory."""
+def handshake(tls, asking, session=None):
+    """The client's side of a connection in memory. Raises: SSLError if one side refuses the other."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    server = context.wrap_bio(to_server, to_client, server_side=True)
-    asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    asking.check_hostname, asking.verify_mode = False, ssl.CERT_NONE
-    client = asking.wrap_bio(to_client, to_server)
+    server = tls.wrap_bio(to_server, to_client, server_side=True)
+    client = asking.wrap_bio(to_client, to_server, session=session)
     for side in (client, server, client, server):
         with contextlib.suppress(ssl.SSLWantReadError):
             side.do_handshake()
-    return x509.load_der_x509_certificate(client.getpeercert(binary_form=True)).serial_number
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.read()  # what the server said last, like the ticket of a session
+    return client
+
+
+def client_context():
+    asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    asking.check_hostname, asking.verify_mode = False, ssl.CERT_NONE
+    return asking
+
+
+def serial_shown(tls):
+    """Of the certificate that a client is shown."""
+    shown = handshake(tls, client_context()).getpeercert(binary_form=True)
+    return x509.load_der_x509_certificate(shown).serial_number
 
 
 @pytest.fixture
 def renewed(files, tmp_path):
-    """Files as a server has them, their context, and what takes new ones."""
+    """Files as a server has them, and what it secures connections with."""
     for end in ("pem", "key"):
         shutil.copy(files / f"server.{end}", tmp_path / f"now.{end}")
-    settings = Settings(tls_certificate=tmp_path / "now.pem", tls_key=tmp_path / "now.key")
-    context = tls_context(settings)
-    return tmp_path, context, certificate_files(settings, context)
+    return tmp_path, server_tls(Settings(tls_certificate=tmp_path / "now.pem", tls_key=tmp_path / "now.key"))
 
 
 def put(files, folder, name, *ends):
@@ -131,39 +147,110 @@ def put(files, folder, name, *ends):
 
 
 def test_a_renewed_certificate_is_shown_without_a_restart(files, renewed):
-    folder, context, watched = renewed
-    before = serial_shown(context)
-    watched.refresh()
-    assert serial_shown(context) == before
+    folder, tls = renewed
+    before = serial_shown(tls)
+    tls.refresh()
+    assert serial_shown(tls) == before
     put(files, folder, "other", "pem", "key")
-    watched.refresh()
-    assert serial_shown(context) != before
+    tls.refresh()
+    assert serial_shown(tls) != before
 
 
 def test_half_of_a_renewed_pair_changes_nothing_and_is_told_once(files, renewed, caplog):
-    folder, context, watched = renewed
-    before = serial_shown(context)
+    folder, tls = renewed
+    before = serial_shown(tls)
     put(files, folder, "other", "pem")
-    watched.refresh()
-    watched.refresh()
-    assert serial_shown(context) == before
+    tls.refresh()
+    tls.refresh()
+    assert serial_shown(tls) == before
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert "key values mismatch" in caplog.text
     put(files, folder, "other", "key")
-    watched.refresh()
-    assert serial_shown(context) != before
+    tls.refresh()
+    assert serial_shown(tls) != before
 
 
 def test_files_that_are_gone_change_nothing(files, renewed):
-    folder, context, watched = renewed
-    before = serial_shown(context)
+    folder, tls = renewed
+    before = serial_shown(tls)
     (folder / "now.key").unlink()
-    watched.refresh()
-    assert serial_shown(context) == before
+    tls.refresh()
+    assert serial_shown(tls) == before
     put(files, folder, "other", "pem", "key")
-    watched.refresh()
-    assert serial_shown(context) != before
+    tls.refresh()
+    assert serial_shown(tls) != before
 
 
-def test_without_tls_there_is_nothing_to_watch():
-    assert certificate_files(Settings(), None) is None
+class Clients:
+    """Of two authorities, of which a server knows those in ``known``."""
+
+    def __init__(self, files, folder):
+        self.known = folder / "clients.pem"
+        self._authorities = [trustme.CA(), trustme.CA()]
+        self.contexts = [self._context(each) for each in self._authorities]
+        self.know(0)
+        names = {"certificate": files / "server.pem", "key": files / "server.key", "client_ca": self.known}
+        self.tls = server_tls(Settings(**{f"tls_{name}": file for name, file in names.items()}))
+
+    @staticmethod
+    def _context(authority):
+        context = client_context()
+        context.maximum_version = ssl.TLSVersion.TLSv1_2  # in which a client knows when its handshake is over
+        authority.issue_cert("client").configure_cert(context)
+        return context
+
+    def know(self, *numbers):
+        new = self.known.with_name("new")
+        new.write_bytes(b"".join(self._authorities[number].cert_pem.bytes() for number in numbers))
+        new.replace(self.known)
+
+    def taken(self):
+        """Which of them the server lets in."""
+        return [number for number, context in enumerate(self.contexts) if self._is_taken(context)]
+
+    def _is_taken(self, context):
+        try:
+            handshake(self.tls, context)
+        except ssl.SSLCertVerificationError:
+            return False
+        return True
+
+
+def test_new_authorities_of_clients_count_and_old_ones_do_not_without_a_restart(files, tmp_path):
+    clients = Clients(files, tmp_path)
+    assert clients.taken() == [0]
+    clients.know(0, 1)
+    assert clients.taken() == [0]
+    clients.tls.refresh()
+    assert clients.taken() == [0, 1]
+    clients.know(1)
+    clients.tls.refresh()
+    assert clients.taken() == [1]
+
+
+def test_authorities_that_cannot_be_read_change_nothing_and_are_told_once(files, tmp_path, caplog):
+    clients = Clients(files, tmp_path)
+    for broken in (lambda: clients.known.write_text("no certificate"), clients.known.unlink):
+        caplog.clear()
+        broken()
+        clients.tls.refresh()
+        clients.tls.refresh()
+        assert clients.taken() == [0]
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+        assert "tls_client_ca = " in caplog.text
+    clients.know(1)
+    clients.tls.refresh()
+    assert clients.taken() == [1]
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_no_session_outlives_the_authority_that_let_it_begin(files, tmp_path, version):
+    clients = Clients(files, tmp_path)
+    asking = clients.contexts[0]
+    asking.maximum_version = version
+    session = handshake(clients.tls, asking).session
+    assert handshake(clients.tls, asking, session).session_reused
+    clients.know(1)
+    clients.tls.refresh()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(clients.tls, asking, session)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from xpeft_profiles import ProfileKey, open_store, read_profile_file
 from xpeft_server.cli import tune, tune_one, tune_sinks
 from xpeft_server.cli.profiles_client import Answer, ClientError
+from xpeft_server.client_tls import ClientTls
 from xpeft_server.model.bank import SharedHead
 from xpeft_server.model.bank_file import read_bank_file, write_bank_file
 from xpeft_server.model.bank_source import open_bank
@@ -35,7 +36,7 @@ class Server:
         self.asked: list[tuple[str, str | None]] = []
         self.refusal: dict[str, str] = {}
 
-    def connect(self, url: str, api_key: str | None) -> Server:
+    def connect(self, url: str, api_key: str | None, tls: ClientTls) -> Server:
         self.asked.append((url, api_key))
         return self
 
@@ -280,6 +281,7 @@ def test_what_cannot_be_uploaded_is_still_in_the_file(xpeft: Call, server: Serve
         (("--out", "x", "--head", "shared+own:polar"), "shared_head is 'polar', the bank's heads are: none"),
         (("--out", "x", "--epochs", "0"), "epochs is 0, it must be at least 1"),
         (("--out", "x", "--k", "7"), "k is 7, the bank has N=6 adapters to choose from"),
+        (("--out", "x", "--plm", "/nowhere", "--description", "ü" * 513), "has 1026 bytes, at most 1024 are allowed"),
         (("--out", "x", "--labels", "yes"), "line 2: label is 'no', it must be one of yes"),
         (("--out", "x", "--labels", "yes,no,maybe"), "label 'maybe' has no train row"),
         (("--out", "x", "--bank", "random:Q=1"), "unknown key in 'Q=1'"),

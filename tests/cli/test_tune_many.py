@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from xpeft_profiles import Profile, ProfileKey, open_store, read_profile_file
 from xpeft_server.cli import tune, tune_many, tune_sinks
 from xpeft_server.cli.profiles_client import Answer, ClientError
+from xpeft_server.client_tls import ClientTls
 from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.plm import open_plm_facts
 from xpeft_tuning.mask_tuner import tune_profiles
@@ -193,7 +194,7 @@ class Server:
         self.profiles: dict[str, str] = {"zoe": "sha256:0"}
         self.most = 100
 
-    def connect(self, url: str, api_key: str | None) -> Server:
+    def connect(self, url: str, api_key: str | None, tls: ClientTls) -> Server:
         assert (url, api_key) == ("http://host", "xp_1")
         return self
 
@@ -379,6 +380,7 @@ def test_a_device_without_enough_memory_is_no_riddle(xpeft: Call, out: Path, mon
         (USERS, ("--out", "x", "--journal", "data.jsonl"), "data.jsonl: line 1 is no line of a journal"),
         (USERS, ("--out", "x", "--journal", "no/j"), "no/j cannot be opened: No such file or directory"),
         (USERS, ("--out", "x", "--k", "7"), "k is 7, the bank has N=6 adapters to choose from"),
+        (USERS, ("--out", "x", "--description", "x" * 1025), "has 1025 bytes, at most 1024 are allowed"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_before_anything_is_tuned(

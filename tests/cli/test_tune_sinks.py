@@ -13,6 +13,7 @@ from xpeft_profiles import Profile, read_profile_file
 from xpeft_server.cli import tune_sinks
 from xpeft_server.cli.profiles_client import Answer, ClientError
 from xpeft_server.cli.tune_sinks import FileSink, ServerSink, Sink, SinkFailed, StoreSink
+from xpeft_server.client_tls import NO_FILES, ClientTls
 
 MASK = np.eye(2, dtype=bool)
 
@@ -24,7 +25,7 @@ def profile(description: str) -> Profile:
 class Client:
     """Stands for the client of a server."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
+    def __init__(self, url: str, api_key: str | None, tls: ClientTls = NO_FILES) -> None:
         self.versions = {"zoe": "sha256:0"}
         self.prefixes: list[str] = []
 

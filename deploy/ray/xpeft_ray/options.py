@@ -10,7 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from xpeft_server.settings import PREFIX, Settings, SettingsInvalid, load_settings
 
 # Where requests come in is the business of Serve's proxies.
-PROXYS: Final = ("host", "port", "tls_certificate", "tls_key", "tls_client_ca")
+PROXYS: Final = (
+    "host",
+    "port",
+    "tls_certificate",
+    "tls_key",
+    "tls_client_ca",
+    "connections",
+    "send_seconds",
+    "idle_seconds",
+)
 _PATHS: Final = ("api_keys", "tenant_limits", "audit_log")
 
 

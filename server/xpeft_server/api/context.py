@@ -64,6 +64,12 @@ def context_of(scope: Scope) -> RequestContext:
     return context
 
 
+def labels_of(scope: Mapping[str, object]) -> dict[str, str]:
+    """What logs say of a request that may not have come to the outermost middleware; empty then."""
+    context = scope.get(_KEY)
+    return context.labels() if isinstance(context, RequestContext) else {}
+
+
 def _request_id(headers: list[tuple[bytes, bytes]]) -> bytes:
     for name, value in headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):

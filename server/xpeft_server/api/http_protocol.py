@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+import logging
+import socket
+import time
+from typing import Any, Final
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
+from .connections import Connections, EndReason
+from .context import labels_of
 from .errors import ApiError
-from .ids import new_id
+from .last_words import last_words
+from .outflow import Outflow
+
+log = logging.getLogger(__name__)
 
 HEAD_BYTES: Final = 32 << 10
 HEADERS: Final = 100
-HEAD_SECONDS: Final = 10.0
 _VERSIONS: Final = ("1.1", "1.0")
 _CHUNKED: Final = b"chunked"
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's, but a client cannot send headers for ever, nor slowly, nor bytes that are no part of a body.
+    """uvicorn's, but a client cannot send headers for ever, nor slowly, nor bytes that are no part of a body, and it
+    cannot leave an answer lying.
 
     The parser keeps a header until it is whole, so what is counted is what came in while nothing else went on: a
     head, a trailer or the extension of a chunk ends the connection when it is longer than a head may be. What one
     connection holds is at most that, and what one read of the socket gives.
-    """
 
-    head_seconds: float = HEAD_SECONDS
+    Args:
+        connected: the socket that its transport reads and writes.
+        connections: all of the server's; this one has entered, and leaves when it is lost.
+    """
 
     _steps = 0  # of the parser, beyond heads and trailers
     _idle_bytes = 0  # since the last of them
@@ -35,13 +47,36 @@ class HttpProtocol(HttpToolsProtocol):
     _head_bytes = 0
     _refusal: ApiError | None = None
     _late: asyncio.TimerHandle | None = None
+    _answered: RequestResponseCycle | None = None  # uvicorn's ``cycle`` is what was read last, and may wait its turn
+    _nothing_owed = False
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        *,
+        connected: socket.socket,
+        connections: Connections,
+    ) -> None:
+        super().__init__(config, server_state, app_state)
+        self._connected = connected
+        self._connections = connections
+        self._limits = connections.limits
+        self.timeout_keep_alive = connections.limits.idle_seconds  # type: ignore[assignment]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._outflow = Outflow(self._connected, transport)
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_there()
+        self._unset_keepalive_if_required()
+        self._connections.leave(self)
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -92,7 +127,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_is_there()
         if self.parser.get_http_version() not in _VERSIONS:
             raise self._refused(ApiError(505, "http_version_not_supported", "this server speaks HTTP/1.1"))
+        answering = self._answering
         super().on_headers_complete()
+        if not answering:
+            self._answered = self.cycle
+            self._connections.works(self)
 
     def on_body(self, body: bytes) -> None:
         self._steps += 1
@@ -101,6 +140,42 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._steps += 1
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        following = self.pipeline[-1][0] if self.pipeline else None
+        super().on_response_complete()
+        if following is not None:
+            self._answered = following
+        elif self.timeout_keep_alive_task is not None:
+            self._connections.waits(self)
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self._outflow.untaken_for(time.monotonic()) is None:
+            self._end("idle")
+        else:  # a client that still reads is not idle
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self._limits.idle_seconds, self.timeout_keep_alive_handler
+            )
+
+    def make_room(self) -> None:
+        self._close()
+
+    def look(self, now: float) -> bool:
+        """Returns: whether an answer is under way, or bytes of one."""
+        untaken = self._outflow.untaken_for(now)
+        if untaken is not None:
+            self._nothing_owed = False
+            if untaken < self._limits.send_seconds:
+                return True
+            self._drop()
+            return False
+        if not self.transport.is_closing():
+            return self._answering
+        # TLS waits for a client's farewell. Another round is for what it may hold back until the kernel has room.
+        if self._nothing_owed:
+            self.transport.abort()
+        self._nothing_owed = True
+        return True
 
     @property
     def _answering(self) -> bool:
@@ -120,22 +195,33 @@ class HttpProtocol(HttpToolsProtocol):
         """End the connection; say why, unless that would get into an answer that is on its way."""
         self._head_is_there()
         if not self._answering:
-            body = error.envelope()
-            headers = [
-                *self.server_state.default_headers,
-                (b"content-type", b"application/json"),
-                (b"content-length", b"%d" % len(body)),
-                (b"connection", b"close"),
-                (b"x-request-id", new_id().encode()),
-            ]
-            lines = b"".join(b"%s: %s\r\n" % header for header in headers)
-            self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
+            self.transport.write(last_words(error, self.server_state.default_headers))
+        self._close()
+
+    def _end(self, reason: EndReason) -> None:
+        if not self.transport.is_closing():
+            self._connections.count_end(reason)
+            self._close()
+
+    def _close(self) -> None:
+        """What was sent may still be taken, by who takes any of it in time."""
+        self._connections.works(self)
         self.transport.close()
+
+    def _drop(self) -> None:
+        self._connections.count_end("unread")
+        labels = {} if self._answered is None else labels_of(self._answered.scope)
+        log.warning(
+            "a client took nothing of its answer for %g s: its connection was ended",
+            self._limits.send_seconds,
+            extra={"fields": labels},
+        )
+        self._outflow.drop()
 
     def _expect_head(self) -> None:
         """Also where the body of a request goes on that has been answered."""
         if self._late is None and not self.transport.is_closing():
-            self._late = self.loop.call_later(self.head_seconds, self._head_is_late)
+            self._late = self.loop.call_later(self._limits.head_seconds, self._head_is_late)
 
     def _head_is_there(self) -> None:
         if self._late is not None:
@@ -145,10 +231,11 @@ class HttpProtocol(HttpToolsProtocol):
     def _head_is_late(self) -> None:
         self._late = None
         if self._in_head:
-            seconds = f"{self.head_seconds:g} seconds"
+            seconds = f"{self._limits.head_seconds:g} seconds"
+            self._connections.count_end("late")
             self._refuse(ApiError(408, "request_timeout", f"the request's headers took more than {seconds}"))
         else:
-            self.transport.close()
+            self._end("late")
 
 
 def _too_large() -> ApiError:

@@ -5,12 +5,23 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
 
+from xpeft_server.api.connections import ConnectionLimits, Connections
+from xpeft_server.api.errors import ApiError
 from xpeft_server.api.http_protocol import HttpProtocol
+from xpeft_server.api.last_words import last_words
+from xpeft_server.engine.metrics import Metrics
+
+from .listener import Listener
+
+_NO_ROOM: Final = ApiError(
+    503, "too_many_connections", "the server has as many connections as it may", headers={"Retry-After": "1"}
+)
 
 
 class HttpServer(uvicorn.Server):
@@ -22,7 +33,14 @@ class HttpServer(uvicorn.Server):
     """
 
     def __init__(
-        self, app: FastAPI, *, tls: ssl.SSLContext | None, closing_seconds: int, announce: Callable[[], None]
+        self,
+        app: FastAPI,
+        *,
+        tls: ssl.SSLContext | None,
+        limits: ConnectionLimits,
+        metrics: Metrics,
+        closing_seconds: int,
+        announce: Callable[[], None] = lambda: None,
     ) -> None:
         config = uvicorn.Config(
             app,
@@ -36,8 +54,10 @@ class HttpServer(uvicorn.Server):
             timeout_graceful_shutdown=closing_seconds,
         )
         config.load()
-        config.ssl = tls
         super().__init__(config)
+        self._tls = tls
+        self._connections = Connections(limits, metrics=metrics)
+        self._listeners: Sequence[Listener] = ()
         self._announce = announce
 
     @contextlib.contextmanager
@@ -45,5 +65,30 @@ class HttpServer(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        # To uvicorn itself it has no socket: a listener here knows of every connection from its first moment.
+        await super().startup([])
+        self._listeners = [
+            Listener(
+                each,
+                tls=self._tls,
+                connections=self._connections,
+                connect=self._protocol,
+                no_room=lambda: last_words(_NO_ROOM, self.server_state.default_headers),
+            )
+            for each in sockets or ()
+        ]
         self._announce()
+
+    async def on_tick(self, counter: int) -> bool:
+        self._connections.sweep()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listener in self._listeners:
+            listener.close()
+        await super().shutdown(sockets)
+
+    def _protocol(self, connected: socket.socket) -> HttpProtocol:
+        return HttpProtocol(
+            self.config, self.server_state, self.lifespan.state, connected=connected, connections=self._connections
+        )

@@ -1,4 +1,4 @@
-"""How many files the process may have open: every connection is one."""
+"""How many files the process may have open, and how many of them may be connections."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import logging
 import resource
 from typing import Final
 
+from xpeft_server.settings import SettingsInvalid
+
 log = logging.getLogger(__name__)
 
 ENOUGH: Final = 65_536
+# The store, the log, the tuning worker, libraries that are imported late, and connections that are being turned away.
+OTHER_FILES: Final = 256
 
 
 def raise_open_files() -> None:
@@ -18,3 +22,21 @@ def raise_open_files() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         log.debug("up to %d open files instead of %d", wanted, soft)
+
+
+def choose_connections(asked: int | str) -> int:
+    """``auto``: as many as the limit of open files leaves when the rest of the process has its own.
+
+    Raises: SettingsInvalid for more than that, or where it leaves none.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return ENOUGH if isinstance(asked, str) else asked
+    most = soft - OTHER_FILES
+    chosen = min(most, ENOUGH) if isinstance(asked, str) else asked
+    if not 1 <= chosen <= most:
+        raise SettingsInvalid(
+            f"connections = {asked} cannot be used: of the {soft} files that this user may have open (ulimit -n) the"
+            f" process itself needs {OTHER_FILES} (--connections or XPEFT_CONNECTIONS)"
+        )
+    return chosen

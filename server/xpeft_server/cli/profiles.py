@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from xpeft_server.client_tls import ClientTls
 from xpeft_server.output_file import output_file
 
+from .https_options import with_https_options
 from .profiles_client import ClientError, ProfilesClient
 from .profiles_export import export_command
 from .profiles_import import import_command
@@ -27,10 +29,7 @@ app = typer.Typer(
 Name = Annotated[str, typer.Argument(help="Profile name: letters, digits, '.', '_', '-', 128 at most.")]
 Url = Annotated[
     str,
-    typer.Option(
-        envvar="XPEFT_URL",
-        help="Where the server is; for https with an authority of your own, SSL_CERT_FILE names its file.",
-    ),
+    typer.Option(envvar="XPEFT_URL", help="Where the server is, http:// or https://."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table, a line for each profile.")]
 _LOCAL = "http://127.0.0.1:8000"
@@ -39,6 +38,7 @@ app.command(name="export")(export_command)
 
 
 @app.command()
+@with_https_options
 def put(
     name: Name,
     file: Annotated[Path, typer.Argument(help="A profile file (.safetensors), as xpeft tune writes it.")],
@@ -51,6 +51,7 @@ def put(
     ] = None,
     url: Url = _LOCAL,
     api_key: ApiKey = None,
+    **https: Any,
 ) -> None:
     """Upload a profile file under a name; the same file again changes nothing.
 
@@ -62,7 +63,9 @@ def put(
         fail(f"{file} cannot be read: {error.strerror or error}")
     try:
         _check_name(name)
-        answer = ProfilesClient(url, api_key).put(name, data, if_match=if_match, if_none_match=if_none_match)
+        answer = ProfilesClient(url, api_key, ClientTls(**https)).put(
+            name, data, if_match=if_match, if_none_match=if_none_match
+        )
     except ClientError as error:
         fail(str(error))
     outcome = "created" if answer.status == 201 else "stored"
@@ -70,6 +73,7 @@ def put(
 
 
 @app.command()
+@with_https_options
 def get(
     name: Name,
     out: Annotated[
@@ -79,6 +83,7 @@ def get(
     as_json: AsJson = False,
     url: Url = _LOCAL,
     api_key: ApiKey = None,
+    **https: Any,
 ) -> None:
     """Show what a profile is, or with --out download it as a file that can be uploaded again.
 
@@ -88,7 +93,7 @@ def get(
         fail(f"{out} is there already: give another --out, or --force to replace it")
     try:
         _check_name(name)
-        client = ProfilesClient(url, api_key)
+        client = ProfilesClient(url, api_key, ClientTls(**https))
         if out is not None:
             data = client.file(name)
             with output_file(out, overwrite=force) as file:
@@ -107,6 +112,7 @@ def get(
 
 
 @app.command(name="list")
+@with_https_options
 def list_profiles(
     prefix: Annotated[str, typer.Option(help="Only names that start with this.", show_default=False)] = "",
     limit: Annotated[
@@ -115,13 +121,14 @@ def list_profiles(
     as_json: AsJson = False,
     url: Url = _LOCAL,
     api_key: ApiKey = None,
+    **https: Any,
 ) -> None:
     """List the tenant's profiles by name, however many there are.
 
     Example: xpeft profiles list --prefix team-a. --json
     """
     try:
-        profiles = ProfilesClient(url, api_key).list(prefix=prefix, limit=limit)
+        profiles = ProfilesClient(url, api_key, ClientTls(**https)).list(prefix=prefix, limit=limit)
         if as_json:
             for profile in profiles:
                 show_json(profile)
@@ -135,6 +142,7 @@ def list_profiles(
 
 
 @app.command()
+@with_https_options
 def rm(
     name: Name,
     if_match: Annotated[
@@ -142,6 +150,7 @@ def rm(
     ] = None,
     url: Url = _LOCAL,
     api_key: ApiKey = None,
+    **https: Any,
 ) -> None:
     """Remove a profile; requests for it get 404 from then on.
 
@@ -149,7 +158,7 @@ def rm(
     """
     try:
         _check_name(name)
-        ProfilesClient(url, api_key).delete(name, if_match=if_match)
+        ProfilesClient(url, api_key, ClientTls(**https)).delete(name, if_match=if_match)
     except ClientError as error:
         fail(str(error))
     say(f"removed {name}")

@@ -11,10 +11,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
+from xpeft_server.client_tls import NO_FILES, ClientTls
+from xpeft_server.pem_files import PemInvalid
+
 FILE_TYPE = "application/octet-stream"
 _VERSION = re.compile(r"\*|sha256:[0-9a-f]{64}")
 _PAGE = 1000  # profiles; the most that one answer lists
 _TIMEOUT = 60.0  # seconds without a byte from the server
+# How a server that knows its clients ends a connection: with an alert, as OpenSSL calls it, or without a word.
+_ALERTS = ("ALERT_CERTIFICATE_REQUIRED", "ALERT_UNKNOWN_CA")
+_CUT_OFF = (http.client.RemoteDisconnected, ConnectionResetError, ssl.SSLEOFError)
 
 
 class ClientError(Exception):
@@ -44,10 +50,10 @@ class Answer(NamedTuple):
 class ProfilesClient:
     """One server, one key. Opens a connection a call; follows no redirects, reads no proxy from the environment.
 
-    Raises: ClientError from every method.
+    Args: tls: files, which only an https URL may have. Raises: ClientError from every method.
     """
 
-    def __init__(self, url: str, api_key: str | None = None) -> None:
+    def __init__(self, url: str, api_key: str | None = None, tls: ClientTls = NO_FILES) -> None:
         try:
             parts = urlsplit(url)
             self._host, self._port = parts.hostname or "", parts.port
@@ -57,7 +63,11 @@ class ProfilesClient:
             raise ClientError(f"url is {url!r}, it must be like http://127.0.0.1:8000 or https://HOST")
         if api_key and not (api_key.isascii() and api_key.isprintable()):
             raise ClientError("the API key has characters that no key has: copy it again")
-        self._tls = parts.scheme == "https"
+        self._tls = _tls_context(tls) if parts.scheme == "https" else None
+        self._shown = tls.client_certificate
+        if self._tls is None and (given := tls.given()):
+            name, path = next(iter(given.items()))
+            raise ClientError(f"{name} = {str(path)!r} is for https, and url is {url!r}")
         self._prefix = parts.path.rstrip("/")
         self._url = url
         self._api_key = api_key
@@ -135,8 +145,9 @@ class ProfilesClient:
             connection.close()
 
     def _new_connection(self) -> http.client.HTTPConnection:
-        connect = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
-        return connect(self._host, self._port, timeout=_TIMEOUT)
+        if self._tls is None:
+            return http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT)
+        return http.client.HTTPSConnection(self._host, self._port, timeout=_TIMEOUT, context=self._tls)
 
     def _why(self, error: Exception) -> str:
         match error:
@@ -150,12 +161,29 @@ class ProfilesClient:
             case ssl.SSLCertVerificationError():
                 return (
                     f"{self._url}: its certificate is not trusted ({error.verify_message});"
-                    " the variable SSL_CERT_FILE names a file of other authorities"
+                    " --authority, or the variable SSL_CERT_FILE, names a file of other authorities"
                 )
+            case ssl.SSLError() if (error.reason or "").endswith(_ALERTS):
+                return f"{self._url} takes no connection from here: {self._own_certificate()}"
+            case _ if self._tls is not None and isinstance(error, _CUT_OFF):
+                return f"{self._url} closed the connection without an answer; perhaps {self._own_certificate()}"
             case ssl.SSLError():
                 return f"{self._url}: no secure connection ({error.reason or error}); http:// if it speaks no TLS"
             case _:
                 return f"{self._url} cannot be reached: {error or type(error).__name__}"
+
+    def _own_certificate(self) -> str:
+        """What is wrong with it, where a server wants one."""
+        if self._shown is None:
+            return "it wants a certificate of its clients: give --client-certificate and --client-key"
+        return f"it does not know who signed --client-certificate {self._shown}"
+
+
+def _tls_context(tls: ClientTls) -> ssl.SSLContext:
+    try:
+        return tls.context()
+    except PemInvalid as error:
+        raise ClientError(str(error)) from None
 
 
 def exchange(

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from xpeft_server.client_tls import ClientTls
+
+from .https_options import with_https_options
 from .profiles_client import ClientError, Refused
 from .profiles_place import ApiKey, ServerPlace, ServerUrl, StorePlace, StoreUrl, Tenant, chosen_place, open_store_at
 from .profiles_target import opened_target
@@ -29,6 +32,7 @@ _GONE: Final = "profile_not_found"
 _DAMAGED: Final = "damaged_profile"
 
 
+@with_https_options
 def export_command(
     context: typer.Context,
     target: Annotated[
@@ -40,6 +44,7 @@ def export_command(
     url: ServerUrl = None,
     api_key: ApiKey = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    **https: Any,
 ) -> None:
     """Export profiles as files that can be imported again, as the same versions.
 
@@ -49,7 +54,7 @@ def export_command(
     """
     from xpeft_profiles import ProfileStoreError
 
-    place = chosen_place(context, store=store, tenant=tenant, url=url, api_key=api_key)
+    place = chosen_place(context, store=store, tenant=tenant, url=url, api_key=api_key, tls=ClientTls(**https))
     refusals = Refusals(None)
     progress = TransferProgress("exported", total=None)
     try:
@@ -87,7 +92,7 @@ class _Export:
         from .profiles_pool import ProfilesPool
 
         written = 0
-        with closing(ProfilesPool(place.url, place.api_key)) as pool:
+        with closing(ProfilesPool(place.url, place.api_key, place.tls)) as pool:
             for some in _portions(pool.client.list(prefix="", limit=None)):
                 refused: list[Refusal] = []
                 for profile, file in zip(some, pool.map(_file, [each["name"] for each in some]), strict=True):

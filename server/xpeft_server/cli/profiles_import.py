@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from xpeft_server.client_tls import ClientTls
+
+from .https_options import with_https_options
 from .profiles_client import ClientError
 from .profiles_place import ApiKey, ServerPlace, ServerUrl, StorePlace, StoreUrl, Tenant, chosen_place, open_store_at
 from .refusals import Refusals, open_refusals
@@ -23,6 +26,7 @@ _ENTRIES_OVER_HTTP: Final = 256  # in a batch
 _MIB: Final = 1 << 20
 
 
+@with_https_options
 def import_command(
     context: typer.Context,
     source: Annotated[
@@ -47,6 +51,7 @@ def import_command(
         typer.Option(help="Write refused entries to this file, as lines of where, name, error.", show_default=False),
     ] = None,
     max_profile_bytes: Annotated[int, typer.Option(min=1, help="Largest profile file, in bytes.")] = _MIB,
+    **https: Any,
 ) -> None:
     """Import profile files by the thousand; one that is refused does not stop the others.
 
@@ -57,7 +62,7 @@ def import_command(
     from xpeft_profiles import ProfileStoreError
     from xpeft_profiles.transfer import Totals, open_source
 
-    place = chosen_place(context, store=store, tenant=tenant, url=url, api_key=api_key)
+    place = chosen_place(context, store=store, tenant=tenant, url=url, api_key=api_key, tls=ClientTls(**https))
     totals = Totals()
     try:
         with closing(open_source(source, max_bytes=max_profile_bytes)) as opened, open_refusals(errors) as refusals:
@@ -110,7 +115,7 @@ class _Import:
         from .profiles_pool import ProfilesPool
         from .profiles_server_target import ServerTarget
 
-        with closing(ProfilesPool(place.url, place.api_key)) as pool:
+        with closing(ProfilesPool(place.url, place.api_key, place.tls)) as pool:
             reader = BatchReader(
                 self._source, tenant=None, of_tenants=False, max_bytes=self._max_bytes, entries=_ENTRIES_OVER_HTTP
             )

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from xpeft_server.client_tls import NO_FILES, ClientTls
+
 from .profiles_client import Answer, ProfilesClient, Refused, exchange
 
 _TRIES: Final = 6
@@ -20,8 +22,8 @@ class KeptProfilesClient(ProfilesClient):
     is refused for now is tried again when the server says.
     """
 
-    def __init__(self, url: str, api_key: str | None = None) -> None:
-        super().__init__(url, api_key)
+    def __init__(self, url: str, api_key: str | None = None, tls: ClientTls = NO_FILES) -> None:
+        super().__init__(url, api_key, tls)
         self._connection: http.client.HTTPConnection | None = None
 
     def close(self) -> None:

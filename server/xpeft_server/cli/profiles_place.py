@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from xpeft_server.client_tls import ClientTls
+
+from .https_options import refuse_https_options
 from .screen import fail
+from .setting_options import is_typed
 
 if TYPE_CHECKING:
     from xpeft_profiles import ProfileStore
@@ -47,15 +51,22 @@ class ServerPlace:
 
     url: str
     api_key: str | None
+    tls: ClientTls
 
 
 def chosen_place(
-    context: typer.Context, *, store: str | None, tenant: str | None, url: str | None, api_key: str | None
+    context: typer.Context,
+    *,
+    store: str | None,
+    tenant: str | None,
+    url: str | None,
+    api_key: str | None,
+    tls: ClientTls,
 ) -> StorePlace | ServerPlace:
     """What was typed counts before what stands in the environment. Ends the command if no one place is named."""
     given = {"store": store, "url": url}
     there = [name for name, value in given.items() if value is not None]
-    typed = [name for name in there if _is_typed(context, name)]
+    typed = [name for name in there if is_typed(context, name)]
     if len(typed) > 1:
         fail("--store and --url are two places: give one of them")
     if not there:
@@ -66,7 +77,8 @@ def chosen_place(
     if name == "url" and tenant is not None:
         fail(f"--tenant {tenant} is a store's: on a server the key says whose profiles they are")
     if name == "url":
-        return ServerPlace(url=given[name] or "", api_key=api_key)
+        return ServerPlace(url=given[name] or "", api_key=api_key, tls=tls)
+    refuse_https_options(context, "is of a server: give --url")
     return StorePlace(url=given[name] or "", tenant=tenant)
 
 
@@ -80,8 +92,3 @@ def open_store_at(place: StorePlace) -> ProfileStore:
     if store.scheme == "memory":
         fail(f"store is {place.url!r}: its profiles are in no other process than the server's")
     return store
-
-
-def _is_typed(context: typer.Context, option: str) -> bool:
-    source = context.get_parameter_source(option)
-    return source is not None and source.name == "COMMANDLINE"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
+from xpeft_server.client_tls import NO_FILES, ClientTls
+
 from .profiles_kept_client import KeptProfilesClient
 
 T = TypeVar("T")
@@ -15,13 +17,13 @@ CONNECTIONS: Final = 8
 
 
 class ProfilesPool:
-    """To be closed. Raises: ClientError if the URL is none."""
+    """To be closed. Raises: ClientError if the URL is none, or a file of ``tls`` cannot be used."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
-        self.client = KeptProfilesClient(url, api_key)
+    def __init__(self, url: str, api_key: str | None, tls: ClientTls = NO_FILES) -> None:
+        self.client = KeptProfilesClient(url, api_key, tls)
         self._clients: list[KeptProfilesClient] = [self.client]
         self._of_thread = threading.local()
-        self._address = (url, api_key)
+        self._address = (url, api_key, tls)
         self._threads = ThreadPoolExecutor(CONNECTIONS, "xpeft-profiles", initializer=self._connect)
 
     def map(self, call: Callable[[KeptProfilesClient, T], U], items: Sequence[T]) -> list[U]:

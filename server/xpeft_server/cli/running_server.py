@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import ssl
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from xpeft_profiles import ProfileStore
 from xpeft_server.api.app import create_app
 from xpeft_server.api.audit_log import AuditLog
 from xpeft_server.api.auth import Keys
+from xpeft_server.api.connections import ConnectionLimits
 from xpeft_server.api.drain import Drain
 from xpeft_server.api.key_ring import KeyRing
 from xpeft_server.engine.engine import Engine
@@ -32,7 +32,7 @@ from xpeft_server.tenant_limits import LimitsFile, LimitsOfTenants
 from .assembly import build_engine
 from .http_server import HttpServer
 from .listening import address_of
-from .tls import CertificateFiles, certificate_files
+from .tls import ServerTls
 from .tracing import Tracing
 from .tuner_assembly import build_tuner
 
@@ -53,6 +53,7 @@ class RunningServer:
     """Everything between two signals. ``run`` gives the exit code: 0 when asked to stop, 1 if the engine died.
 
     Args:
+        connections: how many may be open.
         environ: what processes that it starts get, but for what was meant for the server itself.
     Raises: SettingsInvalid, ModelError or BankError if the engine cannot be built.
     """
@@ -71,7 +72,8 @@ class RunningServer:
         metrics: Metrics,
         tracing: Tracing | None,
         socket: socket.socket,
-        tls: ssl.SSLContext | None,
+        connections: int,
+        tls: ServerTls | None,
         environ: Mapping[str, str],
     ) -> None:
         self._settings = settings
@@ -83,8 +85,7 @@ class RunningServer:
         self._scheme = "http" if tls is None else "https"
         self._drain = Drain()
         self._stop = asyncio.Event()
-        watched = (keys, tenants, certificate_files(settings, tls))
-        self._watched = [each for each in watched if isinstance(each, KeyRing | LimitsFile | CertificateFiles)]
+        self._watched = [each for each in (keys, tenants, tls) if isinstance(each, KeyRing | LimitsFile | ServerTls)]
         self._engine: Engine = build_engine(settings, store, metrics, tenants=tenants, on_death=self._engine_died)
         self._tuner = build_tuner(settings, self._engine, store, metrics, tenants=tenants, environ=environ)
         app = create_app(
@@ -99,7 +100,16 @@ class RunningServer:
             drain=self._drain,
             spans=None if tracing is None else tracing.spans,
         )
-        self._http = HttpServer(app, tls=tls, closing_seconds=_CLOSING_SECONDS, announce=self._announce)
+        self._http = HttpServer(
+            app,
+            tls=tls,
+            limits=ConnectionLimits(
+                most=connections, idle_seconds=settings.idle_seconds, send_seconds=settings.send_seconds
+            ),
+            metrics=metrics,
+            closing_seconds=_CLOSING_SECONDS,
+            announce=self._announce,
+        )
 
     def run(self) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

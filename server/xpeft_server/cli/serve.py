@@ -14,7 +14,7 @@ import typer
 from xpeft_server.log_lines import configure_logging, format_for
 from xpeft_server.settings import SettingDescription, Settings, SettingsInvalid, describe_settings, load_settings
 
-from .open_files import raise_open_files
+from .open_files import choose_connections, raise_open_files
 
 app = typer.Typer(pretty_exceptions_show_locals=False)
 
@@ -33,12 +33,16 @@ def serve(**options: Any) -> None:
         _refuse(error)
     _configure_logging(settings)
     raise_open_files()
+    try:
+        connections = choose_connections(settings.connections)
+    except SettingsInvalid as error:
+        _refuse(error)
     # As a container's first process it would not even end by it, and there is nothing to finish yet.
     signal.signal(signal.SIGTERM, lambda *_: _end(0))
-    _end(_run(settings))
+    _end(_run(settings, connections))
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: Settings, connections: int) -> int:
     # Settings are checked before the seconds that torch takes to be imported.
     from xpeft_profiles import StoreUrlInvalid, open_store
     from xpeft_server.api.auth import NoKeys
@@ -50,14 +54,14 @@ def _run(settings: Settings) -> int:
     from .audit_assembly import build_audit
     from .listening import bind
     from .profile_trace import prepare_profile_trace
-    from .tls import tls_context
+    from .tls import server_tls
     from .tracing import build_tracing
 
     metrics = Metrics(top_profiles=settings.metrics_top_profiles)
     try:
         prepare_profile_trace(settings, os.environ)
         tracing = build_tracing(settings, os.environ, metrics)
-        tls = tls_context(settings)
+        tls = server_tls(settings)
         audit = build_audit(settings)
         keys = NoKeys() if settings.api_keys is None else KeyRing(settings.api_keys)
         tenants = choose_tenant_limits(settings)
@@ -80,6 +84,7 @@ def _run(settings: Settings) -> int:
             metrics=metrics,
             tracing=tracing,
             socket=socket,
+            connections=connections,
             tls=tls,
             environ=os.environ,
         )

@@ -1,4 +1,4 @@
-"""Options that are the fields of a dataclass of settings, which describes them in their metadata."""
+"""Options that are the fields of a dataclass, which describes them in their metadata or annotations."""
 
 from __future__ import annotations
 
@@ -24,9 +24,25 @@ def setting_options(settings: type[Any], *, variables: str, panels: Mapping[str,
     ]
 
 
+def field_options(options: type[Any]) -> list[inspect.Parameter]:
+    """The fields of a dataclass that are annotated as typer's options, with their defaults."""
+    hints = get_type_hints(options, include_extras=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return [
+        inspect.Parameter(each.name, kind, default=each.default, annotation=hints[each.name])
+        for each in fields(options)
+    ]
+
+
 def option_name(setting: str) -> str:
     """As it is typed."""
     return f"--{setting.replace('_', '-')}"
+
+
+def is_typed(context: typer.Context, parameter: str) -> bool:
+    """Whether it stands on the command line, rather than in the environment or nowhere."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def add_options(command: Callable[..., None], options: list[inspect.Parameter]) -> None:

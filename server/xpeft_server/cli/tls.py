@@ -4,99 +4,82 @@ from __future__ import annotations
 
 import logging
 import ssl
-from pathlib import Path
+from typing import Any
 
+from xpeft_server.pem_files import PemFile, PemInvalid, load_authorities, load_certificate
 from xpeft_server.settings import Settings, SettingsInvalid
 from xpeft_server.watched_file import FileStamp, file_stamp, refresh_for_ever
 
 log = logging.getLogger(__name__)
 
 
-def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """TLS 1.2 or later, with a certificate of every client where ``tls_client_ca`` is set; None without TLS.
+class ServerTls(ssl.SSLContext):
+    """Secures each new connection with what the files held when it was last refreshed; one that is open keeps what it
+    has. Each content has a context of its own, so that nothing of an earlier one is left: no authority, and no session
+    that a client could resume.
 
     Raises: SettingsInvalid, naming setting and file.
     """
-    certificate, key, client_ca = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
-    if certificate is None or key is None:
-        return None
-    for name, path in (("tls_certificate", certificate), ("tls_key", key), ("tls_client_ca", client_ca)):
-        if path is not None:
-            _check_readable(name, path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    _load_certificate(context, certificate, key)
-    if client_ca is not None:
-        try:
-            context.load_verify_locations(client_ca)
-        except OSError as error:
-            raise SettingsInvalid(f"tls_client_ca = {str(client_ca)!r} cannot be used: {_reason(error)}") from None
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
 
+    _files: tuple[PemFile, ...]
+    _stamps: list[FileStamp | None]
+    _current: ssl.SSLContext
 
-class CertificateFiles:
-    """Has a context secure new connections with the certificate and key that the files hold by then.
+    def __new__(cls, certificate: PemFile, key: PemFile, client_ca: PemFile | None) -> ServerTls:
+        return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
 
-    Args:
-        context: made from the same files; connections that are open keep what they have.
-    """
-
-    def __init__(self, context: ssl.SSLContext, certificate: Path, key: Path) -> None:
-        self._context = context
-        self._certificate = certificate
-        self._key = key
+    def __init__(self, certificate: PemFile, key: PemFile, client_ca: PemFile | None) -> None:
+        self._files = (certificate, key) if client_ca is None else (certificate, key, client_ca)
         self._stamps = self._look()
+        self._current = _context(*self._files)
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        """What event loops ask for at a new connection."""
+        return self._current.wrap_bio(*arguments, **options)
 
     def refresh(self) -> None:
-        """Read both again if one changed. A pair that does not go together is logged once and changes nothing, as it is
-        while the one is written and the other is not yet."""
+        """Read the files again if one changed. Files that do not go together are logged once and change nothing, as it
+        is while the one is written and the other is not yet."""
         stamps = self._look()
         if stamps == self._stamps:
             return
         self._stamps = stamps
         try:
-            # Elsewhere first: half a pair would stay in the context.
-            _load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self._certificate, self._key)
-            _load_certificate(self._context, self._certificate, self._key)
+            self._current = _context(*self._files)
         except SettingsInvalid as error:
-            log.error("the certificate stays as it was: %s", error)
+            log.error("the certificates stay as they were: %s", error)
         else:
-            log.info("read the certificate of %s", self._certificate)
+            log.info("read %s", ", ".join(map(str, self._files)))
 
     async def watch(self) -> None:
         """Refresh once a second, off the event loop, until cancelled."""
         await refresh_for_ever(self.refresh)
 
-    def _look(self) -> tuple[FileStamp | None, FileStamp | None]:
-        return file_stamp(self._certificate), file_stamp(self._key)
+    def _look(self) -> list[FileStamp | None]:
+        return [file_stamp(file.path) for file in self._files]
 
 
-def certificate_files(settings: Settings, context: ssl.SSLContext | None) -> CertificateFiles | None:
-    """What watches the files of the settings; None without TLS."""
-    if context is None or settings.tls_certificate is None or settings.tls_key is None:
+def server_tls(settings: Settings) -> ServerTls | None:
+    """None without TLS. Raises: SettingsInvalid, naming setting and file."""
+    certificate, key, client_ca = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
+    if certificate is None or key is None:
         return None
-    return CertificateFiles(context, settings.tls_certificate, settings.tls_key)
+    return ServerTls(
+        PemFile("tls_certificate", certificate),
+        PemFile("tls_key", key),
+        None if client_ca is None else PemFile("tls_client_ca", client_ca),
+    )
 
 
-def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+def _context(certificate: PemFile, key: PemFile, client_ca: PemFile | None = None) -> ssl.SSLContext:
+    """TLS 1.2 or later; with a certificate of every client where their authorities are known."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        # Without a password of its own OpenSSL would ask for one on the terminal.
-        context.load_cert_chain(certificate, key, password="")
-    except (OSError, ValueError) as error:
-        pair = f"tls_certificate = {str(certificate)!r} and tls_key = {str(key)!r}"
-        raise SettingsInvalid(f"{pair} cannot be used together: {_reason(error)}") from None
-
-
-def _check_readable(name: str, path: Path) -> None:
-    try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise SettingsInvalid(f"{name} = {str(path)!r} cannot be read: {error.strerror or error}") from None
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return error.reason.lower().replace("_", " ")
-    return str(error)
+        load_certificate(context, certificate, key)
+        if client_ca is not None:
+            load_authorities(context, client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except PemInvalid as error:
+        raise SettingsInvalid(str(error)) from None
+    return context

@@ -10,6 +10,7 @@ import typer
 from xpeft_server.settings import Settings
 from xpeft_tuning.errors import SettingsInvalid
 
+from .https_options import https_options, take_https_options
 from .screen import fail
 from .setting_options import add_options
 from .tune_destinations import Destinations
@@ -42,7 +43,7 @@ _DEFAULTS = Settings()
 app = typer.Typer(pretty_exceptions_show_locals=False)
 
 
-def tune(  # the options that follow are the settings' (see `learning_options`)
+def tune(  # the options that follow are `https_options` and `learning_options`
     context: typer.Context,
     data: Data,
     plm: PlmName = _DEFAULTS.plm,
@@ -74,7 +75,14 @@ def tune(  # the options that follow are the settings' (see `learning_options`)
     Example: xpeft tune --data reviews.jsonl.gz --by user --profile 'critic-{user}' --out critics
     """
     where = Destinations(
-        out=out, force=force, url=url, api_key=api_key, store=store, tenant=tenant, profile=profile
+        out=out,
+        force=force,
+        url=url,
+        api_key=api_key,
+        tls=take_https_options(options),
+        store=store,
+        tenant=tenant,
+        profile=profile,
     ).meant(context)
     try:
         settings = tuning_settings(options, soft=soft, head=head)
@@ -117,5 +125,5 @@ def _tune_many(
     tune_many(given, where, ManyOptions(by=by, journal=journal, places=batch_profiles))
 
 
-add_options(tune, learning_options())
+add_options(tune, [*https_options(), *learning_options()])
 app.command()(tune)

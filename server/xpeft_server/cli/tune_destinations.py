@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
+from xpeft_server.client_tls import ClientTls
+
+from .https_options import refuse_https_options
 from .screen import fail
+from .setting_options import is_typed
 
 if TYPE_CHECKING:
     from .tune_sinks import Sink
@@ -26,7 +30,7 @@ class Destinations:
     Args:
         out: file of one profile, folder of many.
         force: whether what is in the way may be replaced.
-        url, api_key: of a server.
+        url, api_key, tls: of a server.
         store, tenant: a store's URL, and whose profiles they are in it.
         profile: name, or template of names, see `tune_names.profile_names`.
     """
@@ -35,19 +39,26 @@ class Destinations:
     force: bool
     url: str | None
     api_key: str | None
+    tls: ClientTls
     store: str | None
     tenant: str | None
     profile: str | None
 
     def meant(self, context: typer.Context) -> Destinations:
-        """A server or a store in the environment counts only beside a name: nothing goes there unasked."""
-        if self.profile is not None:
-            return self
-        return replace(
-            self,
-            url=self.url if _is_typed(context, "url") else None,
-            store=self.store if _is_typed(context, "store") else None,
-        )
+        """A server or a store in the environment counts only beside a name: nothing goes there unasked.
+
+        Ends the command if an option of a server was typed, and there is none.
+        """
+        meant = self
+        if self.profile is None:
+            meant = replace(
+                self,
+                url=self.url if is_typed(context, "url") else None,
+                store=self.store if is_typed(context, "store") else None,
+            )
+        if meant.url is None:
+            refuse_https_options(context, "is of a server: give --url")
+        return meant
 
     def check_for_one(self) -> None:
         """End the command if this is no place for a profile."""
@@ -81,12 +92,7 @@ class Destinations:
             if self.out is not None:
                 sinks.append(FileSink(partial(file_of, self.out), overwrite=overwrite))
             if self.url is not None:
-                sinks.append(ServerSink(self.url, self.api_key))
+                sinks.append(ServerSink(self.url, self.api_key, self.tls))
             if self.store is not None:
                 sinks.append(stack.enter_context(closing(StoreSink(self.store, self.tenant or _TENANT))))
             yield sinks
-
-
-def _is_typed(context: typer.Context, option: str) -> bool:
-    source = context.get_parameter_source(option)
-    return source is not None and source.name == "COMMANDLINE"

@@ -58,8 +58,7 @@ Url = Annotated[
     str | None,
     typer.Option(
         envvar="XPEFT_URL",
-        help="Upload to the server here; for https with an authority of your own, SSL_CERT_FILE names its file. The"
-        " variable counts only beside --profile.",
+        help="Upload to the server here. The variable counts only beside --profile.",
         show_default=False,
         rich_help_panel=_WHERE_TO,
     ),

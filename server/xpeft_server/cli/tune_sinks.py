@@ -18,6 +18,7 @@ from xpeft_profiles import (
     read_profile_file,
     write_profile_file,
 )
+from xpeft_server.client_tls import NO_FILES, ClientTls
 from xpeft_server.output_file import output_file
 
 from .profiles_client import ClientError, ProfilesClient
@@ -75,9 +76,9 @@ class FileSink:
 class ServerSink:
     """A running server. Asks it for profiles at once: a wrong address or key shall not cost a whole tuning."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
+    def __init__(self, url: str, api_key: str | None, tls: ClientTls = NO_FILES) -> None:
         try:
-            self._client = ProfilesClient(url, api_key)
+            self._client = ProfilesClient(url, api_key, tls)
             for _ in self._client.list(prefix="", limit=1):
                 pass
         except ClientError as error:

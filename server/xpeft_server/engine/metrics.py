@@ -20,6 +20,8 @@ UPLOAD_OUTCOMES: Final = ("created", "replaced", "identical", "refused", "failed
 SPAN_OUTCOMES: Final = ("exported", "lost")
 TUNING_OUTCOMES: Final = ("succeeded", "failed", "cancelled")
 REFUSALS: Final = ("queue", "queue_seconds", "queue_share", "concurrency", "request_rate", "token_rate", "profiles")
+# Why a server ends a connection: none was free; others needed the room; no request, no whole head, no reading in time.
+CONNECTION_ENDS: Final = ("refused", "room", "idle", "late", "unread")
 CAPACITIES: Final = ("queue_texts", "queue_tokens", "slots", "sequences")
 TIERS: Final = ("host", "device")
 # Where a profile came from when it was made resident: the host's records, or a store of this scheme.
@@ -50,6 +52,7 @@ class Metrics:
         self._durations: dict[str, Histogram] = {}
         refusals = self._counter("refusals", "Requests answered with 429, by the bound that they met.", ("reason",))
         self.refusals = {reason: refusals.labels(reason) for reason in REFUSALS}
+        self._define_connections()
         self._define_tokens()
         self._define_profiles(top_profiles)
         self._define_batches()
@@ -85,6 +88,12 @@ class Metrics:
     def render(self) -> bytes:
         """All families in Prometheus' text format, version 0.0.4."""
         return generate_latest(_WithoutCreated(self._registry))
+
+    def _define_connections(self) -> None:
+        self.connections = self._gauge("connections", "Connections that are open.")
+        self.connections_limit = self._gauge("connections_limit", "Most connections that may be open.")
+        ends = self._counter("connection_ends", "Connections that the server ended, or refused, by why.", ("reason",))
+        self.connection_ends = {reason: ends.labels(reason) for reason in CONNECTION_ENDS}
 
     def _define_tokens(self) -> None:
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens read, special tokens included.")

@@ -1,0 +1,270 @@
+"""How many connections there may be, and how long each may wait for its client: over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import time
+
+import pytest
+
+from xpeft_server.api.connections import ConnectionLimits, Connections
+from xpeft_server.cli.listener import Listener
+from xpeft_server.engine.metrics import Metrics
+
+BODY = b'{"profile":"p","input":"a"}'
+ASK = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 27\r\n\r\n" + BODY
+HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+LARGE = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine\r\n\r\n"
+
+
+@pytest.fixture
+async def connect(port):
+    """Opens connections, and closes them in the end."""
+    writers = []
+
+    async def connect():
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writers.append(writer)
+        return reader, writer
+
+    yield connect
+    for writer in writers:
+        writer.close()
+
+
+@pytest.fixture
+async def ask(connect):
+    """A connection on which something was asked, and the answer of which was read."""
+
+    async def ask(request):
+        reader, writer = await connect()
+        writer.write(request)
+        return reader, writer, await whole(reader)
+
+    return ask
+
+
+async def until(condition):
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def ends(reader):
+    async with asyncio.timeout(20):
+        return await reader.read() == b""
+
+
+async def whole(reader):
+    """The next answer."""
+    async with asyncio.timeout(20):
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        return head + await reader.readexactly(length)
+
+
+async def answered(reader):
+    """The first line of what comes."""
+    async with asyncio.timeout(20):
+        return await reader.readline()
+
+
+FEW = ConnectionLimits(most=3, idle_seconds=30, send_seconds=30)
+
+
+@pytest.mark.parametrize("connection_limits", [FEW])
+async def test_beyond_the_limit_a_connection_is_told_at_once_to_come_again(connect, ask, engine, metric):
+    engine.hold = asyncio.Event()
+    busy = [await connect() for _ in range(FEW.most)]
+    for _, writer in busy:
+        writer.write(ASK)
+    await until(lambda: len(engine.seen) == FEW.most)
+    assert metric("xpeft_connections") == metric("xpeft_connections_limit") == FEW.most
+    reader, _ = await connect()
+    async with asyncio.timeout(20):
+        told = await reader.read()
+    assert told.startswith(b"HTTP/1.1 503 ")
+    for line in (b"retry-after: 1\r\n", b"connection: close\r\n", b"x-request-id: "):
+        assert line in told
+    assert b'"code":"too_many_connections"' in told
+    assert metric('xpeft_connection_ends_total{reason="refused"}') == 1
+    assert metric("xpeft_connections") == FEW.most
+    busy[0][1].close()
+    await until(lambda: metric("xpeft_connections") == FEW.most - 1)
+    assert b" 200 OK" in (await ask(HEALTH))[2]
+    engine.hold.set()
+    for reader, _ in busy[1:]:
+        assert (await answered(reader)).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("connection_limits", [FEW])
+async def test_who_sends_all_of_a_long_request_reads_that_there_is_no_room(connect, engine):
+    engine.hold = asyncio.Event()
+    for _ in range(FEW.most):
+        (await connect())[1].write(ASK)
+    await until(lambda: len(engine.seen) == FEW.most)
+    reader, writer = await connect()
+    writer.write(b"POST /v1/classify HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n" + b"a" * 1_000_000)
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(20):
+            await writer.drain()
+    assert (await answered(reader)).startswith(b"HTTP/1.1 503 ")
+
+
+CROWDED = ConnectionLimits(most=10, idle_seconds=30, send_seconds=30, rest_seconds=0)
+
+
+@pytest.mark.parametrize("connection_limits", [CROWDED])
+async def test_above_nine_tenths_of_the_limit_who_was_idle_for_longest_makes_room(ask, connect, engine, metric):
+    engine.hold = asyncio.Event()
+    busy_reader, busy = await connect()
+    busy.write(ASK)
+    await until(engine.waiting.is_set)
+    idle = [await ask(HEALTH) for _ in range(8)]
+    # The first has something to do again, and waits for less long than the second from then on.
+    idle[0][1].write(HEALTH)
+    assert b" 200 OK" in await whole(idle[0][0])
+    assert metric('xpeft_connection_ends_total{reason="room"}') == 0
+    assert b" 200 OK" in (await ask(HEALTH))[2]
+    assert await ends(idle[1][0])
+    await until(lambda: metric("xpeft_connections") == 9)
+    assert metric('xpeft_connection_ends_total{reason="room"}') == 1
+    for reader, writer, _ in (idle[0], *idle[2:]):
+        writer.write(HEALTH)
+        assert (await answered(reader)).startswith(b"HTTP/1.1 200")
+    engine.hold.set()
+    assert (await answered(busy_reader)).startswith(b"HTTP/1.1 200")
+
+
+def test_nobody_makes_room_between_two_requests_of_its_work():
+    now = 100.0
+    limits = ConnectionLimits(most=10, idle_seconds=30, send_seconds=30, rest_seconds=1)
+    connections = Connections(limits, metrics=Metrics(), clock=lambda: now)
+    closed = []
+
+    class Open:
+        def make_room(self):
+            closed.append(self)
+
+    first, *others = (Open() for _ in range(9))
+    for each in (first, *others):
+        assert connections.enter(each)
+        connections.waits(each)
+    now += 0.9
+    assert connections.enter(Open())
+    assert closed == []
+    now += 0.1
+    assert not connections.enter(Open())
+    assert closed == [first]
+    connections.leave(first)
+    assert connections.enter(Open())
+    assert closed == [first, others[0]]
+
+
+@pytest.mark.parametrize("connection_limits", [ConnectionLimits(most=9, idle_seconds=0.2, send_seconds=30)])
+async def test_a_connection_without_a_further_request_is_closed(ask, metric):
+    reader, _, answer = await ask(HEALTH)
+    assert b" 200 OK" in answer
+    assert await ends(reader)
+    await until(lambda: metric('xpeft_connection_ends_total{reason="idle"}') == 1)
+    await until(lambda: metric("xpeft_connections") == 0)
+
+
+HASTY = ConnectionLimits(most=9, idle_seconds=30, send_seconds=30, head_seconds=0.2)
+
+
+@pytest.mark.parametrize("connection_limits", [HASTY])
+async def test_a_connection_without_a_request_is_closed_and_counted(connect, metric):
+    reader, _ = await connect()
+    assert await ends(reader)
+    trickling_reader, trickling = await connect()
+    trickling.write(HEALTH[:9])
+    assert (await answered(trickling_reader)).startswith(b"HTTP/1.1 408 ")
+    await until(lambda: metric('xpeft_connection_ends_total{reason="late"}') == 2)
+
+
+def read_until_reset(client):
+    """How much came before the connection was cut."""
+    read = 0
+    try:
+        while part := client.recv(1 << 20):
+            read += len(part)
+    except ConnectionResetError:
+        return read
+    pytest.fail(f"the connection ended as it should, after {read} bytes")
+
+
+@pytest.fixture
+def lazy(port):
+    """A client whose machine takes little; it is not told what comes, it has to read."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        client.setblocking(False)
+        client.settimeout(20)
+        client.connect(("127.0.0.1", port))
+        yield client
+
+
+IMPATIENT = ConnectionLimits(most=10_000, idle_seconds=0.2, send_seconds=0.4)
+
+
+@pytest.mark.parametrize("connection_limits", [IMPATIENT])
+async def test_who_takes_nothing_of_an_answer_loses_its_connection(lazy, ask, metric, caplog):
+    lazy.sendall(LARGE)
+    began = time.monotonic()
+    async with asyncio.timeout(20):
+        while metric('xpeft_connection_ends_total{reason="unread"}') == 0:
+            assert b" 200 OK" in (await ask(HEALTH))[2]
+    assert time.monotonic() - began >= IMPATIENT.send_seconds
+    assert read_until_reset(lazy)
+    told = [record for record in caplog.records if "took nothing" in record.message]
+    assert [(record.levelno, record.fields) for record in told] == [
+        (logging.WARNING, {"request_id": "mine", "tenant": "default"})
+    ]
+
+
+@pytest.mark.parametrize("connection_limits", [IMPATIENT])
+async def test_who_reads_slowly_but_reads_gets_everything(lazy, ask, metric):
+    lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    lazy.sendall(LARGE)
+    size = len((await ask(LARGE))[2])
+    read = 0
+    while read < size:
+        read += len(await asyncio.to_thread(lazy.recv, size // 10))
+        await asyncio.sleep(0.1)
+    assert read == size
+    assert metric('xpeft_connection_ends_total{reason="unread"}') == 0
+    # It was idle from when it had taken the answer.
+    assert await asyncio.to_thread(lazy.recv, 1) == b""
+    await until(lambda: metric('xpeft_connection_ends_total{reason="idle"}') >= 1)
+
+
+async def test_a_door_without_files_is_tried_again(app, metrics, connection_limits, caplog):
+    class Full(socket.socket):
+        tried = 0
+
+        def accept(self):
+            Full.tried += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    with Full() as listening, socket.socket() as client:
+        listening.bind(("127.0.0.1", 0))
+        listener = Listener(
+            listening,
+            tls=None,
+            connections=Connections(connection_limits, metrics=metrics),
+            connect=lambda connected: pytest.fail(f"{connected} was accepted"),
+            no_room=bytes,
+        )
+        client.connect(listening.getsockname())
+        began = time.monotonic()
+        await until(lambda: Full.tried == 2)
+        assert time.monotonic() - began >= 1
+        listener.close()
+    assert [record.message for record in caplog.records] == [
+        "no connection can be accepted for now: Too many open files"
+    ] * 2
