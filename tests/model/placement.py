@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from xpeft_benchmarks.shapes import random_plm
 from xpeft_kernels import piece_rows, query_rows, sequences, tiles
 from xpeft_kernels.dispatch import Operator
 from xpeft_profiles import Profile
-from xpeft_server.model import arena_step, packing, slots, step_packing
+from xpeft_server.model import arena_step, packing, sampling, sampling_weights, slots, step_packing
 from xpeft_server.model import classifier as classifying
 from xpeft_server.model import decoder as decoding
 from xpeft_server.model.bank import Bank
@@ -39,6 +40,8 @@ from xpeft_server.model.lanes import HostLanes, Mark
 from xpeft_server.model.packed_sequences import AttentionKernel
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.random_bank import random_bank
+from xpeft_server.model.sampling import Draw, launch_choice
+from xpeft_server.model.sampling_rule import SamplingRule
 from xpeft_server.model.slots import SlotBuffers, SlotFill
 from xpeft_server.model.step_packing import Chunk
 from xpeft_server.model.tokenizing import TokenizedText
@@ -66,6 +69,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gemma": {**DECODER, "head_dim": 16},
 }  # fmt: skip
 
+RULES = [
+    SamplingRule(penalty, temperature, top_k, top_p, min_p, logprobs)
+    for penalty, temperature, top_k, top_p, min_p, logprobs in product(
+        (1.0, 1.2), (0.0, 0.8), (0, 5), (1.0, 0.9), (0.0, 0.05), (None, 3)
+    )
+]
+
 
 def made(like: Tensor, *others: Tensor | None, shape: Sequence[int] | None = None) -> Tensor:
     """What one of our operators makes of these."""
@@ -87,7 +97,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "apply_heads": lambda pooled, weight, bias, rows, owners: made(
         pooled, weight, bias, rows, owners, shape=rows.shape
     ),
-    "attend_cache": lambda query, keys, values, pieces, **_: made(query, keys, values, pieces),
+    "attend_cache": lambda query, keys, values, steps, **_: made(query, keys, values, steps.pieces, steps.joins),
     "attend_packed": lambda query, key, value, given, **_: made(
         query, key, value, given.pieces(query_rows(query.shape[2], query.itemsize))
     ),
@@ -141,7 +151,7 @@ def pretend() -> None:
     classifying.choose_attention = lambda plm, lanes: AttentionKernel.OURS  # type: ignore[attr-defined]
     StaticFields.stage = staged  # type: ignore[method-assign]
     StaticFields.load = loaded  # type: ignore[method-assign]
-    for module in (packing, step_packing, arena_step, decoding):
+    for module in (packing, step_packing, arena_step, decoding, sampling, sampling_weights):
         module.on_device = uploaded  # type: ignore[attr-defined]
     for table in (tiles, sequences):
         table.placed = uploaded  # type: ignore[attr-defined]
@@ -190,6 +200,9 @@ def generate(plm: Plm, bank: Bank, texts: list[TokenizedText], graph_tokens: int
         [Chunk(text.ids[:1], len(text), rows[n], n, asks=True) for n, text in enumerate(texts)],
     ]
     logits = [decoder.step(step) for step in steps]
+    for rules in (RULES, *([rule] * len(texts) for rule in RULES)):
+        draws = [Draw(rule, 1, n, np.array([3, VOCABULARY])) for n, rule in enumerate(rules)]
+        made(launch_choice(logits[-1][:1].expand(len(draws), -1).contiguous(), draws)._ids)
     return {"graphs": decoder.graphs.graphs, "shapes": [list(made(each).shape) for each in logits]}
 
 

@@ -11,7 +11,7 @@ from xpeft_server.model.sampling_rule import SamplingRule
 
 
 def one(logits: Tensor, chosen: int, count: int) -> RowLogprobs:
-    (row,) = row_logprobs(logits[None], torch.tensor([chosen]), [count])
+    (row,) = row_logprobs(logits[None], torch.tensor([chosen]), [count]).result()
     return row
 
 
@@ -40,7 +40,7 @@ def test_negative_logits_are_in_order_too() -> None:
 
 
 def test_each_row_has_as_many_as_it_asks_for_and_no_more_than_there_are() -> None:
-    rows = row_logprobs(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), [0, 1, 3, 9])
+    rows = row_logprobs(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), [0, 1, 3, 9]).result()
     assert [row.ids.tolist() for row in rows] == [[], [0], [0, 1, 2], [0, 1, 2]]
     assert [len(row.logprobs) for row in rows] == [0, 1, 3, 3]
     assert {row.chosen for row in rows} == {rows[2].logprobs[0]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xpeft_kernels.dispatch import Operator
+from xpeft_server.model import sampling_weights
 from xpeft_server.model.decoder import kv_shape
 from xpeft_server.model.families import FAMILIES as FAMILY_OF
 from xpeft_server.model.graphs.graphed_forward import GraphedForward
@@ -20,6 +22,8 @@ from xpeft_server.model.kv_arena import KvArena
 from xpeft_server.model.lanes import HostLanes
 from xpeft_server.model.packed_sequences import AttentionKernel
 from xpeft_server.model.packing import PackedRows
+from xpeft_server.model.sampling import Draw, launch_choice
+from xpeft_server.model.sampling_rule import SamplingRule
 from xpeft_server.model.slots import SlotBuffers
 from xpeft_server.model.step_packing import Chunk, StepRows
 
@@ -138,3 +142,24 @@ def test_a_step_of_static_inputs_waits_for_nothing(lab: Any, family: str) -> Non
             found = forward.hidden(rows)
     assert found is not None
     assert watch.waited == []
+
+
+RULES = [
+    SamplingRule(penalty, temperature, top_k, top_p, min_p, logprobs)
+    for penalty, temperature, top_k, top_p, min_p, logprobs in product(
+        (1.0, 1.2), (0.0, 0.8), (0, 5), (1.0, 0.9), (0.0, 0.05), (None, 3)
+    )
+]
+
+
+@pytest.mark.parametrize("rows", [RULES, *([rule] * 2 for rule in RULES)], ids=lambda rows: f"{len(rows)} rows")
+def test_a_choice_waits_for_nothing_whatever_the_rules(
+    monkeypatch: pytest.MonkeyPatch, rows: list[SamplingRule]
+) -> None:
+    """On a GPU; a CPU, which is never waited for, takes another way."""
+    monkeypatch.setattr(sampling_weights, "ORDERS", {})
+    logits = torch.randn(len(rows), 40, generator=torch.Generator().manual_seed(0))
+    with Watch() as watch:
+        launched = launch_choice(logits, [Draw(rule, i, i, np.array([1, 7])) for i, rule in enumerate(rows)])
+    assert watch.waited == []
+    assert bool((launched.result().ids >= 0).all())

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .sampling_logprobs import RowLogprobs, row_logprobs
+from .lanes import on_device
+from .sampling_logprobs import LaunchedLogprobs, RowLogprobs, row_logprobs
 from .sampling_rule import SamplingRule
 from .sampling_uniforms import uniforms
 from .sampling_weights import token_weights
@@ -18,7 +19,7 @@ from .sampling_weights import token_weights
 NO_TOKEN = -1
 _LOWEST, _HIGHEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 _AT_ONCE = {"cpu": 1 << 19}
-"""Scores that are drawn from together: on CPU as many as its cache holds in float64."""
+"""Scores that are drawn from together: on CPU as many as its cache holds in float64, elsewhere a gibibyte."""
 
 
 class Draw(NamedTuple):
@@ -43,12 +44,39 @@ class Chosen(NamedTuple):
     logprobs: list[RowLogprobs | None]
 
 
-@torch.inference_mode()
+class LaunchedChoice:
+    """Tokens that are chosen, or will be.
+
+    Args:
+        ids: ``[B]`` int64 on the device.
+        told: logprobs of some rows, and which.
+    """
+
+    def __init__(self, ids: Tensor, told: Sequence[tuple[list[int], LaunchedLogprobs]]) -> None:
+        self._ids = ids
+        self._told = told
+
+    def result(self) -> Chosen:
+        """Waits for them."""
+        found = self._ids.cpu().numpy()
+        logprobs: list[RowLogprobs | None] = [None] * len(found)
+        for rows, launched in self._told:
+            for i, row in zip(rows, launched.result(), strict=True):
+                logprobs[i] = row if found[i] >= 0 else None
+        return Chosen(found, logprobs)
+
+
 def choose_tokens(logits: Tensor, draws: Sequence[Draw]) -> Chosen:
+    """See `launch_choice`; waits for the tokens."""
+    return launch_choice(logits, draws).result()
+
+
+@torch.inference_mode()
+def launch_choice(logits: Tensor, draws: Sequence[Draw]) -> LaunchedChoice:
     """Choose by each row's rule; what is in the batch beside a row does not matter in any bit.
 
     Of equally likely tokens the greedy choice is the lowest id. A draw inverts the cumulative distribution, added up in
-    the order of the vocabulary, at one random number.
+    the order of the vocabulary, at one random number. Every shape follows from the draws: nothing waits for a device.
 
     Args:
         logits: ``[B, V]`` float32, on any device.
@@ -58,18 +86,17 @@ def choose_tokens(logits: Tensor, draws: Sequence[Draw]) -> Chosen:
         raise ValueError(f"logits must be float32 of [{len(draws)}, V], not {logits.dtype} of {list(logits.shape)}")
     scores = _penalised(logits, draws)
     peaks, ids = scores.max(-1)
-    for rows in _portions([i for i, draw in enumerate(draws) if draw.rule.temperature > 0], logits):
-        place = _place(rows, logits)
-        ids[place] = _drawn(scores[place], peaks[place], [draws[i] for i in rows])
-    found = ids.masked_fill(~peaks.isfinite(), NO_TOKEN).cpu().numpy()
-    logprobs: list[RowLogprobs | None] = [None] * len(draws)
-    counts = {i: count for i, draw in enumerate(draws) if found[i] >= 0 and (count := draw.rule.logprobs) is not None}
+    drawn = [i for i, draw in enumerate(draws) if draw.rule.temperature > 0]
+    for cuts in (False, True):
+        for rows in _portions([i for i in drawn if draws[i].rule.cuts is cuts], logits):
+            place = _place(rows, logits)
+            ids[place] = _drawn(scores[place], peaks[place], [draws[i] for i in rows])
+    counts = {i: count for i, draw in enumerate(draws) if (count := draw.rule.logprobs) is not None}
+    told = []
     for rows in _portions(list(counts), logits):
         place = _place(rows, logits)
-        told = row_logprobs(logits[place], ids[place], [counts[i] for i in rows])
-        for i, row in zip(rows, told, strict=True):
-            logprobs[i] = row
-    return Chosen(found, logprobs)
+        told.append((rows, row_logprobs(logits[place], ids[place], [counts[i] for i in rows])))
+    return LaunchedChoice(ids.masked_fill(~peaks.isfinite(), NO_TOKEN), told)
 
 
 def _penalised(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
@@ -86,8 +113,8 @@ def _penalised(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
         places.append(seen[seen < vocabulary] + i * vocabulary)
         by = min(max(draws[i].rule.repetition_penalty, _LOWEST), _HIGHEST)
         penalties.append(np.full(len(places[-1]), by, np.float32))
-    place = torch.from_numpy(np.concatenate(places)).to(logits.device, non_blocking=True)
-    penalty = torch.from_numpy(np.concatenate(penalties)).to(logits.device, non_blocking=True)
+    place = on_device(np.concatenate(places), logits.device)
+    penalty = on_device(np.concatenate(penalties), logits.device)
     flat = logits.flatten().clone()
     old = flat[place]
     new = torch.where(old < 0, old * penalty, old / penalty).clamp_(-_HIGHEST, _HIGHEST)
@@ -97,14 +124,14 @@ def _penalised(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
 
 def _drawn(scores: Tensor, peaks: Tensor, draws: Sequence[Draw]) -> Tensor:
     up_to = token_weights(scores, peaks, [draw.rule for draw in draws]).cumsum(-1)
-    number = torch.from_numpy(uniforms([draw.seed for draw in draws], [draw.step for draw in draws]))
+    number = on_device(uniforms([draw.seed for draw in draws], [draw.step for draw in draws]), scores.device)
     # At most (1 − 2⁻⁵³) of the whole: that never rounds up to it.
-    target = (number.to(scores.device, non_blocking=True)[:, None] * up_to[:, -1:]).floor_()
+    target = (number[:, None] * up_to[:, -1:]).floor_()
     return torch.searchsorted(up_to, target, right=True).clamp_(max=scores.shape[-1] - 1)[:, 0]
 
 
 def _portions(rows: list[int], logits: Tensor) -> Iterator[list[int]]:
-    size = max(1, _AT_ONCE.get(logits.device.type, 1 << 26) // logits.shape[-1])
+    size = max(1, _AT_ONCE.get(logits.device.type, 1 << 24) // logits.shape[-1])
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 
@@ -112,4 +139,4 @@ def _portions(rows: list[int], logits: Tensor) -> Iterator[list[int]]:
 def _place(rows: list[int], like: Tensor) -> slice | Tensor:
     if rows[-1] - rows[0] == len(rows) - 1:
         return slice(rows[0], rows[-1] + 1)
-    return torch.tensor(rows).to(like.device, non_blocking=True)
+    return on_device(np.array(rows), like.device)

@@ -1,4 +1,7 @@
-"""Where a row of tokens, sorted by likelihood, is cut; found without sorting the vocabulary."""
+"""Where a row of tokens, sorted by likelihood, is cut; found without sorting the vocabulary.
+
+How many tokens are sorted depends on their values, for which a GPU would be waited for: `sampling_digits` has its way.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,17 @@ from torch import Tensor
 BINS_A_NAT = 64
 LAST_BIN = 37 * BINS_A_NAT
 """A token that is e³⁷ times less likely than the likeliest weighs less than 2⁻⁵³ of a row: what is there stays."""
+
+
+class BinOrder:
+    """A `LikelihoodOrder` for a device that works while it is called."""
+
+    def __init__(self, scores: Tensor, exponents: Tensor) -> None:
+        self._scores = scores
+        self._bins = likelihood_bins(exponents)
+
+    def leave_out(self, weights: Tensor, counted: Tensor, target: Tensor, *, keep_ties: bool) -> None:
+        cut(self._scores, self._bins, counted, target, keep_ties=keep_ties).leave_out(weights, self._bins)
 
 
 class Cut(NamedTuple):

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .sampling_order import ordered_bits
+
 
 class RowLogprobs(NamedTuple):
     """Natural logarithms of probabilities, −inf for what a model rules out.
@@ -24,21 +26,39 @@ class RowLogprobs(NamedTuple):
     logprobs: NDArray[np.float64]
 
 
-def row_logprobs(logits: Tensor, chosen: Tensor, counts: Sequence[int]) -> list[RowLogprobs]:
+class LaunchedLogprobs:
+    """Logprobs of some rows, on the device.
+
+    Args:
+        ids, logprobs: ``[B, 1 + K]``, of the chosen token and of the likeliest ones.
+        counts: how many of the likeliest each row tells.
+    """
+
+    def __init__(self, ids: Tensor, logprobs: Tensor, counts: Sequence[int]) -> None:
+        self._ids = ids
+        self._logprobs = logprobs
+        self._counts = counts
+
+    def result(self) -> list[RowLogprobs]:
+        """Waits for them."""
+        values, best = self._logprobs.cpu().numpy(), self._ids[:, 1:].cpu().numpy()
+        return [
+            RowLogprobs(float(values[i, 0]), best[i, :count], values[i, 1 : count + 1])
+            for i, count in enumerate(self._counts)
+        ]
+
+
+def row_logprobs(logits: Tensor, chosen: Tensor, counts: Sequence[int]) -> LaunchedLogprobs:
     """Of the logits as they are, in float64.
 
     Args:
-        logits: ``[B, V]`` float32, finite or −inf.
+        logits: ``[B, V]`` float32, finite or −inf; what is told of a row with others means nothing.
         chosen: ``[B]`` int64, ids.
         counts: how many of the likeliest each row tells.
     """
     logprobs = torch.log_softmax(logits.double(), -1)
     ids = torch.cat((chosen[:, None], _likeliest(logits, max(counts))), -1)
-    values = logprobs.gather(-1, ids).cpu().numpy()
-    best = ids[:, 1:].cpu().numpy()
-    return [
-        RowLogprobs(float(values[i, 0]), best[i, :count], values[i, 1 : count + 1]) for i, count in enumerate(counts)
-    ]
+    return LaunchedLogprobs(ids, logprobs.gather(-1, ids), counts)
 
 
 def _likeliest(scores: Tensor, count: int) -> Tensor:
@@ -49,9 +69,7 @@ def _likeliest(scores: Tensor, count: int) -> Tensor:
     Returns: ``[B, min(count, V)]`` int64.
     """
     vocabulary = scores.shape[-1]
-    bits = (scores + 0.0).view(torch.int32)
-    # The bits of a float are in its order once those behind a minus sign are turned round; the id makes them distinct.
-    ordered = (bits >> 31).bitwise_and_(0x7FFF_FFFF).bitwise_xor_(bits).long()
-    distinct = (ordered << 32).bitwise_or_(torch.arange(vocabulary - 1, -1, -1, device=scores.device))
+    # The id makes equal ones distinct.
+    distinct = (ordered_bits(scores) << 32).bitwise_or_(torch.arange(vocabulary - 1, -1, -1, device=scores.device))
     top = distinct.topk(min(count, vocabulary), dim=-1).values
     return vocabulary - 1 - top.bitwise_and_(0xFFFF_FFFF)

@@ -25,3 +25,8 @@ class SamplingRule:
     top_p: float = 1.0
     min_p: float = 0.0
     logprobs: int | None = None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether it may have to know which tokens are likelier than others: top_k or top_p is on."""
+        return self.top_k > 0 or self.top_p < 1

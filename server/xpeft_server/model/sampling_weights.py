@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from .sampling_cut import cut, likelihood_bins
+from .lanes import on_device
+from .sampling_cut import BinOrder
+from .sampling_digits import DigitOrder
+from .sampling_order import LikelihoodOrder
 from .sampling_rule import SamplingRule
 
 ONE = 2.0**52
 """The weight of a certain token."""
+
+ORDERS: dict[str, type[LikelihoodOrder]] = {"cpu": BinOrder}
+"""By type of device; `DigitOrder` elsewhere. Either leaves the same weights."""
 
 
 def token_weights(scores: Tensor, peaks: Tensor, rules: Sequence[SamplingRule]) -> Tensor:
@@ -42,15 +48,15 @@ def token_weights(scores: Tensor, peaks: Tensor, rules: Sequence[SamplingRule]) 
     top_k = [rule.top_k if 0 < rule.top_k < vocabulary else math.inf for rule in rules]
     top_p = [rule.top_p if rule.top_p < 1 else math.inf for rule in rules]
     if min(*top_k, *top_p) < math.inf:
-        bins = likelihood_bins(exponents)
+        order = ORDERS.get(scores.device.type, DigitOrder)(scores, exponents)
         if min(top_k) < math.inf:
-            count = weights.new_ones(1).expand_as(weights)
-            cut(scores, bins, count, _column(top_k, scores), keep_ties=True).leave_out(weights, bins)
+            one_each = weights.new_ones(1).expand_as(weights)
+            order.leave_out(weights, one_each, _column(top_k, scores), keep_ties=True)
         if min(top_p) < math.inf:
             target = (weights.sum(-1, keepdim=True) * _column(top_p, scores)).ceil_().clamp_(min=1)
-            cut(scores, bins, weights, target, keep_ties=False).leave_out(weights, bins)
+            order.leave_out(weights, weights, target, keep_ties=False)
     return weights if unlikely is None else weights.masked_fill_(unlikely, 0)
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64).to(like.device, non_blocking=True)[:, None]
+    return on_device(np.array(values, np.float64), like.device)[:, None]
