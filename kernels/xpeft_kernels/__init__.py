@@ -3,9 +3,9 @@
 """
 
 from .aggregate import aggregate_adapters, aggregate_adapters_ref
-from .apply import Norm, apply_adapters, apply_adapters_ref, piece_rows
+from .apply import Norm, apply_adapters, apply_adapters_even, apply_adapters_ref, piece_rows
 from .attend import attend_packed, attend_packed_ref, query_rows
-from .attend_cache import attend_cache, attend_cache_ref, cut_steps, step_rows
+from .attend_cache import PlacedSteps, StepRoom, attend_cache, attend_cache_ref, cut_steps, spare_pieces, step_rows
 from .dispatch import Impl, ImplUnavailable, chosen_implementations
 from .form import AdapterForm
 from .heads import apply_heads, apply_heads_ref
@@ -22,12 +22,15 @@ __all__ = [
     "Norm",
     "Padding",
     "PlacedSequences",
+    "PlacedSteps",
     "PlacedTiles",
     "Sequences",
+    "StepRoom",
     "Tiles",
     "aggregate_adapters",
     "aggregate_adapters_ref",
     "apply_adapters",
+    "apply_adapters_even",
     "apply_adapters_ref",
     "apply_heads",
     "apply_heads_ref",
@@ -43,5 +46,6 @@ __all__ = [
     "mean_rows_ref",
     "piece_rows",
     "query_rows",
+    "spare_pieces",
     "step_rows",
 ]

@@ -23,6 +23,7 @@ from xpeft_kernels import AdapterForm
 from xpeft_kernels.aggregate import kernel as aggregate
 from xpeft_kernels.apply import kernel as apply
 from xpeft_kernels.attend import kernel as attend
+from xpeft_kernels.attend_cache import SPAN, join
 from xpeft_kernels.attend_cache import kernel as attend_cache
 from xpeft_kernels.heads import kernel as heads
 from xpeft_kernels.pool import kernel as pool
@@ -76,6 +77,7 @@ def cases() -> Iterator[Case]:
             yield attend_case(d, causal, window, dtype, torch_dtype)
         for d, group, window in CACHES:
             yield attend_cache_case(d, group, window, dtype, torch_dtype)
+            yield join_case(d, group, window, dtype)
     yield attend_case(256, True, True, "bf16", torch.bfloat16)
 
 
@@ -152,12 +154,14 @@ def attend_case(d: int, causal: bool, window: bool, dtype: str, torch_dtype: tor
 def attend_cache_case(d: int, group: int, window: bool, dtype: str, torch_dtype: torch.dtype) -> Case:
     launch = attend_cache.Launch.of(group, d, torch_dtype.itemsize)
     types = dict.fromkeys(("query", "keys", "values", "out"), f"*{dtype}") | dict.fromkeys(STRIDES, "i32")
-    types |= {"pieces": "*i32", "heads": "i32", "scale": "fp32", "window": "i32"}
+    types |= dict.fromkeys(("sums", "limits"), "*fp32") | dict.fromkeys(("heads", "window"), "i32")
+    types |= {"pieces": "*i32", "scale": "fp32"}
     constants = {
         "D": d,
         "GROUP": group,
         "HEADS": launch.heads,
         "WINDOW": window,
+        "SPAN": SPAN,
         "BLOCK_M": launch.rows,
         "BLOCK_K": launch.keys,
         "BLOCK_D": launch.width,
@@ -165,6 +169,14 @@ def attend_cache_case(d: int, group: int, window: bool, dtype: str, torch_dtype:
     name = f"attend_cache {dtype} d={d} group={group} rows={launch.rows} window={window}"
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
     return Case(name, attend_cache._attend_cache_kernel, types, constants, options)
+
+
+def join_case(d: int, group: int, window: bool, dtype: str) -> Case:
+    tile = join.Tile.of(8 * group, d)
+    types = {"sums": "*fp32", "limits": "*fp32", "joins": "*i32", "out": f"*{dtype}", "heads": "i32", "window": "i32"}
+    constants = {"D": d, "WINDOW": window, "SPAN": SPAN, "BLOCK_H": tile.heads, "BLOCK_D": tile.width}
+    name = f"join_parts {dtype} d={d} heads={8 * group} window={window}"
+    return Case(name, join._join_parts_kernel, types, constants, {"num_warps": tile.warps})
 
 
 def needs(case: Case, architecture: int) -> dict[str, Any]:
@@ -180,6 +192,7 @@ def needs(case: Case, architecture: int) -> dict[str, Any]:
     return {
         "kernel": case.name,
         "architecture": architecture,
+        "warps": case.options["num_warps"],
         "shared": compiled.metadata.shared,
         **resources(compiled.asm["cubin"]),
     }

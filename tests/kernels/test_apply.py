@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from xpeft_kernels import AdapterForm, Norm, PlacedTiles, Tiles, apply_adapters, cut_runs
+from xpeft_kernels import AdapterForm, Norm, PlacedTiles, Tiles, apply_adapters, apply_adapters_even, cut_runs
 
 SHAPES: dict[str, tuple[list[int], list[int]]] = {
     "one token": ([2], [1]),
@@ -206,3 +207,51 @@ def test_what_does_not_fit_is_refused_with_its_shape(
             form,
             residual=None if residual is None else torch.zeros(residual),
         )
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("finished", [False, True], ids=["adapter alone", "with residual and norm"])
+def test_even_slots_are_as_any_others_with_their_gradients(kind: dict[str, Any], finished: bool) -> None:
+    form = AdapterForm(hidden=12, width=5, **kind)
+    slots = rows(form, torch.float64, [0, 1, 2])[:3]
+    hidden, residual = (normal(3 * 7, 12, dtype=torch.float64, seed=seed) for seed in (3, 4))
+    norm = Norm(normal(12, dtype=torch.float64, seed=5), normal(12, dtype=torch.float64, seed=6), 1e-6)
+    rest: dict[str, Any] = {"residual": residual, "norm": norm} if finished else {}
+    weight, found = normal(3 * 7, 12, dtype=torch.float64, seed=7), []
+    tiles = Tiles.of([0, 1, 2], [7, 7, 7])
+    for apply in (
+        lambda h, s: apply_adapters_even(h, s, form, **rest),
+        lambda h, s: apply_adapters(h, s, tiles, form, **rest),
+    ):
+        with torch.enable_grad():
+            leaves = [each.clone().requires_grad_() for each in (hidden, slots)]
+            out = apply(*leaves)
+            found.append([out, *torch.autograd.grad((out * weight).sum(), leaves)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_even_slots_leave_what_they_are_given_as_it_is() -> None:
+    form = AdapterForm(hidden=12, width=5)
+    slots, hidden = rows(form, torch.float32, [0, 1])[:2], normal(6, 12, dtype=torch.float32)
+    before = hidden.clone()
+    out = apply_adapters_even(hidden, slots, form, residual=hidden)
+    assert torch.equal(hidden, before)
+    assert not torch.equal(out, before)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "row", "message"),
+    [
+        (7, 12, 0, r"hidden is \(7, 12\), it must be as many tokens for each of 2 slots"),
+        (0, 12, 0, r"hidden is \(0, 12\), it must be"),
+        (6, 11, 0, r"hidden is \(6, 11\), it must be"),
+        (6, 12, 1, "slot rows have"),
+    ],
+)
+def test_even_slots_of_other_shapes_are_refused(tokens: int, width: int, row: int, message: str) -> None:
+    form = AdapterForm(hidden=12, width=5)
+    with pytest.raises(ValueError, match=message):
+        apply_adapters_even(torch.zeros(tokens, width), torch.zeros(2, form.slot_row + row), form)
+    with pytest.raises(ValueError, match=r"residual is \(5, 12\)"):
+        apply_adapters_even(torch.zeros(6, 12), torch.zeros(2, form.slot_row), form, residual=torch.zeros(5, 12))

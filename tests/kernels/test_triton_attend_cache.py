@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from xpeft_kernels import Impl, attend_cache, cut_steps, step_rows
+from xpeft_kernels import Impl, PlacedSteps, attend_cache, cut_steps, step_rows
+from xpeft_kernels.attend_cache import SPAN
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -23,6 +26,8 @@ STEPS: dict[str, list[tuple[int, int]]] = {
     "63 of a prompt": [(63, 0)],
     "137 in chunks": [(137, 0), (20, 117), (2, 135)],
     "prompts beside decode": [(1, 40), (40, 1), (1, 5), (33, 31), (1, 200)],
+    "long beside short": [(1, length - 1) for length in (1, 255, 256, 257, 511, 513, 2000)],
+    "prompts over spans": [(20, 245), (3, 600), (1, 511), (1, 300)],
 }
 """(new tokens, known tokens) of each sequence."""
 
@@ -43,7 +48,7 @@ class Step(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def poisoned_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a kernel does not write is NaN."""
+    """What a kernel does not write is NaN, what it keeps for itself included."""
     monkeypatch.setattr(torch, "empty", lambda shape, **kinds: torch.full(shape, torch.nan, **kinds))
 
 
@@ -68,13 +73,25 @@ def step(sequences: list[tuple[int, int]], heads: int, kv_heads: int, d: int, *,
     return Step(query if strided else query.contiguous(), arena[1, 0], arena[1, 1], runs, d**-0.5)
 
 
-def run(step: Step, impl: Impl, dtype: torch.dtype, *, window: int | None = None, unused: int = 0) -> Tensor:
+def run(
+    step: Step,
+    impl: Impl,
+    dtype: torch.dtype,
+    *,
+    window: int | None = None,
+    unused: int = 0,
+    spare: int = 100,
+    order: Sequence[int] | None = None,
+) -> Tensor:
+    """Args: unused: pieces, joins and parts that the step does not have. order: of the pieces."""
     group = step.query.shape[1] // step.keys.shape[1]
     rows = step_rows(group, step.query.shape[2], min(dtype.itemsize, 4))
-    pieces = np.insert(cut_steps(step.runs, rows), [0] * unused, [7, 0, 1 << 30, 1 << 30], axis=0)
+    pieces, joins, parts = cut_steps(step.runs, rows, spare=spare)
+    pieces = np.insert(pieces if order is None else pieces[order], [0] * unused, [7, 0, 1 << 30, 1 << 30, 0, 0, 0], 0)
+    joins = np.insert(joins, [0] * unused, [0, 1 << 30, 0], 0)
     query, keys, values = (each.to(dtype) for each in step[:3])
-    table = torch.from_numpy(pieces).to(DEVICE)
-    return attend_cache(query, keys, values, table, scale=step.scale, window=window, impl=impl)
+    placed = PlacedSteps(torch.from_numpy(pieces).to(DEVICE), torch.from_numpy(joins).to(DEVICE), parts + unused)
+    return attend_cache(query, keys, values, placed, scale=step.scale, window=window, impl=impl)
 
 
 def check(step: Step, dtype: torch.dtype, *, window: int | None = None) -> None:
@@ -107,8 +124,10 @@ def test_other_sizes_of_heads(d: int, dtype: torch.dtype) -> None:
     check(step([(1, 70), (11, 30)], 4, 2, d), dtype)
 
 
-@pytest.mark.parametrize("window", [1, 7, 64, 1000])
-@pytest.mark.parametrize("sequences", ["block edges", "prompts beside decode"])
+@pytest.mark.parametrize(
+    ("sequences", "window"),
+    [*product(("block edges", "prompts beside decode"), (1, 7, 64, 1000)), ("long beside short", 300)],
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_window_hides_what_is_too_far(sequences: str, window: int, dtype: torch.dtype) -> None:
     check(step(STEPS[sequences], 4, 2, 32), dtype, window=window)
@@ -125,8 +144,9 @@ def test_strides_do_not_matter(dtype: torch.dtype) -> None:
     assert torch.equal(found, contiguous)
 
 
-def test_pieces_without_query_rows_do_nothing_and_rows_without_a_piece_are_not_written() -> None:
-    given = step(STEPS["decode"], 4, 2, 32)
+@pytest.mark.parametrize("past", [130, 700])
+def test_pieces_without_query_rows_do_nothing_and_rows_without_a_piece_are_not_written(past: int) -> None:
+    given = step([*STEPS["decode"][:4], (1, past)], 4, 2, 32)
     whole = run(given, Impl.TRITON, torch.float32, unused=5)
     assert torch.equal(whole, run(given, Impl.TRITON, torch.float32))
     some = run(given._replace(runs=given.runs[[0, 3]]), Impl.TRITON, torch.float32, unused=1)
@@ -134,6 +154,57 @@ def test_pieces_without_query_rows_do_nothing_and_rows_without_a_piece_are_not_w
     assert some[[1, 2, 4]].isnan().all()
     assert run(given._replace(runs=given.runs[:0]), Impl.TRITON, torch.float32, unused=2).isnan().all()
     assert run(given._replace(runs=given.runs[:0]), Impl.TRITON, torch.float32).isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("sequences", "heads", "kv_heads", "window"),
+    [
+        ("long beside short", 6, 2, None),
+        ("long beside short", 3, 1, 300),
+        ("prompts over spans", 40, 1, None),
+        ("prompts over spans", 3, 1, 300),
+    ],
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bits_do_not_depend_on_how_keys_are_cut_nor_on_the_order_of_pieces(
+    dtype: torch.dtype, heads: int, kv_heads: int, sequences: str, window: int | None
+) -> None:
+    """From one program a sequence to one a span."""
+    given = step(STEPS[sequences], heads, kv_heads, 24)
+    whole = run(given, Impl.TRITON, dtype, window=window, spare=0)
+    assert whole.isfinite().all()
+    rows = step_rows(heads // kv_heads, 24, dtype.itemsize)
+    for spare in (3, 100):
+        count = len(cut_steps(given.runs, rows, spare=spare).pieces)
+        order = np.random.default_rng(spare).permutation(count).tolist()
+        assert torch.equal(run(given, Impl.TRITON, dtype, window=window, spare=spare, order=order), whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_long_sequences_bits_do_not_depend_on_its_company(dtype: torch.dtype) -> None:
+    given = step(STEPS["long beside short"], 4, 2, 32)
+    together = run(given, Impl.TRITON, dtype, spare=7)
+    for number in (3, 5, 6):
+        first, count, base, past = given.runs[number].tolist()
+        rows, seen = slice(first, first + 1), slice(base, base + past + 1)
+        own = Step(
+            given.query[rows], given.keys[seen], given.values[seen], np.array([[0, count, 0, past]]), given.scale
+        )
+        for spare in (0, 100):
+            assert torch.equal(run(own, Impl.TRITON, dtype, spare=spare), together[rows])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_prompt_reads_the_bits_that_its_tokens_would_have_read_one_by_one(dtype: torch.dtype) -> None:
+    """Over the edge of two spans."""
+    past = 2 * SPAN - 9
+    given = step([(20, past)], 4, 1, 16)
+    whole = run(given, Impl.TRITON, dtype)
+    base = given.base[0]
+    for chunks in ([1] * 20, [9, 11], [7, 1, 1, 1, 1, 9]):
+        starts = np.cumsum(chunks) - chunks
+        runs = np.stack([starts, chunks, np.full(len(chunks), base), past + starts], axis=1)
+        assert torch.equal(run(given._replace(runs=runs), Impl.TRITON, dtype), whole)
 
 
 @pytest.mark.parametrize("window", [None, 20])

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from xpeft_kernels import Impl
-from xpeft_server.model.arena_step import ArenaStep, piece_rows
+from xpeft_kernels import Impl, PlacedSteps
+from xpeft_server.model.arena_step import ArenaStep, arena_tables, piece_rows, step_room
 from xpeft_server.model.kv_arena import ArenaRow, KvArena
 from xpeft_server.model.kv_attention import Run
 from xpeft_server.model.kv_cache import KvShape
@@ -165,12 +165,12 @@ def test_larger_tables_that_are_on_the_device_already_change_nothing(impl: Impl)
     small = ArenaStep.of(arena, runs, 51, impl=impl)
     places = torch.full((64,), arena.scratch)
     places[0], places[1:51] = rows[1].start, torch.arange(rows[0].start, rows[0].start + 50)
-    pieces = torch.zeros(20, 4, dtype=torch.int32)
+    pieces, joins = torch.zeros(20, 7, dtype=torch.int32), torch.zeros(5, 3, dtype=torch.int32)
     cuts = range(0, 50, piece_rows(arena))
-    pieces[3] = torch.tensor([0, 1, rows[1].start, 0])
+    pieces[3] = torch.tensor([0, 1, rows[1].start, 0, 0, 0, 0])
     for number, done in enumerate(cuts, 5):
-        pieces[number] = torch.tensor([1 + done, min(50 - done, piece_rows(arena)), rows[0].start, done])
-    large = ArenaStep(arena, places, pieces, impl=impl)
+        pieces[number, :4] = torch.tensor([1 + done, min(50 - done, piece_rows(arena)), rows[0].start, done])
+    large = ArenaStep(arena, places, PlacedSteps(pieces, joins, 9), impl=impl)
     tensors = [normal(1, heads, 64, SIZE, seed=heads) for heads in (6, KEYS, KEYS)]
     expected = small.attend(1, *(each[:, :, :51] for each in tensors), None, None)
     written = arena.states[:, :, : arena.scratch].clone()
@@ -178,6 +178,25 @@ def test_larger_tables_that_are_on_the_device_already_change_nothing(impl: Impl)
     found = large.attend(1, *tensors, None, None)
     assert torch.equal(found[:, :51], expected)
     assert torch.equal(arena.states[:, :, : arena.scratch].nan_to_num(), written.nan_to_num())
+
+
+def test_a_captured_steps_tables_have_room_for_long_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = arena_of(6, 2048)
+    arena.states.normal_(generator=torch.Generator().manual_seed(5))
+    rows = [claimed(arena, tokens) for tokens in (500, 300, 10)]
+    runs = [Run(row, number, 1, past) for number, (row, past) in enumerate(zip(rows, (480, 256, 7), strict=True))]
+    tensors = [normal(1, heads, 4, SIZE, seed=heads) for heads in (6, KEYS, KEYS)]
+    tables, room = arena_tables(arena, runs, 4), step_room(arena, 4)
+    assert (len(tables.pieces), len(tables.joins), tables.parts) == (5, 2, 4)
+    pieces, joins = torch.zeros(room.pieces, 7, dtype=torch.int32), torch.zeros(room.joins, 3, dtype=torch.int32)
+    pieces[-5:], joins[-2:] = torch.from_numpy(tables.pieces), torch.from_numpy(tables.joins)
+    large = ArenaStep(
+        arena, torch.from_numpy(tables.places), PlacedSteps(pieces, joins, room.parts), impl=Impl.TRITON
+    ).attend(0, *tensors, None, None)
+    monkeypatch.setattr("xpeft_server.model.arena_step.spare_pieces", lambda *_: 0)
+    assert arena_tables(arena, runs, 4).joins.size == 0
+    whole = ArenaStep.of(arena, runs, 4, impl=Impl.TRITON).attend(0, *tensors, None, None)
+    assert torch.equal(large[:, :3], whole[:, :3])
 
 
 def test_a_step_of_fillers_alone_writes_to_no_sequence() -> None:

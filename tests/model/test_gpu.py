@@ -1,9 +1,10 @@
-"""The classifier on a GPU against the one on CPU."""
+"""A GPU against the CPU: the classifier, the choice of tokens, steps over long contexts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from xpeft_kernels import PlacedSteps, attend_cache, cut_steps, step_rows
+from xpeft_kernels.attend_cache import SPAN
+from xpeft_server.model.arena_step import ArenaStep, arena_tables, step_room
 from xpeft_server.model.classifier import Classifier, ClassifierInput
+from xpeft_server.model.kv_arena import KvArena
+from xpeft_server.model.kv_attention import Run
+from xpeft_server.model.kv_cache import KvShape
 from xpeft_server.model.plm import load_plm
+from xpeft_server.model.sampling import Draw, choose_tokens, launch_choice
+from xpeft_server.model.sampling_rule import SamplingRule
+from xpeft_server.model.sampling_weights import token_weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -115,3 +125,83 @@ def test_a_request_among_strangers(lab: Any) -> None:
     together = pair.classifier.logits(pair.inputs())
     alone = [pair.classifier.logits([each])[0] for each in pair.inputs()]
     assert largest_difference(together, alone) < 1e-5
+
+
+RULES = [
+    SamplingRule(penalty, temperature, top_k, top_p, min_p, logprobs)
+    for penalty, temperature, top_k, top_p, min_p, logprobs in product(
+        (1.0, 1.2), (0.0, 0.8), (0, 50), (1.0, 0.9), (0.0, 0.05), (None, 3)
+    )
+]
+
+
+@pytest.mark.parametrize("rows", [RULES, *([rule] * 3 for rule in RULES)], ids=lambda rows: f"{len(rows)} rows")
+def test_tokens_are_chosen_without_waiting_whatever_the_rules(rows: list[SamplingRule]) -> None:
+    logits = torch.randn(len(rows), 50_001, generator=torch.Generator().manual_seed(0)) * 3
+    there = logits.cuda()
+    draws = [Draw(rule, i, i, np.arange(0, 50_001, 7)) for i, rule in enumerate(rows)]
+    launch_choice(there, draws).result()
+    with waiting_is_an_error():
+        launched = launch_choice(there, draws)
+    found, expected = launched.result(), choose_tokens(logits, draws)
+    # A draw may differ where its number lies within float64's rounding of an edge, which these do not.
+    assert found.ids.tolist() == expected.ids.tolist()
+    assert [each and each.ids.tolist() for each in found.logprobs] == [
+        each and each.ids.tolist() for each in expected.logprobs
+    ]
+
+
+def test_what_a_cut_keeps_is_what_the_cpu_keeps() -> None:
+    rules = [rule for rule in RULES if rule.temperature]
+    logits = (torch.randn(len(rules), 8192, generator=torch.Generator().manual_seed(1)) * 3).bfloat16().float()
+    kept = [token_weights(each, each.amax(-1), rules).cpu() > 0 for each in (logits, logits.cuda())]
+    assert torch.equal(*kept)
+
+
+@pytest.mark.parametrize("window", [None, 700])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(8, 2, 64), (8, 1, 128), (4, 4, 80), (8, 1, 256)])
+def test_a_long_contexts_bits_do_not_depend_on_how_many_programs_share_it(
+    heads: int, kv_heads: int, size: int, dtype: torch.dtype, window: int | None
+) -> None:
+    lengths = np.array([1, 255, 256, 257, 511, 513, 2000, 30_000])
+    runs = np.stack([np.arange(8), np.ones(8, int), np.cumsum(lengths) - lengths, lengths - 1], axis=1)
+    query = torch.randn(8, heads, size, device="cuda", dtype=dtype)
+    keys, values = torch.randn(2, int(lengths.sum()), kv_heads, size, device="cuda", dtype=dtype)
+    rows = step_rows(heads // kv_heads, size, dtype.itemsize)
+    found = []
+    for spare in (0, 1, 5, 40, 1000):
+        pieces, joins, parts = cut_steps(runs, rows, spare=spare)
+        steps = PlacedSteps(torch.from_numpy(pieces).cuda(), torch.from_numpy(joins).cuda(), parts)
+        found.append(attend_cache(query, keys, values, steps, scale=size**-0.5, window=window))
+    assert found[0].isfinite().all()
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+def test_a_graph_of_a_step_has_room_for_long_contexts_and_for_short_ones() -> None:
+    shape = KvShape(1, 2, 64, torch.bfloat16, torch.device("cuda"), group=4)
+    arena = KvArena(shape, tokens=16 * SPAN, context=8 * SPAN)
+    arena.states.normal_()
+    rows = [arena.claim(length) for length in (8 * SPAN, 3 * SPAN, 10, 64)]
+    room = step_room(arena, 4)
+    places = torch.full((4,), arena.scratch, device="cuda")
+    pieces, joins = (
+        torch.zeros(count, size, dtype=torch.int32, device="cuda")
+        for count, size in ((room.pieces, 7), (room.joins, 3))
+    )
+    step = ArenaStep(arena, places, PlacedSteps(pieces, joins, room.parts))
+    tensors = [torch.randn(1, count, 4, 64, device="cuda", dtype=torch.bfloat16) for count in (8, 2, 2)]
+    step.attend(0, *tensors, None, None)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step.attend(0, *tensors, None, None)
+    for pasts in ((8 * SPAN - 1, 3 * SPAN - 1, 9, 63), (0, 5, 7, 40), (5 * SPAN, SPAN, 0, 1)):
+        runs = [Run(row, number, 1, past) for number, (row, past) in enumerate(zip(rows, pasts, strict=True))]
+        tables = arena_tables(arena, runs, 4)
+        places.copy_(torch.from_numpy(tables.places))
+        for table, values in ((pieces, tables.pieces), (joins, tables.joins)):
+            table.zero_()
+            table[: len(values)] = torch.from_numpy(values)
+        graph.replay()
+        expected = ArenaStep.of(arena, runs, 4).attend(0, *tensors, None, None)
+        assert torch.equal(out, expected)

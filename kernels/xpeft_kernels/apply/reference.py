@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional
 
 from ..form import LN_EPS, AdapterForm
 from ..tiles import PlacedTiles, Stack, Tiles
-from .checks import check_apply
+from .checks import check_apply, check_even
 from .norm import Norm
 
 
@@ -36,18 +37,38 @@ def apply_adapters_ref(
     stacks = tiles.stacks
     if torch.is_grad_enabled():
         padded = torch.split(tiles.padding.pad(hidden), [each.gather.numel() for each in stacks])
-        through = [_adapted(rows, parts, each, form) for rows, each in zip(padded, stacks, strict=True)]
+        through = [_stacked(rows, parts, each, form) for rows, each in zip(padded, stacks, strict=True)]
         out = tiles.padding.unpad(torch.cat(through))
     else:
         out = torch.empty_like(hidden)
         for each, rows in zip(stacks, torch.split(out, [each.tokens for each in stacks]), strict=True):
-            padded_rows = _adapted(hidden.index_select(0, each.gather), parts, each, form)
+            padded_rows = _stacked(hidden.index_select(0, each.gather), parts, each, form)
             torch.index_select(padded_rows, 0, each.scatter, out=rows)
-    if residual is not None:
-        out = out + residual if out.requires_grad else out.add_(residual)
-    if norm is not None:
-        out = functional.layer_norm(out, (form.hidden,), norm.weight, norm.bias, norm.eps)
-    return out
+    return _finished(out, residual, norm)
+
+
+def apply_adapters_even(
+    hidden: Tensor,
+    slots: Tensor,
+    form: AdapterForm,
+    *,
+    residual: Tensor | None = None,
+    norm: Norm | None = None,
+) -> Tensor:
+    """`apply_adapters` where every slot has as many tokens, in the order of the slots.
+
+    Nothing of it is laid out on the host, so that it can be captured with its gradients.
+
+    Args:
+        hidden: ``[S · n, H]``, n ≥ 1 tokens of each slot.
+        slots: ``[S, D]``.
+    Returns: ``[S · n, H]``, differentiable in ``hidden`` and ``slots``.
+    Raises: ValueError if the shapes do not fit.
+    """
+    check_even(hidden, slots, form, residual=residual)
+    tokens = hidden.view(slots.shape[0], -1, form.hidden)
+    out = _adapted(tokens, _SlotParts.of(slots, form), form, lambda part: part, in_place=False)
+    return _finished(out.view(-1, form.hidden), residual, norm)
 
 
 class _SlotParts(NamedTuple):
@@ -61,28 +82,48 @@ class _SlotParts(NamedTuple):
 
     @classmethod
     def of(cls, slots: Tensor, form: AdapterForm) -> _SlotParts:
-        wide, split, end = form.hidden * form.width, form.split, form.bank_row
+        wide, left = form.hidden * form.width, slots.shape[1] - form.bank_row
+        sizes = [wide, form.split - wide, wide, form.bank_row - form.split - wide, left]
+        down, down_bias, up, up_bias, affine = torch.split(slots, sizes, dim=1)
         return cls(
-            down=torch.unflatten(slots[:, :wide], 1, (form.hidden, form.width)),
-            down_bias=slots[:, None, wide:split],
-            up=torch.unflatten(slots[:, split : split + wide], 1, (form.width, form.hidden)),
-            up_bias=slots[:, None, split + wide : end],
-            affine=slots[:, None, end:],
+            down=torch.unflatten(down, 1, (form.hidden, form.width)),
+            down_bias=down_bias[:, None],
+            up=torch.unflatten(up, 1, (form.width, form.hidden)),
+            up_bias=up_bias[:, None],
+            affine=affine[:, None],
         )
 
 
-def _adapted(rows: Tensor, parts: _SlotParts, stack: Stack, form: AdapterForm) -> Tensor:
-    """h + act(LN_R(h Â + c)) B̂ + d of one stack's padded tokens, ``[K · height, H]``."""
+def _stacked(rows: Tensor, parts: _SlotParts, stack: Stack, form: AdapterForm) -> Tensor:
+    """One stack's padded tokens, ``[K · height, H]`` in and out."""
+
+    def chosen(part: Tensor) -> Tensor:
+        return part.index_select(0, stack.slots)
+
     tokens = rows.view(-1, stack.height, form.hidden)
-    z = torch.bmm(tokens, parts.down.index_select(0, stack.slots))
+    return _adapted(tokens, parts, form, chosen, in_place=not torch.is_grad_enabled()).view(-1, form.hidden)
+
+
+def _adapted(
+    tokens: Tensor, parts: _SlotParts, form: AdapterForm, chosen: Callable[[Tensor], Tensor], *, in_place: bool
+) -> Tensor:
+    """h + act(LN_R(h Â + c)) B̂ + d, ``[K, height, H]`` in and out. Args: chosen: the K slots' rows of a part."""
+    z = torch.bmm(tokens, chosen(parts.down))
     if form.down_bias:
-        z = z + parts.down_bias.index_select(0, stack.slots)
+        z = z + chosen(parts.down_bias)
     if form.layer_norm:
-        weight, bias = parts.affine.index_select(0, stack.slots).chunk(2, dim=2)
+        weight, bias = chosen(parts.affine).chunk(2, dim=2)
         z = torch.addcmul(bias, functional.layer_norm(z, (form.width,), eps=LN_EPS), weight)
     z = functional.relu(z) if form.activation == "relu" else functional.gelu(z)
-    up = parts.up.index_select(0, stack.slots)
-    out = torch.baddbmm(tokens, z, up) if torch.is_grad_enabled() else tokens.baddbmm_(z, up)
-    if form.up_bias:
-        out = out + parts.up_bias.index_select(0, stack.slots)
-    return out.view(-1, form.hidden)
+    up = chosen(parts.up)
+    out = tokens.baddbmm_(z, up) if in_place else torch.baddbmm(tokens, z, up)
+    return out + chosen(parts.up_bias) if form.up_bias else out
+
+
+def _finished(out: Tensor, residual: Tensor | None, norm: Norm | None) -> Tensor:
+    """What follows the adapter in the block."""
+    if residual is not None:
+        out = out + residual if out.requires_grad else out.add_(residual)
+    if norm is not None:
+        out = functional.layer_norm(out, out.shape[1:], norm.weight, norm.bias, norm.eps)
+    return out

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dispatch import Impl, Operator, deferred
-from .launch import step_rows
+from .launch import spare_pieces, step_rows
 from .reference import attend_cache_ref
-from .steps import cut_steps
+from .steps import SPAN, PlacedSteps, StepRoom, Steps, cut_steps
 
 ATTEND_CACHE = Operator(
     "attend_cache",
@@ -19,7 +19,7 @@ def attend_cache(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
-    pieces: Tensor,
+    steps: PlacedSteps,
     *,
     scale: float,
     window: int | None = None,
@@ -27,7 +27,7 @@ def attend_cache(
 ) -> Tensor:
     """Every new token over what its sequence has in the cache, up to itself.
 
-    Semantics, for every piece (first, count, base, past), i in range(count), head h, and g = heads / kv_heads::
+    Semantics, for every piece (first, count, base, past, …), i in range(count), head h, and g = heads / kv_heads::
 
         p           = past + i                                   # the token's place in its sequence
         seen        = range(max(0, p - window + 1), p + 1)       # without a window: range(p + 1)
@@ -35,23 +35,34 @@ def attend_cache(
         out[first + i, h] = sum(w[j] * values[base + j, h // g] for j in seen)
 
     The kernel's bits of a sequence depend on its own values and the places of its tokens alone: not on the other
-    pieces, nor on ``base``, nor on how its new tokens are cut into pieces and steps, because every piece goes through
-    the same program, which adds up keys in blocks that are counted from the sequence's first. The reference guarantees
-    the first two; cut otherwise, its products have other shapes and perhaps other last bits.
+    pieces, nor on ``base``, nor on how its new tokens and its keys are cut into pieces and steps. Every piece goes
+    through the same program, which adds up keys span by span (see `SPAN`), in blocks that are counted from the
+    sequence's first; spans are joined in their order by one formula, be it in the program itself or, of a sequence
+    whose spans are in several pieces, in a second one. The reference guarantees the first two; cut otherwise, its
+    products have other shapes and perhaps other last bits.
 
     Args:
         query: ``[T, heads, d]``, the new tokens of all sequences; any strides but the last, which is 1.
         keys, values: ``[tokens, kv_heads, d]`` likewise, one block's cache; the new tokens' own are in it already. Rows
             that nobody sees are not read.
-        pieces: ``[K, 4]`` int32 (first query row, query rows, first cache row of the sequence, known tokens before the
-            piece's first), as `cut_steps` makes them: of at most `step_rows` query rows, as the kernel computes no
-            more; a piece of 0 query rows stands for nothing.
+        steps: as `cut_steps` makes them: pieces of at most `step_rows` query rows, as the kernel computes no more.
         window: tokens at this distance or more are not seen.
     Returns: ``[T, heads, d]``, contiguous, dtype of ``query``; sums are accumulated in float32. Rows that no piece
         covers are not written: they are whatever lay in that memory.
     Raises: ValueError if shapes, strides or dtypes do not fit.
     """
-    return ATTEND_CACHE(query.device.type, impl)(query, keys, values, pieces, scale=scale, window=window)  # type: ignore[no-any-return]
+    return ATTEND_CACHE(query.device.type, impl)(query, keys, values, steps, scale=scale, window=window)  # type: ignore[no-any-return]
 
 
-__all__ = ["ATTEND_CACHE", "attend_cache", "attend_cache_ref", "cut_steps", "step_rows"]
+__all__ = [
+    "ATTEND_CACHE",
+    "SPAN",
+    "PlacedSteps",
+    "StepRoom",
+    "Steps",
+    "attend_cache",
+    "attend_cache_ref",
+    "cut_steps",
+    "spare_pieces",
+    "step_rows",
+]

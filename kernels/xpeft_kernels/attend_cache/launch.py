@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+PROGRAMS: Final = 1024
+"""Of about 150 multiprocessors each has room for three programs; twice as many end at more even times."""
 
 
 class Launch(NamedTuple):
@@ -26,8 +29,10 @@ class Launch(NamedTuple):
         if itemsize >= 4:
             rows, keys, stages = 16, 32 if width <= 64 else 16, 2 if width <= 128 else 1
         else:
-            rows, keys, stages = 32, max(16, min(64, 4096 // width)), 3
-        return cls(rows=rows, heads=min(group, rows), keys=keys, width=width, warps=4, stages=stages)
+            # Of sums a program keeps two, which for wide heads leaves registers for fewer rows.
+            rows, keys, stages = 32 if width <= 64 else 16, max(16, min(64, 4096 // width)), 3
+        warps = 4 if width <= 128 else 8
+        return cls(rows=rows, heads=min(group, rows), keys=keys, width=width, warps=warps, stages=stages)
 
     @property
     def queries(self) -> int:
@@ -39,3 +44,14 @@ def step_rows(group: int, d: int, itemsize: int) -> int:
     """Most query rows of a piece that the kernel takes, for ``group`` query heads a key, heads of d elements and
     ``itemsize`` bytes an element: what `cut_steps` wants."""
     return Launch.of(group, d, itemsize).queries
+
+
+def spare_pieces(heads: int, group: int, d: int, itemsize: int) -> int:
+    """How many pieces more than its sequences a step may have, so that few long ones keep a whole GPU busy: what
+    `cut_steps` wants.
+
+    Args:
+        heads: of keys.
+        group, d, itemsize: see `step_rows`.
+    """
+    return max(1, PROGRAMS // (heads * -(-group // Launch.of(group, d, itemsize).heads)))

@@ -7,16 +7,18 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .checks import check_attend_cache
+from .steps import PlacedSteps
 
 
 def attend_cache_ref(
-    query: Tensor, keys: Tensor, values: Tensor, pieces: Tensor, *, scale: float, window: int | None = None
+    query: Tensor, keys: Tensor, values: Tensor, steps: PlacedSteps, *, scale: float, window: int | None = None
 ) -> Tensor:
-    """See `attend_cache`. A product a piece, which may have any number of query rows; any floating dtype."""
-    check_attend_cache(query, keys, values, pieces, window=window)
+    """See `attend_cache`. A product a piece, which may have any number of query rows; any floating dtype. Of pieces
+    with a part of a token's keys each, the first is computed with all of them."""
+    check_attend_cache(query, keys, values, steps, window=window)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    for first, count, base, past in pieces.tolist():
-        if not count:
+    for first, count, base, past, span, _, _ in steps.pieces.tolist():
+        if not count or span:
             continue
         end = past + count
         rows, seen = slice(first, first + count), slice(base, base + end)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xpeft_kernels import Impl, attend_cache, cut_steps, step_rows
+from xpeft_kernels import Impl, PlacedSteps, StepRoom, attend_cache, cut_steps, spare_pieces, step_rows
 
 from .kv_attention import Run
 from .lanes import on_device
@@ -22,27 +22,28 @@ class ArenaStep:
     """Where each packed token's key and value go, and what its query sees. Made once a step, used by every block.
 
     Tables that are on the device already, such as a CUDA graph's static inputs, do as well: nothing here asks for their
-    values, and every shape follows from T and K. Tokens that the step does not have go to the scratch token, and
-    pieces that it does not have are zeros.
+    values, and every shape follows from T and `StepRoom`. Tokens that the step does not have go to the scratch token,
+    and pieces and joins that it does not have are zeros.
 
     Args:
         places: ``[T]`` int64, the token of the arena that each packed token is; `KvArena.scratch` for fillers.
-        pieces: ``[K, 4]`` int32, see `attend_cache`, of at most `piece_rows` query rows.
+        steps: see `attend_cache`, of at most `piece_rows` query rows a piece.
     """
 
-    def __init__(self, arena: KvArena, places: Tensor, pieces: Tensor, *, impl: Impl = Impl.AUTO) -> None:
+    def __init__(self, arena: KvArena, places: Tensor, steps: PlacedSteps, *, impl: Impl = Impl.AUTO) -> None:
         self._states = arena.states
         self._heads = arena.shape.group * arena.shape.heads
         self._places = places
-        self._pieces = pieces
+        self._steps = steps
         self._impl = impl
 
     @classmethod
     def of(cls, arena: KvArena, runs: Sequence[Run[ArenaRow]], tokens: int, *, impl: Impl = Impl.AUTO) -> ArenaStep:
         """Args: runs, tokens: see `KvStore.step`."""
-        places, pieces = arena_tables(arena, runs, tokens)
+        places, pieces, joins, parts = arena_tables(arena, runs, tokens)
         device = arena.shape.device
-        return cls(arena, on_device(places, device), on_device(pieces, device), impl=impl)
+        steps = PlacedSteps(on_device(pieces, device), on_device(joins, device), parts)
+        return cls(arena, on_device(places, device), steps, impl=impl)
 
     def attend(
         self, block: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
@@ -62,14 +63,16 @@ class ArenaStep:
         keys.index_copy_(0, self._places, k)
         values.index_copy_(0, self._places, v)
         scale = q.shape[2] ** -0.5 if scaling is None else scaling
-        return attend_cache(q, keys, values, self._pieces, scale=scale, window=window, impl=self._impl)[None]
+        return attend_cache(q, keys, values, self._steps, scale=scale, window=window, impl=self._impl)[None]
 
 
 class ArenaTables(NamedTuple):
-    """See `ArenaStep`; on the host."""
+    """See `ArenaStep` and `Steps`; on the host."""
 
     places: NDArray[np.int64]
     pieces: NDArray[np.int32]
+    joins: NDArray[np.int32]
+    parts: int
 
 
 def arena_tables(arena: KvArena, runs: Sequence[Run[ArenaRow]], tokens: int) -> ArenaTables:
@@ -79,9 +82,19 @@ def arena_tables(arena: KvArena, runs: Sequence[Run[ArenaRow]], tokens: int) -> 
     within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
     places = np.full(tokens, arena.scratch)
     places[np.repeat(start, length) + within] = np.repeat(base + past, length) + within
-    return ArenaTables(places, cut_steps(table, piece_rows(arena)))
+    return ArenaTables(places, *cut_steps(table, piece_rows(arena), spare=_spare(arena)))
 
 
 def piece_rows(arena: KvArena) -> int:
     """Most query rows of a piece."""
     return step_rows(arena.shape.group, arena.shape.size, arena.shape.dtype.itemsize)
+
+
+def step_room(arena: KvArena, tokens: int) -> StepRoom:
+    """How large the tables of a step of ``tokens`` tokens can be, whoever is in it."""
+    return StepRoom.of(tokens, longest=arena.longest, room=arena.scratch, spare=_spare(arena))
+
+
+def _spare(arena: KvArena) -> int:
+    shape = arena.shape
+    return spare_pieces(shape.heads, shape.group, shape.size, shape.dtype.itemsize)

@@ -103,7 +103,7 @@ def test_a_step_that_no_graph_holds_is_left_to_others(story: Story) -> None:
 def test_a_static_step_holds_what_a_step_has_and_nothing_of_the_one_before(story: Story) -> None:
     classifier = story.crowd.classifier
     arena = KvArena(kv_shape(classifier.plm), tokens=512, context=64)
-    memory = torch.full((StaticStep.size_of(8),), 255, dtype=torch.uint8)
+    memory = torch.full((StaticStep.size_of(8, arena),), 255, dtype=torch.uint8)
     static = StaticStep(8, 16, arena, memory, classifier.buffers.lanes)
     first, second = (arena.claim(20) for _ in range(2))
     assert isinstance(first, ArenaRow)
@@ -118,5 +118,24 @@ def test_a_static_step_holds_what_a_step_has_and_nothing_of_the_one_before(story
     assert step.input_ids.tolist() == [[7] + [0] * 7]
     assert step.position_ids.tolist() == [[13] + [0] * 7]
     assert step.groups._places.tolist() == [second.start + 13] + [arena.scratch] * 7
-    assert step.groups._pieces.tolist() == [[0, 1, second.start, 13]] + [[0] * 4] * 7
+    assert step.groups._steps.pieces.tolist() == [[0, 1, second.start, 13, 0, 0, 0]] + [[0] * 7] * 7
+    assert step.groups._steps.joins.tolist() == []
     assert step.tiles.table.tolist() == [[1, 0, 1]] + [[0] * 3] * 7
+
+
+def test_a_static_step_has_room_for_long_contexts_and_nothing_of_them_in_the_step_after(story: Story) -> None:
+    classifier = story.crowd.classifier
+    arena = KvArena(kv_shape(classifier.plm), tokens=2048, context=1024)
+    memory = torch.full((StaticStep.size_of(2, arena),), 255, dtype=torch.uint8)
+    static = StaticStep(2, 16, arena, memory, classifier.buffers.lanes)
+    long, longer = (arena.claim(tokens) for tokens in (512, 1024))
+    assert isinstance(long, ArenaRow)
+    assert isinstance(longer, ArenaRow)
+    ids, ones = np.arange(2), np.ones(2, np.int64)
+    static.load(static.stage(StepRows(ids, ids, ids, ones, ids, [Run(long, 0, 1, 256), Run(longer, 1, 1, 1023)])))
+    steps = static.step.groups._steps
+    assert steps.pieces[:, 4].tolist() == [0, 1, 0, 1, 2, 3, 0, 0]
+    assert (steps.joins.tolist(), steps.parts) == ([[0, 0, 256], [1, 2, 1023]], 8)
+    static.load(static.stage(StepRows(ids[:1], ids[:1], ids[:1], ones[:1], ids[:1], [Run(long, 0, 1, 9)])))
+    assert steps.pieces.tolist() == [[0, 1, long.start, 9, 0, 0, 0]] + [[0] * 7] * 7
+    assert steps.joins.tolist() == [[0] * 3] * 2

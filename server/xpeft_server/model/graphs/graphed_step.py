@@ -35,7 +35,7 @@ class GraphedStep:
         self._impl = impl
         self._sizes = steps_up_to(tokens)
         self._graphs = GraphSet[int, StaticStep](buffers.lanes, plm.device, "steps of generation")
-        self._memory = torch.zeros(StaticStep.size_of(tokens), dtype=torch.uint8, device=plm.device)
+        self._memory = torch.zeros(StaticStep.size_of(tokens, arena), dtype=torch.uint8, device=plm.device)
         self._hidden = torch.zeros(tokens, plm.facts.hidden, dtype=plm.dtype, device=plm.device)
 
     @property

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from xpeft_kernels import Impl, PlacedTiles, Tiles, cut_runs
+from xpeft_kernels import Impl, PlacedSteps, PlacedTiles, StepRoom, Tiles, cut_runs
 
-from ..arena_step import ArenaStep, arena_tables
+from ..arena_step import ArenaStep, arena_tables, step_room
 from ..kv_arena import ArenaRow, KvArena
 from ..lanes import Lanes
 from ..step_packing import StepRows
@@ -35,7 +35,7 @@ class StaticStep:
 
     Args:
         tile_rows: rows of a profile's tokens at a time.
-        memory: device bytes, ``size_of(tokens)`` at least; see `StaticFields`.
+        memory: device bytes, ``size_of(tokens, arena)`` at least; see `StaticFields`.
     """
 
     def __init__(
@@ -43,19 +43,20 @@ class StaticStep:
     ) -> None:
         self._tile_rows = tile_rows
         self._arena = arena
-        self._fields = StaticFields(_fields(tokens), memory, lanes)
+        room = step_room(arena, tokens)
+        self._fields = StaticFields(_fields(tokens, room), memory, lanes)
         on = self._fields.device
         self.step = PlacedStep(
             input_ids=on["ids"][None],
             position_ids=on["positions"][None],
-            groups=ArenaStep(arena, on["places"], on["pieces"], impl=impl),
+            groups=ArenaStep(arena, on["places"], PlacedSteps(on["pieces"], on["joins"], room.parts), impl=impl),
             tiles=PlacedTiles(tokens=tokens, rows=tile_rows, table=on["tiles"]),
         )
 
     @staticmethod
-    def size_of(tokens: int) -> int:
+    def size_of(tokens: int, arena: KvArena) -> int:
         """Bytes."""
-        return StaticFields.size_of(_fields(tokens))
+        return StaticFields.size_of(_fields(tokens, step_room(arena, tokens)))
 
     def stage(self, rows: StepRows[ArenaRow]) -> Staged:
         """A step that fits, laid out on the host."""
@@ -63,8 +64,9 @@ class StaticStep:
         to = staged.fields
         put_rows(to["ids"], rows.ids)
         put_rows(to["positions"], rows.positions)
-        to["places"][:], pieces = arena_tables(self._arena, rows.runs, to["places"].size)
+        to["places"][:], pieces, joins, _ = arena_tables(self._arena, rows.runs, to["places"].size)
         put_rows(to["pieces"], pieces)
+        put_rows(to["joins"], joins)
         put_rows(to["tiles"], cut_runs(Tiles.of(rows.slots.tolist(), rows.lengths.tolist()).runs, self._tile_rows))
         return staged
 
@@ -73,12 +75,13 @@ class StaticStep:
         self._fields.load(staged)
 
 
-def _fields(tokens: int) -> list[Field]:
-    """A token each is the most pieces that there can be."""
+def _fields(tokens: int, room: StepRoom) -> list[Field]:
+    """A token each is the most tiles that there can be."""
     return [
         Field("ids", np.int64, (tokens,)),
         Field("positions", np.int64, (tokens,)),
         Field("places", np.int64, (tokens,)),
-        Field("pieces", np.int32, (tokens, 4)),
+        Field("pieces", np.int32, (room.pieces, 7)),
+        Field("joins", np.int32, (room.joins, 3)),
         Field("tiles", np.int32, (tokens, 3)),
     ]
