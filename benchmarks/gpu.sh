@@ -2,7 +2,7 @@
 # gpu.sh OUT: what a GPU has to show, in one go: first that it computes right, then how fast. OUT is a folder for what is
 # printed and for the JSON lines. Goes on where a part fails, and ends with the number of parts that did.
 #
-# PARTS="tests shapes engine" names those that are wanted; without it all are.
+# PARTS="tests shapes engine tune" names those that are wanted; without it all are.
 set -uo pipefail
 
 if [ "$#" != 1 ] || [ "${1#-}" != "$1" ]; then
@@ -14,7 +14,7 @@ out=$(realpath "$1")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 failed=0
 
-part() { [[ " ${PARTS-tests shapes engine} " == *" $1 "* ]]; }
+part() { [[ " ${PARTS-tests shapes engine tune} " == *" $1 "* ]]; }
 
 run() {
     local name=$1
@@ -26,6 +26,7 @@ run() {
 if part tests; then
     run kernels python -m pytest -q -p no:cacheprovider tests/kernels -k triton
     run models python -m pytest -q -p no:cacheprovider tests/model/test_gpu.py tests/engine/generation/test_arena.py
+    run tuning python -m pytest -q -p no:cacheprovider tests/tuning/test_tuning_gpu.py
     run answers python -m pytest -q -p no:cacheprovider tests/end_to_end/test_batch_invariance.py
 fi
 if part shapes; then
@@ -44,6 +45,14 @@ if part engine; then
         for inputs in 1 32; do
             run "engine-$shape-$inputs" xpeft bench engine --shape "$shape" --inputs "$inputs" --device cuda \
                 --batch-tokens 2048,8192 --json "$out/engine-$shape-$inputs.jsonl"
+        done
+    done
+fi
+if part tune; then
+    for tokens in 4096 16384 65536; do
+        for dtype in float32 bfloat16; do
+            run "tune-$tokens-$dtype" xpeft bench tune --profiles 256 --batch-tokens "$tokens" --dtype "$dtype" \
+                --device cuda --json "$out/tune-$tokens-$dtype.jsonl"
         done
     done
 fi

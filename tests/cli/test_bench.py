@@ -44,6 +44,28 @@ def test_ops_shows_a_table_and_writes_lines(
     assert lines[0]["settings"]["data"] == "texts.jsonl"
 
 
+def test_tune_shows_a_table_and_writes_lines(
+    tiny_bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "tune.jsonl"
+    options = f"--bank {BANK} --device cpu --profiles 3 --rows 8 --epochs 2 --batch-rows 4 --rounds 1".split()
+    words = ["tune", "--plm", str(tiny_bert), *options, "--data", str(texts), "--json", str(out)]
+    done = run(*words, monkeypatch=monkeypatch)
+    assert done.exit_code == 0, done.output
+    lines = {line["variant"]: line for line in map(json.loads, out.read_text(encoding="utf-8").splitlines())}
+    assert set(lines) == {"packed", "placed"}
+    assert lines["placed"]["ratios"][0]["to"] == "packed"
+    assert lines["packed"]["unit"] == "profiles"
+    for line in lines.values():
+        details = line["details"]
+        assert line["per_second"] == pytest.approx(3 / (details["begin_s"] + details["steps_s"]), rel=1e-3)
+        assert details["steps_per_s"] == pytest.approx(4 / details["steps_s"], rel=1e-3)
+        assert line["settings"]["dtype"] == "float32"
+    # Two words and two special tokens in sixteen.
+    assert lines["packed"]["details"]["padding"] == 0
+    assert lines["placed"]["details"]["padding"] == 0.75
+
+
 def test_shapes_shows_a_table_and_writes_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "shapes.jsonl"
     options = "--tokens 64 --adapters 3 --width 8 --device cpu --dtype float32 --rounds 1"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from xpeft_server.model.packing import PackedRows
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.tokenizing import TokenizedText
 
@@ -47,9 +49,24 @@ class LabelledTexts:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """``[Q]`` tokens of each text."""
+        return np.array([len(text) for text in self.texts], np.int64)
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """``[Q]`` where each text begins in `end_to_end`."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @cached_property
+    def end_to_end(self) -> PackedRows:
+        """All of them, to take rows from at once; there must be one."""
+        return PackedRows.of(self.texts, first_position=0)
+
     def by_length(self) -> NDArray[np.intp]:
         """Places in an order that packs well."""
-        return np.argsort([len(text) for text in self.texts], kind="stable")
+        return np.argsort(self.lengths, kind="stable")
 
     def within(self, places: NDArray[np.integer], tokens: int) -> Iterator[NDArray[np.integer]]:
         """Part ``places``, in order, into runs of at most ``tokens`` tokens, at least one text each."""

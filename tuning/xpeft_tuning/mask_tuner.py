@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple, SupportsFloat
 
 from xpeft_profiles import Profile
 from xpeft_server.model.bank import Bank
@@ -31,7 +32,7 @@ class TuningProgress(NamedTuple):
     """After a profile's step.
 
     Args:
-        loss: mean of the epoch's steps so far: cross-entropy in nats, or half the squared error.
+        losses: of the epoch's steps, the first ``step`` of them those so far.
         score: of the profile as it was after the last whole epoch, on the dev rows if they choose; else, of a profile
             that is tuned alone, on the held-out ones, unless they are more than the train rows.
     """
@@ -41,8 +42,13 @@ class TuningProgress(NamedTuple):
     epochs: int
     step: int
     steps: int
-    loss: float
+    losses: Sequence[SupportsFloat]
     score: Score | None
+
+    @property
+    def loss(self) -> float:
+        """Mean of the epoch's steps so far: cross-entropy in nats, or half the squared error. Waits for the device."""
+        return sum(map(float, islice(self.losses, self.step))) / self.step
 
 
 class TunedProfile(NamedTuple):
@@ -116,6 +122,7 @@ def tune_profiles(
     places: int,
     classes: int,
     completes: bool = False,
+    placed: bool | None = None,
     progress: Callable[[TuningProgress], None] = lambda _: None,
 ) -> Iterator[Tuned | Refused]:
     """Tune many profiles, ``places`` of them at a time: who is done leaves, and who waits takes the place.
@@ -124,13 +131,14 @@ def tune_profiles(
         tasks: names are distinct.
         classes: labels of the widest dataset.
         completes: whether all datasets are of completions; else none is.
+        placed: see `Cohort`.
     Returns: each task's outcome as soon as it is known.
     Raises: SettingsInvalid if the bank cannot do what is asked.
     """
     settings.check_fits(bank)
     if settings.shared_head is not None:
         classes = len(bank.heads[settings.shared_head].labels)
-    cohort = Cohort(plm, bank, settings, places=places, classes=classes, completes=completes)
+    cohort = Cohort(plm, bank, settings, places=places, classes=classes, completes=completes, placed=placed)
     waiting = iter(tasks)
     while True:
         entering: list[Trainee] = []
@@ -181,7 +189,7 @@ def _progress(trainee: Trainee) -> TuningProgress:
         epochs=trainee.settings.epochs,
         step=trainee.step,
         steps=trainee.steps,
-        loss=trainee.total_loss / trainee.step,
+        losses=trainee.losses,
         score=trainee.score,
     )
 
@@ -208,7 +216,8 @@ def _head_alone(cohort: Cohort, trainee: Trainee) -> Score | None:
     if trainee.settings.shared_head is not None or not trainee.labels:
         return None
     features = cohort.features(None, trainee.train)
-    head, _ = cohort.fitted_head(trainee, features, LinearHead.zero(len(trainee.labels), features.shape[1]))
+    zero = LinearHead.zero(len(trainee.labels), features.shape[1])
+    ((head, _),) = cohort.fitted_heads([trainee], [features], [zero])
     return score_logits(head(cohort.features(None, trainee.measured)).cpu(), trainee.measured.targets)
 
 

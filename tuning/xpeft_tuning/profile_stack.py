@@ -95,6 +95,16 @@ class ProfileStack:
             return hard_weights(logits, self._k, temperature=temperature)
         return soft_weights(logits, temperature=temperature)
 
+    def adapters(self, learned: Learned, bank: BankParts, temperature: Tensor, noise: Tensor | None = None) -> Tensor:
+        """``[L, P', D']`` slots of P' profiles as training sees them.
+
+        Args:
+            temperature: ``[P']``.
+            noise: ``[P', 2, L, N]`` standard Gumbel noise, scaled and added to the logits.
+        """
+        logits = learned.logits if noise is None else learned.logits + self._settings.gumbel * noise
+        return self.slot_rows(self.weights(logits, temperature.view(-1, 1, 1, 1)), learned, bank)
+
     def slot_rows(self, weights: Tensor, learned: Learned, bank: BankParts) -> Tensor:
         """The materialised adapters of P' profiles, a slot each.
 

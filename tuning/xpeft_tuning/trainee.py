@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, SupportsFloat
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ class Trainee:
         score: of the last whole epoch's profile, where anybody looked.
         failure: why the last whole epoch left no profile.
         noise: on the logits of the step that is going on, where there is any.
+        losses: of the epoch's steps so far, each the mean of its rows; those of a device may still be there.
     """
 
     name: str
@@ -48,7 +50,7 @@ class Trainee:
     failure: Unservable | None = None
     noise: Tensor = field(default_factory=lambda: torch.zeros(()))
     done: int = 0
-    total_loss: float = 0.0
+    losses: list[SupportsFloat] = field(default_factory=list)
     _order: list[NDArray[np.int64]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -97,13 +99,18 @@ class Trainee:
         """The train rows of the next step: an epoch takes each once, in a new order."""
         if not self._order:
             self._order = np.array_split(self._shuffle.permutation(len(self.train)), self.steps)[::-1]
-            self.total_loss = 0.0
+            self.losses = []
         return self._order.pop()
 
-    def stepped(self, loss: float) -> None:
+    def stepped(self, loss: SupportsFloat) -> None:
         """Args: loss: mean of the step's rows."""
         self.done += 1
-        self.total_loss += loss
+        self.losses.append(loss)
+
+    @property
+    def total_loss(self) -> float:
+        """Of the epoch's steps so far, added up."""
+        return sum(map(float, self.losses))
 
     @property
     def ends_epoch(self) -> bool:
@@ -120,6 +127,18 @@ class Trainee:
     def measured(self) -> LabelledTexts:
         """Held-out rows, without any the train rows."""
         return self.held_out if len(self.held_out) else self.train
+
+
+class Turn(NamedTuple):
+    """What a trainee does in a step. rows: ``[n]``, n ≥ 1, of its train texts."""
+
+    trainee: Trainee
+    rows: NDArray[np.int64]
+
+
+def temperatures(trainees: Sequence[Trainee], device: torch.device) -> Tensor:
+    """``[P']``, each one's own."""
+    return torch.tensor([each.temperature for each in trainees], device=device)
 
 
 def enrol(plm: Plm, name: str, dataset: Dataset, labels: tuple[str, ...], settings: TuningSettings) -> Trainee:

@@ -38,6 +38,7 @@ from .bench_options import (
 )
 from .bench_report import chosen, failures_told, report, run, step
 from .bench_serve import serve, tenants
+from .bench_tune import tune
 from .screen import fail
 
 app = typer.Typer(
@@ -195,5 +196,5 @@ def stores(
 
 
 # In the order of --help.
-for _command in (ops, shapes, engine, serve, load, tenants, generate, stores):
+for _command in (ops, shapes, engine, serve, load, tenants, generate, stores, tune):
     app.command()(_command)

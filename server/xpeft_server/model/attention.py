@@ -12,6 +12,7 @@ from transformers import AttentionInterface
 from .arena_step import ArenaStep
 from .kv_attention import KvStep
 from .packed_sequences import PackedSequences
+from .padded_batch import PaddedSequences
 from .sequence_groups import Bucket, SequenceGroups
 
 PACKED_ATTENTION = "xpeft_packed"
@@ -24,7 +25,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packed_groups: SequenceGroups | PackedSequences | KvStep | ArenaStep,
+    packed_groups: SequenceGroups | PackedSequences | PaddedSequences | KvStep | ArenaStep,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: Any,
@@ -37,15 +38,15 @@ def packed_attention(
 
     Args:
         query: ``[1, heads, T, d]``; key and value may have fewer heads (grouped queries).
-        packed_groups: all T rows, or tables of them on the device; or, when generating, where each row's sequence has
-            its keys and values.
+        packed_groups: all T rows, or tables or lengths of them on the device; or, when generating, where each row's
+            sequence has its keys and values.
         sliding_window: tokens at this distance or more are not seen.
     Returns: ``[1, T, heads, d]``.
     """
     if isinstance(packed_groups, KvStep | ArenaStep):
         return packed_groups.attend(_block_of(module), query, key, value, scaling, sliding_window), None
     causal = bool(getattr(module, "is_causal", False))
-    if isinstance(packed_groups, PackedSequences):
+    if isinstance(packed_groups, PackedSequences | PaddedSequences):
         return packed_groups.attend(query, key, value, scaling=scaling, window=sliding_window, causal=causal), None
     if query.requires_grad:
         return _with_gradient(query, key, value, packed_groups, scaling, sliding_window, causal), None

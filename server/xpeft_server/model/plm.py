@@ -26,7 +26,9 @@ from .errors import ModelError, ModelUnusable
 from .families import Family, family_of, first_position, position_limit
 from .graphs.placed_batch import PlacedBatch
 from .graphs.placed_step import PlacedStep
+from .hub import check_hub
 from .packing import PackedBatch
+from .padded_batch import PaddedBatch
 from .plm_facts import PlmFacts, plm_fingerprint
 from .step_packing import StepBatch
 from .tokenizing import TextTokenizer
@@ -84,11 +86,13 @@ class Plm:
         )
 
     def forward(
-        self, batch: PackedBatch | PlacedBatch | StepBatch | PlacedStep, adapters: Adapters | None = None
+        self,
+        batch: PackedBatch | PlacedBatch | PaddedBatch | StepBatch | PlacedStep,
+        adapters: Adapters | None = None,
     ) -> Tensor:
-        """Last hidden states ``[T, H]`` of packed texts, or of a step; without adapters, the bare PLM's."""
+        """Last hidden states ``[T, H]`` of packed or padded texts, or of a step; without adapters, the bare PLM's."""
         arguments: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
-        if self.family.token_types and isinstance(batch, PackedBatch | PlacedBatch):
+        if self.family.token_types and isinstance(batch, PackedBatch | PlacedBatch | PaddedBatch):
             arguments["token_type_ids"] = batch.token_type_ids
         if self.family.decoder:
             arguments["use_cache"] = False
@@ -101,9 +105,10 @@ class Plm:
 def load_plm(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Plm:
     """Load from a path, a hub id, or the installed default.
 
-    Raises: UnsupportedModel for another family; ModelUnusable if files are missing or do not fit.
+    Raises: UnsupportedModel for another family; ModelUnusable if files are missing or do not fit, or no hub answers.
     """
     source = _locate(name)
+    check_hub(source)
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:

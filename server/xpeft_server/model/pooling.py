@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from xpeft_kernels import mean_rows
@@ -38,3 +39,20 @@ def pool(hidden: Tensor, batch: PackedBatch | PlacedBatch, pooling: Pooling) -> 
     rows = hidden[: batch.owners.numel()].float()
     total = rows.new_zeros(batch.sequences, hidden.shape[1]).index_add(0, batch.owners, rows)
     return total / (batch.ends - batch.starts)[:, None]
+
+
+def pool_padded(hidden: Tensor, live: Tensor, pooling: Pooling) -> Tensor:
+    """`pool` where every sequence is padded to S tokens.
+
+    Args:
+        hidden: ``[Q, S, H]``; live: ``[Q]`` int64, tokens of each sequence, 0 counts as 1.
+    Returns: ``[Q, H]`` float32.
+    """
+    if pooling == "cls":
+        return hidden[:, 0].float()
+    count = live.clamp_min(1)[:, None]
+    if pooling == "last":
+        last = (count - 1)[:, None].expand(-1, 1, hidden.shape[2])
+        return hidden.gather(1, last)[:, 0].float()
+    real = torch.arange(hidden.shape[1], device=live.device) < count
+    return (hidden.float() * real[..., None]).sum(dim=1) / count

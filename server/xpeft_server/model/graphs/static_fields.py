@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -13,14 +13,18 @@ from torch import Tensor
 from ..lanes import Lanes
 
 _ALIGNMENT: Final = 64
-_TORCH: Final = {np.dtype(np.int64): torch.int64, np.dtype(np.int32): torch.int32}
+_TORCH: Final = {
+    np.dtype(np.int64): torch.int64,
+    np.dtype(np.int32): torch.int32,
+    np.dtype(np.float32): torch.float32,
+}
 
 
 class Field(NamedTuple):
-    """``dtype`` is int64 or int32."""
+    """``dtype`` is int64, int32 or float32."""
 
     name: str
-    dtype: type[np.signedinteger]
+    dtype: type[np.signedinteger | np.float32]
     shape: tuple[int, ...]
 
 
@@ -28,7 +32,7 @@ class Staged(NamedTuple):
     """Host memory that is laid out as the device's, and the arrays in it, to be written whole."""
 
     memory: Tensor
-    fields: Mapping[str, NDArray[np.signedinteger]]
+    fields: Mapping[str, NDArray[Any]]
 
 
 class StaticFields:

@@ -1,0 +1,146 @@
+"""Steps of tuning on a GPU that is not there: what the model's placement.py pretends, for the placed step.
+
+Prints what was stepped, as JSON lines. Run: python step_placement.py; with --astray it leaves an array on the host,
+with --asking it wants to know a loss: both have to fail.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+
+sys.path.append(str(Path(__file__).parents[1] / "model"))
+
+import placement
+
+from xpeft_benchmarks.shapes import random_plm
+from xpeft_server.model.bank import Bank
+from xpeft_server.model.bank_spec import RandomBankSpec
+from xpeft_server.model.families import FAMILIES
+from xpeft_server.model.graphs.static_fields import StaticFields
+from xpeft_server.model.plm import Plm
+from xpeft_server.model.random_bank import random_bank
+from xpeft_server.model.tokenizing import TokenizedText
+from xpeft_tuning import bank_parts
+from xpeft_tuning.labelled_texts import LabelledTexts
+from xpeft_tuning.placed_step import PlacedStep
+from xpeft_tuning.settings import TuningSettings
+from xpeft_tuning.static_turns import StaticTurns
+from xpeft_tuning.step_parts import StepParts
+from xpeft_tuning.trainee import Trainee, Turn
+
+WAY = sys.argv[1] if len(sys.argv) > 1 else ""
+PLACES, ROWS = 3, 6
+SETTINGS = (
+    TuningSettings(batch_rows=4, gumbel=0.5),
+    TuningSettings(batch_rows=4, kind="soft", lr_norm=0.0),
+)
+
+
+def texts(lengths: list[int], targets: torch.Tensor) -> LabelledTexts:
+    made = LabelledTexts.__new__(LabelledTexts)
+    made.texts = [TokenizedText(np.arange(each, dtype=np.int32), np.zeros(each, np.int32)) for each in lengths]
+    made.targets, made.cut = targets, 0
+    return made
+
+
+def turns(settings: TuningSettings, completes: bool, bank: Bank) -> list[Turn]:
+    """Of a trainee with labels and one with numbers, or of completions; their texts of several lengths."""
+    found = []
+    for place in range(PLACES - 1):
+        lengths = [7 * (place + 1) + row for row in range(ROWS)]
+        numbers = place == 1 and not completes
+        train = texts(lengths, torch.ones(ROWS, dtype=torch.float32 if numbers else torch.int64))
+        none, labels = texts([], train.targets[:0]), () if completes else ("a", "b")[: 2 - numbers]
+        trainee = Trainee(
+            name=str(place),
+            place=place,
+            labels=labels,
+            settings=settings,
+            train=train,
+            dev=none,
+            held_out=none,
+            row_weights=torch.ones(ROWS),
+            penalty=0.1,
+        )
+        trainee.draw_noise((2, bank.blocks, bank.adapters))
+        found.append(Turn(trainee, np.arange(4)))
+    return found
+
+
+class Ready(NamedTuple):
+    family: str
+    plm: Plm
+    bank: Bank
+    settings: TuningSettings
+    turns: list[Turn]
+    completes: bool
+
+
+def ready_to_step(family: str, settings: TuningSettings, completes: bool) -> Ready:
+    config = {"model_type": family, **placement.CONFIGS[family]}
+    plm = random_plm(config, device="cpu", dtype=torch.bfloat16)
+    bank = random_bank(RandomBankSpec.parse("random:N=4,R=8,seed=0,std=0.1"), plm=plm.facts)
+    return Ready(family, plm, bank, settings, turns(settings, completes, bank), completes)
+
+
+def step(ready: Ready) -> dict[str, object]:
+    _, plm, bank, settings, given, completes = ready
+    on = StepParts.of(placement.moved(plm), bank, settings, places=PLACES + 1, classes=2, completes=completes)
+    placed = PlacedStep(on, placement.GpuLanes(), nobody=PLACES)
+    losses = torch.empty(PLACES, device=placement.GPU)
+    placed.step(given, losses)
+    if WAY == "--asking":
+        float(losses.sum())
+    return {"graphs": len(placed._graphs), "padding": placed.padding, "values": list(placement.made(losses).shape)}
+
+
+def unfaked(run: Callable[..., Any]) -> Callable[..., Any]:
+    def plainly(*given: Any) -> Any:
+        with unset_fake_temporarily():
+            return run(*given)
+
+    return plainly
+
+
+def pretend() -> None:
+    placement.pretend()
+    bank_parts.bank_rows = lambda bank, *, device, dtype: torch.empty(  # type: ignore[attr-defined]
+        bank.blocks, bank.adapters, bank_parts.adapter_form(bank).bank_row, device=device, dtype=dtype
+    )
+    # What the host lays out is real.
+    PlacedStep._need = unfaked(PlacedStep._need)  # type: ignore[method-assign]
+    StaticTurns._write = unfaked(StaticTurns._write)  # type: ignore[method-assign]
+    if WAY == "--astray":
+        made = StaticFields.__init__
+
+        def astray(fields: StaticFields, *given: object) -> None:
+            made(fields, *given)  # type: ignore[arg-type]
+            fields.device = {**fields.device, "live": fields.device["live"].to("cpu")}
+
+        StaticFields.__init__ = astray  # type: ignore[method-assign]
+
+
+def main() -> None:
+    ready = [
+        ready_to_step(family, settings, completes)
+        for family in list(placement.CONFIGS)[: 1 if WAY else None]
+        for settings in SETTINGS
+        for completes in ((False, True) if FAMILIES[family].decoder else (False,))
+    ]
+    pretend()
+    for each in ready:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            found = step(each)
+        sys.stdout.write(json.dumps({"family": each.family, "completes": each.completes, **found}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Heads on fixed features: where profiles' own heads start, and what masks have to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .head_descent import Regressions, descend
+from .linear_head import LinearHead
+from .rotated_rows import RotatedRows
+
+PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+_DESCENDING = sorted(PENALTIES, reverse=True)
+FEWEST = 10
+_FOLDS = 5
+_NUMBERS = 2**24  # at once, of the largest tensor
+
+
+@torch.no_grad()
+def fit_linear_heads(given: Sequence[RotatedRows], *, penalties: Sequence[float]) -> list[LinearHead]:
+    """Multinomial logistic or linear regressions, solved to the end: no learning rate, no randomness.
+
+    Semantics, of each profile: the minimum over W, b of ``mean(weights · loss(features Wᵀ + b)) + penalty / Q · ‖W -
+    W₀‖² / 2``, where W₀, b₀ is the head that it is drawn to, and the loss is cross-entropy or, for targets that are
+    numbers, half the squared error; a penalty of 1 is the usual C = 1. From W₀, b₀, in float64.
+
+    Args: penalties: one for each profile, in the order in which they were given to `rotate`, as are the results.
+    """
+    heads: dict[int, LinearHead] = {}
+    for group in given:
+        kept = group.weights[:, None]
+        strengths = _column([penalties[place] for place in group.places], kept)
+        found = []
+        for part in _parts(len(group.places), group, weightings=1):
+            own = torch.arange(part.start, part.stop, device=kept.device)
+            solved, _ = _solve(group, own, kept, strengths[part], tolerance=1e-7)
+            found.append(solved[:, 0])
+        heads.update(_heads(group, torch.cat(found)))
+    return [heads[place] for place in range(len(heads))]
+
+
+def _heads(group: RotatedRows, solved: Tensor) -> Iterator[tuple[int, LinearHead]]:
+    """By place, of solutions ``[P, C, R]``."""
+    away = torch.bmm(solved, group.basis)
+    bias = group.bias + solved[..., 0] - torch.bmm(away, group.mean[..., None])[..., 0]
+    weight = torch.where(group.sound[:, None, None], group.weight + away, torch.nan).float()
+    for number, (place, classes) in enumerate(zip(group.places, group.classes, strict=True)):
+        yield place, LinearHead(weight[number, :classes].contiguous(), bias[number, :classes].float())
+
+
+@torch.no_grad()
+def choose_penalties(given: Sequence[RotatedRows], *, seeds: Sequence[int]) -> list[float]:
+    """The ones of `PENALTIES` with the least loss in cross-validation over a profile's rows, of equals the largest.
+
+    Fewer than `FEWEST` rows cannot tell: then it is 1.
+
+    Args: seeds: of each profile's folds, in the order in which they were given to `rotate`, as are the results.
+    """
+    chosen: dict[int, float] = {}
+    for group in given:
+        chosen |= dict.fromkeys(group.places, 1.0)
+        tell = [number for number, count in enumerate(group.counts) if count >= FEWEST]
+        if tell:
+            left_out = _left_out(group, [seeds[place] for place in group.places])
+            best = _losses(group, torch.tensor(tell, device=left_out.device), left_out).tolist()
+            for number, losses in zip(tell, best, strict=True):
+                chosen[group.places[number]] = _DESCENDING[losses.index(min(losses))]
+    return [chosen[place] for place in range(len(chosen))]
+
+
+def _left_out(group: RotatedRows, seeds: Sequence[int]) -> Tensor:
+    """``[P, F, Q]``, 1 where a fold leaves a row out: each row is left out once."""
+    left_out = np.zeros((len(seeds), _FOLDS, group.rows.shape[1]))
+    for number, (seed, count) in enumerate(zip(seeds, group.counts, strict=True)):
+        order = np.random.Generator(np.random.PCG64(seed)).permutation(count)
+        left_out[number, np.arange(count) % _FOLDS, order] = 1
+    return torch.from_numpy(left_out).to(group.rows.device)
+
+
+def _losses(group: RotatedRows, tell: Tensor, left_out: Tensor) -> Tensor:
+    """``[P', 9]`` of some profiles' left-out rows under each penalty, the largest first."""
+    units = tell[:, None].expand(-1, len(_DESCENDING)).flatten()
+    penalties = _column(_DESCENDING, left_out).repeat(len(tell))
+    weights = group.weights[:, None]
+    kept = weights * (1 - left_out)
+    found = []
+    for part in _parts(len(units), group, weightings=_FOLDS):
+        own = units[part]
+        _, logits = _solve(group, own, kept, penalties[part], tolerance=1e-4)
+        targets = group.targets[own, None]
+        if group.numbers:
+            losses = (logits - targets)[:, :, 0].square() / 2
+        else:
+            losses = logits.logsumexp(dim=2) - (targets * logits).sum(dim=2)
+        found.append((losses * (weights * left_out)[own]).sum(dim=(1, 2)))
+    return torch.cat(found).view(len(tell), len(_DESCENDING))
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype).to(like.device)
+
+
+def _parts(units: int, group: RotatedRows, *, weightings: int) -> Iterator[slice]:
+    """Of so many copies of a group's rows, as many as are small enough together."""
+    width = max(group.rows.shape[2], weightings * group.targets.shape[1])
+    most = max(1, _NUMBERS // (width * group.rows.shape[1]))
+    return (slice(start, min(start + most, units)) for start in range(0, units, most))
+
+
+def _solve(
+    group: RotatedRows, own: Tensor, kept: Tensor, penalties: Tensor, *, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """U profiles of a group, each under a penalty of its own, over the rows that each of F weightings keeps.
+
+    Args: own: ``[U]`` places in the group; kept: ``[P, F, Q]``; penalties: ``[U]``;
+        tolerance: of the largest element of the mean loss's gradient in W and b.
+    Returns: ``[U, F, C, R]`` and logits ``[U, F, C, Q]``.
+    """
+    rows, kept = group.rows[own], kept[own]
+    penalty = penalties[:, None].repeat(1, rows.shape[2])
+    penalty[:, 0] = 0
+    # A gradient in W is that in V, which is no larger in any norm, and x̄ times that in the bias.
+    reach = torch.full_like(penalty, 2**0.5)
+    reach[:, 0] *= group.mean[own].abs().amax(dim=1).clamp(min=1)
+    counts, classes = _column(group.counts, rows)[own], _column(group.classes, rows)[own]
+    labels = torch.arange(group.targets.shape[1], device=rows.device) < classes[:, None]
+    regressions = Regressions(
+        rows=rows,
+        squares=rows.square().sum(dim=1)[:, None, None],
+        targets=group.targets[own, None],
+        kept=kept[:, :, None],
+        penalty=penalty[:, None, None],
+        reach=reach[:, None, None],
+        allowed=tolerance * (kept > 0).sum(dim=2)[..., None, None].to(rows),
+        present=counts[:, None, None, None],
+        labels=labels.to(rows)[:, None, :, None],
+    )
+    offsets = group.offsets[own, None].repeat(1, kept.shape[1], 1, 1)
+    return descend(regressions, offsets, numbers=group.numbers)

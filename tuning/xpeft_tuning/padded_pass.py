@@ -1,0 +1,71 @@
+"""Forward, backward and Adam of one part of a step, without anything that the host would have to know."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xpeft_kernels import AdapterForm, Norm, apply_adapters_even
+from xpeft_server.model.pooling import pool_padded
+
+from .objective import mixed_losses, padded_completion_losses
+from .profile_stack import Learned
+from .static_turns import StaticTurns
+from .step_parts import StepParts
+
+
+class PaddedPass:
+    """What a graph repeats: `PackedStep`'s arithmetic on padded rows.
+
+    Args:
+        turns: what it reads.
+        losses: ``[P]``, where each place's mean loss goes.
+    """
+
+    def __init__(self, on: StepParts, turns: StaticTurns, losses: Tensor) -> None:
+        self._on = on
+        self._turns = turns
+        self._losses = losses
+
+    def __call__(self) -> None:
+        on, given = self._on, self._turns.device
+        rows = (self._turns.shape.places, self._turns.shape.rows)
+        leaves = on.stack.leaves(given["places"])
+        each = self._row_losses(leaves)
+        loss = (each * given["weight"]).sum()
+        if on.own_head:
+            loss = loss + on.penalty(leaves, given["penalty"])
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        on.optimizer.step(given["places"], gradients, given["share"])
+        self._losses.index_copy_(0, given["places"], (each.detach() * given["mean"]).view(rows).sum(dim=1))
+
+    def _row_losses(self, leaves: Learned) -> Tensor:
+        """``[P' · rows]``."""
+        on, given, shape = self._on, self._turns.device, self._turns.shape
+        slots = on.stack.adapters(leaves, on.parts, given["temperature"], self._turns.noise)
+        hidden = on.plm.forward(self._turns.batch(), EvenAdapters(slots.to(on.plm.dtype), on.stack.form))
+        hidden = hidden.view(shape.texts, shape.length, -1)
+        if on.vocabulary is not None:
+            ids = given["ids"].view(shape.texts, shape.length)
+            return padded_completion_losses(
+                hidden, ids, given["targets"], given["live"], on.vocabulary, longest=shape.answer
+            )
+        pooled = pool_padded(hidden, given["live"], on.bank.pooling)
+        weight, bias = on.stack.head(given["places"], leaves)
+        logits = torch.baddbmm(bias[:, None], pooled.view(shape.places, shape.rows, -1), weight.mT)
+        return mixed_losses(logits.flatten(0, 1), given["targets"], given["numbers"], given["are_numbers"] > 0)
+
+
+class EvenAdapters:
+    """A slot a place, as the `Adapters` of a forward in which every place has as many tokens.
+
+    Args: slots: ``[L, P', D']`` rows of the form.
+    """
+
+    def __init__(self, slots: Tensor, form: AdapterForm) -> None:
+        # Taken apart at once: a gradient of one block's would otherwise be as large as all of them.
+        self._slots = slots.unbind(0)
+        self._form = form
+
+    def __call__(self, block: int, hidden: Tensor, residual: Tensor | None, norm: Norm | None) -> Tensor:
+        return apply_adapters_even(hidden, self._slots[block], self._form, residual=residual, norm=norm)

@@ -1,0 +1,150 @@
+"""Rows of many profiles, each turned into as few columns as tell them apart, side by side in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from .linear_head import HeadRows
+
+_NUMBERS = 2**24  # at once, of the largest tensor
+_NEVER = -1e30  # logit of a label that a narrower head lacks; finite, so that it can be multiplied by zero
+
+
+class _Shape(NamedTuple):
+    """Of the place that rows are put in: a matter of theirs alone, so that their company changes no sum's order."""
+
+    rows: int
+    classes: int
+    hidden: int
+    numbers: bool
+
+    @classmethod
+    def of(cls, given: HeadRows) -> _Shape:
+        rows, hidden = given.features.shape
+        classes = _roomy(len(given.drawn_to.bias), 1)
+        return cls(_roomy(rows, 8), classes, hidden, given.targets.is_floating_point())
+
+
+def _roomy(count: int, least: int) -> int:
+    """Four sizes from one power of two to the next, all multiples of ``least``."""
+    step = max(least, 1 << max(0, (count - 1).bit_length() - 3))
+    return -(-count // step) * step
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotatedRows:
+    """P profiles' rows around their means x̄, in an orthonormal basis of the few directions that they have.
+
+    Semantics: ``X - x̄ = rows[1:] basis[1:]``, so that any V in ``‖V‖² + f((X - x̄) Vᵀ)`` that is the best is some
+    ``θ basis``, and its norm is θ's (Hastie and Tibshirani, "Efficient quadratic regularization for expression
+    arrays", 2004, theorem 1). Column 0 of ``rows`` is the bias, all ones.
+
+    Args:
+        places: of the P profiles among those that were given.
+        counts: Q of each; classes: C of each. Below, Q and C are those of the widest that would fit here.
+        rows: ``[P, Q, R]``, zero beyond a profile's own, R about min(Q, H); basis: ``[P, R, H]``; mean: ``[P, H]``.
+        targets: ``[P, C, Q]``, one-hot or numbers; weights: ``[P, Q]``, zero beyond a profile's own.
+        weight, bias: ``[P, C, H]`` and ``[P, C]`` of the heads that they are drawn to.
+        offsets: ``[P, C, Q]``, logits of those heads.
+        sound: ``[P]``, whether all features were finite; else they count as zero.
+    """
+
+    places: tuple[int, ...]
+    counts: tuple[int, ...]
+    classes: tuple[int, ...]
+    numbers: bool
+    rows: Tensor
+    basis: Tensor
+    mean: Tensor
+    targets: Tensor
+    weights: Tensor
+    weight: Tensor
+    bias: Tensor
+    offsets: Tensor
+    sound: Tensor
+
+
+@torch.no_grad()
+def rotate(given: Sequence[HeadRows]) -> list[RotatedRows]:
+    """Profiles of like shapes together; all features are on one device, and so is what comes of them."""
+    shapes = [_Shape.of(each) for each in given]
+    alike = groupby(sorted(range(len(given)), key=shapes.__getitem__), key=shapes.__getitem__)
+    return [
+        _rotated(part, [given[place] for place in part], shape)
+        for shape, places in alike
+        for part in _parts(places, shape)
+    ]
+
+
+def _parts(places: Iterator[int], shape: _Shape) -> Iterator[tuple[int, ...]]:
+    most = max(1, _NUMBERS // (max(shape.rows, shape.classes) * shape.hidden))
+    while part := tuple(islice(places, most)):
+        yield part
+
+
+def _rotated(places: tuple[int, ...], given: Sequence[HeadRows], shape: _Shape) -> RotatedRows:
+    device = given[0].features.device
+
+    def stacked(parts: Sequence[Tensor], size: int, fill: float = 0.0) -> Tensor:
+        """Padded along what comes first, ``[P, size, …]``."""
+        padded = pad_sequence([*parts, parts[0].new_zeros(size, *parts[0].shape[1:])], True, fill)[:-1]
+        return padded.to(device)
+
+    features = stacked([each.features for each in given], shape.rows).double()
+    weights = stacked([each.weights for each in given], shape.rows).double()
+    weight = stacked([each.drawn_to.weight for each in given], shape.classes).double()
+    bias = stacked([each.drawn_to.bias for each in given], shape.classes, _NEVER).double()
+    targets = stacked([each.targets for each in given], shape.rows, -1)[:, None]
+    if not shape.numbers:
+        targets = targets == torch.arange(shape.classes, device=device)[:, None]
+    live = stacked([torch.ones(len(each.targets)) for each in given], shape.rows).double()[..., None]
+    sound = features.isfinite().all(dim=2).all(dim=1)
+    features = torch.where(sound[:, None, None], features, 0)
+    mean = (weights[..., None] * features).sum(dim=1) / weights.sum(dim=1, keepdim=True)
+    rows, basis = _turned((features - mean[:, None]) * live)
+    return RotatedRows(
+        places=places,
+        counts=tuple(len(each.targets) for each in given),
+        classes=tuple(len(each.drawn_to.bias) for each in given),
+        numbers=shape.numbers,
+        rows=_with_bias(rows, live),
+        basis=_with_bias(basis.mT, torch.zeros_like(mean)[..., None]).mT.contiguous(),
+        mean=mean,
+        targets=targets.double(),
+        weights=weights,
+        weight=weight,
+        bias=bias,
+        offsets=torch.baddbmm(bias[..., None], weight, features.mT),
+        sound=sound,
+    )
+
+
+def _turned(centred: Tensor) -> tuple[Tensor, Tensor]:
+    """``[P, Q, H]`` as the product of columns at right angles and an orthonormal basis, ``[P, Q, R]``, ``[P, R, H]``.
+
+    By whichever of the two Gram matrices is the smaller. Of that of the rows the least eigenvalue is left out: it is
+    zero, as their weighted mean is.
+    """
+    if centred.shape[1] > centred.shape[2]:
+        _, directions = torch.linalg.eigh(centred.mT @ centred)
+        return centred @ directions, directions.mT
+    squares, places = torch.linalg.eigh(centred @ centred.mT)
+    squares, places = squares[:, None, 1:], places[..., 1:]
+    # What is less than the rounding of the largest has no direction.
+    there = squares > squares[..., -1:] * squares.shape[2] * torch.finfo(squares.dtype).eps
+    norms = torch.where(there, squares, 1).sqrt()
+    return torch.where(there, places * norms, 0), torch.where(there, places / norms, 0).mT @ centred
+
+
+def _with_bias(columns: Tensor, bias: Tensor) -> Tensor:
+    """``bias`` ``[P, M, 1]`` before ``[P, M, R]``, and zeros behind up to a multiple of 8."""
+    joined = torch.cat([bias, columns], dim=2)
+    return functional.pad(joined, (0, -joined.shape[2] % 8))
