@@ -66,7 +66,7 @@ async def _run(plan: EnginePlan, model: Model, slots: int, on_step: Step) -> lis
     def tell(done: int) -> None:
         on_step(f"{done} of {max(plan.profiles)} profiles registered")
 
-    store = await filled_store(plan, model.bank.geometry, walked=2 * count, tell=tell)
+    store = await filled_store(plan, model.bank.geometry, walked=3 * count, tell=tell)
     results: list[Result] = []
     for tokens in plan.batch_tokens:
         bench = _Bench(plan, model, store, texts, tokens, on_step)
@@ -120,12 +120,12 @@ class _Bench:
                 return await self._measure(variants)
 
     async def walks(self) -> list[Result]:
-        """Every text for the next profile: of as many as there are slots, and of twice as many."""
+        """Every text for the next profile: of as many as there are slots, and of twice as many others."""
         slots = _BATCHES * self._size
         walks = {
-            WARM: (slots, "every text for another profile, all of them in slots"),
+            WARM: (range(slots), "every text for another profile, all of them in slots"),
             COLD: (
-                2 * slots,
+                range(slots, 3 * slots),
                 "every text for another profile, none of them in a slot, all decoded in the host's memory",
             ),
         }
@@ -134,9 +134,9 @@ class _Bench:
             variants = {
                 name: self._asked(
                     crowd,
-                    self._requests(cycle(range(profiles)), walked_key, 1),
+                    self._requests(cycle(profiles), walked_key, 1),
                     meaning,
-                    {"profiles": profiles, "slots": slots},
+                    {"profiles": len(profiles), "slots": slots},
                     ramp=max(self._in_flight, 2 * slots),
                     against=(WARM,),
                 )

@@ -31,7 +31,7 @@ def test_engine_shows_a_table_and_writes_lines(
     assert asked["benchmark"] == "engine"
     assert asked["ratios"][0]["to"] == f"{name} bare"
     assert (asked["details"]["slots"], asked["details"]["in_flight"]) == (20, 4)
-    assert asked["details"]["made_share"] > 0.3
+    assert asked["details"]["made_share"] > 0.1
     assert asked["settings"]["plm"] == tiny_bert.name
     assert (asked["settings"]["seconds"], asked["settings"]["gpu"]) == (0.1, None)
     assert asked["machine"]["cpu"]

@@ -10,6 +10,7 @@ from xpeft_kernels import (
     AdapterForm,
     Impl,
     ImplUnavailable,
+    PlacedSteps,
     Sequences,
     Tiles,
     aggregate_adapters,
@@ -88,6 +89,7 @@ FORM = AdapterForm(8, 4)
 WIDE, ROWS = torch.zeros(1, 3, FORM.bank_row), torch.zeros(2, FORM.slot_row)
 INDEX = torch.zeros(1, dtype=torch.int64)
 QUERY = torch.zeros(3, 2, 8)
+STEPS = PlacedSteps(torch.tensor([[0, 1, 0, 2, 0, 0, 0]], dtype=torch.int32), torch.zeros(0, 3, dtype=torch.int32), 0)
 CALLS: dict[str, Callable[[Impl], object]] = {
     "aggregate_adapters": lambda impl: aggregate_adapters(
         WIDE, torch.full((1, 2, 1, 1), 7, dtype=torch.uint8), ROWS[None].clone(), INDEX, split=FORM.split, impl=impl
@@ -96,9 +98,7 @@ CALLS: dict[str, Callable[[Impl], object]] = {
     "apply_heads": lambda impl: apply_heads(ROWS[:, :8], ROWS[:, :8], ROWS[:, 0], INDEX, INDEX, impl=impl),
     "attend_packed": lambda impl: attend_packed(QUERY, QUERY, QUERY, Sequences.of([3]), impl=impl),
     "mean_rows": lambda impl: mean_rows(ROWS, INDEX, INDEX, impl=impl),
-    "attend_cache": lambda impl: attend_cache(
-        QUERY, QUERY, QUERY, torch.tensor([[0, 1, 0, 2]], dtype=torch.int32), scale=1.0, impl=impl
-    ),
+    "attend_cache": lambda impl: attend_cache(QUERY, QUERY, QUERY, STEPS, scale=1.0, impl=impl),
 }
 
 

@@ -102,7 +102,8 @@ def test_an_outage_is_told_once_when_it_begins_and_once_when_it_ends(
     redis_pair: Any, resident: dict[str, str], cold: str
 ) -> None:
     redis_pair.redis.kill()
-    redis_pair.near.wait_until_ready(5, status=503)
+    for server in (redis_pair.near, redis_pair.far):
+        server.wait_until_ready(5, status=503)
     for _ in range(50):
         assert redis_pair.near.classify("resident0").status_code == 200
         assert redis_pair.near.classify(cold).status_code == 503
