@@ -20,7 +20,7 @@ def limit_product_caches() -> None:
 
     Every batch has another number of tokens, hence products of other sizes. Measured with the three products of MiniLM
     at 600 sizes, one thread: 1.3 GB by default in float32, 0.8 GB in bfloat16; 24 to 77 MB with 32 kept. A
-    forward needs a few at a time, and making one anew costs a tenth of a millisecond.
+    forward needs a few at a time.
     To be called before PyTorch is imported.
     """
     for name, value in PRODUCT_CACHES.items():
