@@ -14,9 +14,10 @@ _PROVEN: Final = 0.8
 class SegmentedLru(Generic[T]):
     """Values by name, in the order in which they should leave.
 
-    What was used once is on trial (each step of a generation is a use); used again, it is proven. The trial's least recently used leaves first. At most
-    four fifths of the capacity are proven; whoever is too much there goes on trial again. A crowd of names that are
-    used once each therefore passes through a fifth of the room and leaves the rest alone.
+    What was used once is on trial; used again, it is proven, and each step of a generation is a use. The trial's least
+    recently used leaves first. At most four fifths of the capacity are proven; whoever is too much there goes on trial
+    again. A crowd of names that are used once each therefore passes through a fifth of the room and leaves the rest
+    alone.
     Source: segmented LRU (Karedla, Love and Wherry, 1994, "Caching strategies to improve disk system performance").
 
     Args:
