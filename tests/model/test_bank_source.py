@@ -8,7 +8,7 @@ import pytest
 from xpeft_server.model.bank import Bank
 from xpeft_server.model.bank_errors import BankInvalid, BankSpecInvalid, ForeignBank
 from xpeft_server.model.bank_file import write_bank_file
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.bank_source import check_bank_source, open_bank
 from xpeft_server.model.bank_spec import RandomBankSpec
 from xpeft_server.model.plm_facts import PlmFacts
 from xpeft_server.model.random_bank import random_bank
@@ -67,8 +67,16 @@ def test_a_pooling_that_the_file_names_is_kept_on_a_decoder(made: Bank, tmp_path
     assert open_bank(str(path), replace(FACTS, decoder=True)).pooling == "mean"
 
 
-def test_a_bad_spec_and_a_missing_file_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(BankSpecInvalid, match="N is 'many'"):
-        open_bank("random:N=many", FACTS)
-    with pytest.raises(BankInvalid, match="rnd:N=3: no such file"):
-        open_bank("rnd:N=3", FACTS)
+def test_a_bad_spec_and_a_missing_file_are_refused_by_name_without_a_model() -> None:
+    for refuse in (check_bank_source, lambda source: open_bank(source, FACTS)):
+        with pytest.raises(BankSpecInvalid, match="N is 'many'"):
+            refuse("random:N=many")
+        with pytest.raises(BankInvalid, match="rnd:N=3: no such file"):
+            refuse("rnd:N=3")
+
+
+def test_what_may_be_a_bank_is_not_refused_before_its_model_is_known(made: Bank, tmp_path: Path) -> None:
+    path = tmp_path / "bank.safetensors"
+    write_bank_file(made, path)
+    check_bank_source(str(path))
+    check_bank_source("random:N=3,R=4")

@@ -13,7 +13,7 @@ from xpeft_server.engine.device_thread import device_executor
 from xpeft_server.engine.engine import Engine
 from xpeft_server.engine.engine_limits import EngineLimits
 from xpeft_server.engine.metrics import Metrics
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.bank_source import check_bank_source, open_bank
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder, kv_shape
 from xpeft_server.model.plm import Plm, load_plm
@@ -112,6 +112,7 @@ def build_engine(
 def load_classifier(settings: Settings) -> Classifier:
     """PLM, bank and slots as the settings say. Raises: as `build_engine`."""
     device = choose_device(settings.device)
+    check_bank_source(settings.bank)
     plm = load_plm(settings.plm, device=device, dtype=choose_dtype(settings.dtype, device))
     prepack(plm)
     bank = open_bank(settings.bank, plm.facts)

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from .bank import Bank
-from .bank_errors import ForeignBank
+from .bank_errors import BankInvalid, ForeignBank
 from .bank_file import read_bank_file
 from .bank_spec import SPEC_PREFIX, RandomBankSpec
 from .plm_facts import PlmFacts
 from .random_bank import random_bank
+
+
+def check_bank_source(spec_or_path: str) -> None:
+    """What can be said of a bank in no time, before a language model is loaded for it.
+
+    Raises: BankSpecInvalid; BankInvalid if there is no such file.
+    """
+    if spec_or_path.startswith(SPEC_PREFIX):
+        RandomBankSpec.parse(spec_or_path)
+    elif not Path(spec_or_path).exists():
+        raise BankInvalid(f"{spec_or_path}: no such file")
 
 
 def open_bank(spec_or_path: str, plm: PlmFacts) -> Bank:
