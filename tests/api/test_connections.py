@@ -165,6 +165,54 @@ def test_nobody_makes_room_between_two_requests_of_its_work():
     assert closed == [first, others[0]]
 
 
+def test_who_asks_nothing_for_too_long_is_ended_but_not_who_is_about_something():
+    now = 100.0
+    limits = ConnectionLimits(most=10, idle_seconds=30, send_seconds=30)
+    connections = Connections(limits, metrics=Metrics(), clock=lambda: now)
+    ended = []
+
+    class Open:
+        busy = False
+
+        def end_idle(self, at):
+            assert at == now
+            if not self.busy:
+                ended.append(self)
+            return not self.busy
+
+    first, second, third = (Open() for _ in range(3))
+    for each in (first, second, third):
+        assert connections.enter(each)
+        connections.waits(each)
+        now += 1
+    second.busy = True
+    now = 129.0
+    connections.sweep()
+    assert ended == []
+    now = 131.0
+    connections.sweep()
+    assert ended == [first]
+    # Its time begins anew; the others' do not.
+    second.busy = False
+    now = 160.0
+    connections.sweep()
+    assert ended == [first, third]
+    now = 161.0
+    connections.sweep()
+    assert ended == [first, third, second]
+
+
+IDLE_AND_SLOW = ConnectionLimits(most=9, idle_seconds=0.1, send_seconds=30, head_seconds=0.5)
+
+
+@pytest.mark.parametrize("connection_limits", [IDLE_AND_SLOW])
+async def test_who_has_begun_a_further_request_is_not_idle(ask, metric):
+    reader, writer, _ = await ask(HEALTH)
+    writer.write(HEALTH[:9])
+    assert (await answered(reader)).startswith(b"HTTP/1.1 408 ")
+    assert metric('xpeft_connection_ends_total{reason="idle"}') == 0
+
+
 @pytest.mark.parametrize("connection_limits", [ConnectionLimits(most=9, idle_seconds=0.2, send_seconds=30)])
 async def test_a_connection_without_a_further_request_is_closed(ask, metric):
     reader, _, answer = await ask(HEALTH)

@@ -9,6 +9,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xpeft_profiles import PreconditionFailed, ProfileInvalid, check_name
+from xpeft_server.engine.errors import Overloaded
 
 from .access import CANCEL, JOBS_PREFIX, PROFILE, PROFILES_PREFIX, TUNE, TUNE_SUFFIX
 from .audit_log import AuditLog
@@ -59,6 +60,9 @@ class Audit:
             self._log.write(_entry(scope, action, status, None))
 
     def _tell_failure(self, scope: Scope, action: str | None, error: BaseException) -> None:
+        # In a flood of these nothing is to be spent on what is not told.
+        if action is None and isinstance(error, Overloaded):
+            return
         status, code = _end_of(error)
         if status in _REFUSED:
             template = context_of(scope).template

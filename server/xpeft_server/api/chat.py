@@ -67,7 +67,7 @@ class Chat:
         if body.stream:
             return EventStream(self._events(asked))
         work = self._generation.answer(asked.request, _FIELDS)
-        answer = await unless_client_leaves(request.receive, work)
+        answer = await unless_client_leaves(request.scope, request.receive, work)
         self._generation.count(asked.request)
         return _reply(asked, answer)
 

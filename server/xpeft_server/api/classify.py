@@ -46,7 +46,7 @@ class Classifier:
         name = context.profile = asked_profile(body.profile, body.model)
         inputs = self._inputs(body)
         asked = ClassifyRequest(ProfileKey(tenant, name), inputs, body.truncate, context.journey)
-        answer = await unless_client_leaves(request.receive, self._engine.classify(asked))
+        answer = await unless_client_leaves(scope, request.receive, self._engine.classify(asked))
         self._metrics.profile_requests.count(tenant, name)
         return json_reply(_document(name, answer), headers=_headers(answer))
 

@@ -47,7 +47,7 @@ class Completions:
         }
         if not body.stream:
             works = map(self._generation.answer, asked, fields)
-            answers = await unless_client_leaves(request.receive, all_of(works))
+            answers = await unless_client_leaves(request.scope, request.receive, all_of(works))
             self._generation.count(asked[0])
             return _reply(head, answers, logprobs=body.logprobs is not None)
         stream = CompletionStream(

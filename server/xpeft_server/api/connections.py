@@ -13,7 +13,7 @@ HEAD_SECONDS: Final = 10.0
 # Above this part of the limit, who has nothing to do here makes room.
 _CROWDED: Final = 0.9
 _SWEEP_SECONDS: Final = 1.0
-# Looked at so often, at least, in the time that a client may take nothing.
+# Looked at so often, at least, in the time that a client may take nothing, or ask nothing.
 _SWEEPS: Final = 4
 
 EndReason = Literal["refused", "room", "idle", "late", "unread"]
@@ -44,6 +44,9 @@ class Connection(Protocol):
     def look(self, now: float) -> bool:
         """End it if it has to end. Returns: whether to look again."""
 
+    def end_idle(self, now: float) -> bool:
+        """End it, unless its client is about something. Returns: whether it ended."""
+
 
 class Connections:
     """Counts them and knows which are idle and which have something on its way out. Used from one event loop.
@@ -62,7 +65,7 @@ class Connections:
         self._open: set[Connection] = set()
         self._idle: dict[Connection, float] = {}  # since when, the longest first
         self._watched: set[Connection] = set()
-        self._pause = min(_SWEEP_SECONDS, limits.send_seconds / _SWEEPS)
+        self._pause = min(_SWEEP_SECONDS, limits.send_seconds / _SWEEPS, limits.idle_seconds / _SWEEPS)
         self._next_sweep = 0.0
         metrics.connections_limit.set(limits.most)
 
@@ -98,7 +101,7 @@ class Connections:
         self._ends[reason].inc()
 
     def sweep(self) -> None:
-        """Look at what goes out, if it is time; to be called often."""
+        """Look at what goes out and at who is idle, if it is time; to be called often: no request costs a timer."""
         now = self._clock()
         if now < self._next_sweep:
             return
@@ -106,6 +109,16 @@ class Connections:
         for connection in tuple(self._watched):
             if not connection.look(now):
                 self._watched.discard(connection)
+        self._end_idle(now)
+
+    def _end_idle(self, now: float) -> None:
+        while self._idle:
+            longest, since = next(iter(self._idle.items()))
+            if now - since < self.limits.idle_seconds:
+                break
+            del self._idle[longest]
+            if not longest.end_idle(now):
+                self._idle[longest] = now
 
     def _make_room(self) -> None:
         longest = next(iter(self._idle), None)

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from .errors import ClientGone
 
 Answer = TypeVar("Answer")
 
+# In the scope of a request whose connection tells when it ends; where there is none, somebody has to wait for that.
+DEPARTURE: Final = "xpeft.departure"
 
-async def unless_client_leaves(receive: Receive, work: Awaitable[Answer]) -> Answer:
+
+class Departure:
+    """A client's, told by its connection to who works for it.
+
+    Attributes:
+        then: called when the client leaves.
+    """
+
+    __slots__ = ("is_told", "then")
+
+    def __init__(self) -> None:
+        self.is_told = False
+        self.then: Callable[[], object] | None = None
+
+    def tell(self) -> None:
+        self.is_told = True
+        if self.then is not None:
+            self.then()
+
+
+async def unless_client_leaves(scope: Scope, receive: Receive, work: Awaitable[Answer]) -> Answer:
     """Await ``work``; cancel it when the client closes its connection. The body must have been read.
 
     Raises: ClientGone, and whatever ``work`` raises.
@@ -21,21 +43,27 @@ async def unless_client_leaves(receive: Receive, work: Awaitable[Answer]) -> Ans
     worker = asyncio.current_task()
     if worker is None:
         raise RuntimeError("a request is answered inside a task")
-    left = False
-
-    async def watch() -> None:
-        nonlocal left
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        left = True
+    departure: Departure | None = scope.get(DEPARTURE)
+    watcher = None
+    if departure is None:
+        departure = Departure()
+        watcher = asyncio.get_running_loop().create_task(_watch(receive, departure))
+    departure.then = worker.cancel
+    if departure.is_told:
         worker.cancel()
-
-    watcher = asyncio.get_running_loop().create_task(watch())
     try:
         return await work
     except asyncio.CancelledError:
-        if left and not worker.uncancel():
+        if departure.is_told and not worker.uncancel():
             raise ClientGone from None
         raise
     finally:
-        watcher.cancel()
+        departure.then = None
+        if watcher is not None:
+            watcher.cancel()
+
+
+async def _watch(receive: Receive, departure: Departure) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    departure.tell()

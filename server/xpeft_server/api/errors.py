@@ -134,7 +134,7 @@ def translate(error: Exception) -> ApiError | None:
         return _translate_framework(error)
     if isinstance(error, RequestValidationError):
         return ApiError(422, "invalid_request", "; ".join(str(item["msg"]) for item in error.errors()))
-    rule = next((_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE), None)
+    rule = _rule_of(type(error))
     if rule is None:
         return None
     return ApiError(
@@ -153,6 +153,13 @@ def outcome_of(status: int) -> str:
     if status == 429:
         return "overloaded"
     return "client_error" if status < 500 else "server_error"
+
+
+def _rule_of(kind: type[Exception]) -> _Rule | None:
+    for each in kind.__mro__:
+        if each in _TABLE:
+            return _TABLE[each]
+    return None
 
 
 def _translate_framework(error: HTTPException) -> ApiError:

@@ -53,7 +53,7 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A client that goes away ends the stream. Raises: ClientGone; AnswerBroken after an error's event."""
         async with aclosing(self._events):
-            await unless_client_leaves(receive, self._answer(scope, send))
+            await unless_client_leaves(scope, receive, self._answer(scope, send))
 
     async def _answer(self, scope: Scope, send: Send) -> None:
         first = await anext(self._events)

@@ -40,7 +40,7 @@ class Generate:
         id_ = "generate-" + new_id()
         if body.stream:
             return EventStream(self._events(id_, asked))
-        answer = await unless_client_leaves(request.receive, self._generation.answer(asked, _FIELDS))
+        answer = await unless_client_leaves(request.scope, request.receive, self._generation.answer(asked, _FIELDS))
         self._generation.count(asked)
         document = {"id": id_, "profile": name, **_document(answer, logprobs=body.logprobs is not None)}
         return json_reply(document, headers=headers_of([answer.started], [answer.finished]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import time
 from typing import Any, Final
 
 import httptools
@@ -13,9 +12,12 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from .bodies import BODY_IS_THERE
 from .connections import Connections, EndReason
 from .context import labels_of
+from .departure import DEPARTURE, Departure
 from .errors import ApiError
+from .joined_writes import JoinedWrites
 from .last_words import last_words
 from .outflow import Outflow
 
@@ -63,26 +65,25 @@ class HttpProtocol(HttpToolsProtocol):
         self._connected = connected
         self._connections = connections
         self._limits = connections.limits
-        self.timeout_keep_alive = connections.limits.idle_seconds  # type: ignore[assignment]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = JoinedWrites(transport, self.loop)  # type: ignore[assignment]
         self._outflow = Outflow(self._connected, transport)
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_there()
-        self._unset_keepalive_if_required()
         self._connections.leave(self)
         if self._answered is not None and not self._answered.response_complete:
             self._answered.disconnected = True
             self._answered.message_event.set()
+            self._answered.scope[DEPARTURE].tell()  # type: ignore[typeddict-item]
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._is_last:
             return
-        self._unset_keepalive_if_required()
         steps = self._steps
         try:
             self.parser.feed_data(data)
@@ -107,11 +108,15 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._count(len(url))
+        self._head_bytes += len(url)
+        if self._head_bytes > HEAD_BYTES:
+            raise self._refused(_too_large())
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + 4)
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > HEAD_BYTES:
+            raise self._refused(_too_large())
         if not self._in_head:
             return  # a trailer, which nobody reads
         if len(self.headers) == HEADERS:
@@ -128,6 +133,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.parser.get_http_version() not in _VERSIONS:
             raise self._refused(ApiError(505, "http_version_not_supported", "this server speaks HTTP/1.1"))
         answering = self._answering
+        self.scope[DEPARTURE] = Departure()  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
         if not answering:
             self._answered = self.cycle
@@ -139,23 +145,19 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._steps += 1
+        self.scope[BODY_IS_THERE] = True  # type: ignore[typeddict-unknown-key]
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        following = self.pipeline[-1][0] if self.pipeline else None
-        super().on_response_complete()
-        if following is not None:
-            self._answered = following
-        elif self.timeout_keep_alive_task is not None:
+        if self.pipeline:
+            self._answered = self.pipeline[-1][0]
+            super().on_response_complete()
+            return
+        # As uvicorn does, but for its timer: `Connections` knows since when a connection has been idle.
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
             self._connections.waits(self)
-
-    def timeout_keep_alive_handler(self) -> None:
-        if self._outflow.untaken_for(time.monotonic()) is None:
-            self._end("idle")
-        else:  # a client that still reads is not idle
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self._limits.idle_seconds, self.timeout_keep_alive_handler
-            )
 
     def make_room(self) -> None:
         self._close()
@@ -177,14 +179,16 @@ class HttpProtocol(HttpToolsProtocol):
         self._nothing_owed = True
         return True
 
+    def end_idle(self, now: float) -> bool:
+        # Who sends a head has a time limit of its own, and a client that still reads is not idle.
+        if self._late is not None or self._outflow.untaken_for(now) is not None:
+            return False
+        self._end("idle")
+        return True
+
     @property
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
-
-    def _count(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > HEAD_BYTES:
-            raise self._refused(_too_large())
 
     def _refused(self, error: ApiError) -> ApiError:
         """To be raised in the parser, which forgets what it was."""

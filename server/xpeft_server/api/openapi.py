@@ -7,13 +7,14 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .access import PUBLIC
-from .direct_route import DirectRoute
-from .operation import TEXT_CONTENT, Operation
+from .dispatch import Dispatch
+from .operation import TEXT_CONTENT, Handler, Operation
 
 _SCHEME: Final = "key"
 _NO_WORD: Final = re.compile(r"[^a-z0-9]+")
@@ -45,16 +46,10 @@ class DocumentedApi(FastAPI):
             status_code=next(iter(operation.answers), 400),
             responses=operation.responses(),
             openapi_extra=operation.extra(),
-            route_class_override=DirectRoute,
         )
         if operation.method == "GET":
             self.router.add_api_route(
-                path,
-                operation.handler,
-                methods=["HEAD"],
-                response_model=None,
-                include_in_schema=False,
-                route_class_override=DirectRoute,
+                path, operation.handler, methods=["HEAD"], response_model=None, include_in_schema=False
             )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,7 +61,13 @@ class DocumentedApi(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """Only what was added: what is raised is translated in one place, our own outermost middleware."""
-        app: ASGIApp = self.router
+        handlers: dict[tuple[str, str], Handler] = {
+            (route.path_format, method): route.endpoint
+            for route in self.routes
+            if isinstance(route, APIRoute)
+            for method in route.methods or ()
+        }
+        app: ASGIApp = Dispatch(handlers, otherwise=self.router)
         for middleware, args, kwargs in reversed(self.user_middleware):
             app = middleware(app, *args, **kwargs)
         return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -83,7 +84,7 @@ class _Answer:
         self._context = context
         self.status = 0
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             seconds = time.perf_counter() - self._context.started
@@ -94,4 +95,4 @@ class _Answer:
             ]
             if self._context.journey.stages:
                 message["headers"].append((b"server-timing", server_timing(self._context.journey.stages)))
-        await self._send(message)
+        return self._send(message)

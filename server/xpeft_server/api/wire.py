@@ -26,8 +26,9 @@ class WireBody(BaseModel):
     def _known_fields(cls, document: object) -> object:
         # At the first one: "forbid" alone would make an error object of each of a million unknown fields.
         if isinstance(document, dict):
+            fields = cls.model_fields
             for name in document:
-                if name not in cls.model_fields:
+                if name not in fields:
                     raise PydanticCustomError(UNKNOWN_FIELD, "there is no field {name}", {"name": name})
         return document
 

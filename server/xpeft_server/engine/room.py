@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from xpeft_server.tenant_limits import LimitsOfTenants
 
 from .errors import LimitReached, Overloaded
@@ -32,13 +30,13 @@ class Room:
         self._limits = limits
         self._reason = reason
         self._whole = whole
-        self._mine: Counter[str] = Counter()
+        self._mine: dict[str, int] = {}
 
     def check(self, tenant: str, count: int) -> None:
         """Raises: Overloaded if so much more does not fit, LimitReached if not into the tenant's part."""
         if self.most is None or not self.taken:
             return
-        mine = self._mine[tenant]
+        mine = self._mine.get(tenant, 0)
         if self._whole and not mine and self.taken < self.most:
             return
         if self.taken + count > self.most:
@@ -51,10 +49,12 @@ class Room:
 
     def take(self, tenant: str, count: int) -> None:
         self.taken += count
-        self._mine[tenant] += count
+        self._mine[tenant] = self._mine.get(tenant, 0) + count
 
     def leave(self, tenant: str, count: int) -> None:
         self.taken -= count
-        self._mine[tenant] -= count
-        if not self._mine[tenant]:
-            del self._mine[tenant]
+        left = self._mine.get(tenant, 0) - count
+        if left:
+            self._mine[tenant] = left
+        else:
+            self._mine.pop(tenant, None)
