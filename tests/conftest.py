@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import socket
 import subprocess
@@ -28,6 +29,14 @@ if not Path("/dev/nvidiactl").exists():
 def project_root() -> Path:
     """The folder of pyproject.toml."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def warm_programs(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Iterator[Path]:
+    """A folder with an ``xpeft`` and a ``python`` that start in no time; what is left of them ends with the session."""
+    started = runpy.run_path(str(project_root / "tests" / "warm_programs.py"))["started"]
+    with started(tmp_path_factory.mktemp("warm"), COLUMNS="120") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,13 @@ import httpx
 import pytest
 
 StartExample = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start_example(start_example: StartExample, warm_programs: Path, monkeypatch: pytest.MonkeyPatch) -> StartExample:
+    """With the ``python`` that starts in no time, and its ``xpeft``."""
+    monkeypatch.setattr(sys, "executable", str(warm_programs / "python"))
+    return start_example
 
 
 def _words(text: str) -> list[str]:

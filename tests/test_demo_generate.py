@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,13 @@ Row = dict[str, str]
 
 def _rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def start_example(start_example: StartExample, warm_programs: Path, monkeypatch: pytest.MonkeyPatch) -> StartExample:
+    """With the ``python`` that starts in no time, and its ``xpeft``."""
+    monkeypatch.setattr(sys, "executable", str(warm_programs / "python"))
+    return start_example
 
 
 @pytest.fixture(scope="module")

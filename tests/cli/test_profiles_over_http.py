@@ -27,6 +27,11 @@ from xpeft_server.cli.profiles_kept_client import KeptProfilesClient
 
 BANK = "sha256:" + "ab" * 32
 SERVER = """
+import sys, types
+# Nothing then loads PyTorch, which takes longer than all that a test does.
+for module, name in (("xpeft_server.engine.engine", "Engine"), ("xpeft_server.cli.assembly", "build_engine")):
+    sys.modules[module] = types.ModuleType(module)
+    setattr(sys.modules[module], name, None)
 from xpeft_profiles import BankGeometry
 from xpeft_server.cli import main, running_server
 from xpeft_server.engine.requests import EngineInfo, EngineStatus

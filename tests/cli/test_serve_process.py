@@ -23,8 +23,16 @@ from typer.testing import CliRunner
 from xpeft_server.api.key_file import read_keys, write_keys
 from xpeft_server.cli.main import app
 
+# Nothing then loads PyTorch, which takes longer than all that a test does.
+WITHOUT_TORCH = """
+import sys, types
+for module, name in (("xpeft_server.engine.engine", "Engine"), ("xpeft_server.cli.assembly", "build_engine")):
+    sys.modules[module] = types.ModuleType(module)
+    setattr(sys.modules[module], name, None)
+"""
+
 # SIGUSR1 lets the engine answer, SIGUSR2 is the death of its device thread.
-PROGRAM = """
+WITH_TORCH = """
 import asyncio, signal
 from xpeft_profiles import BankGeometry
 from xpeft_server.cli import main, running_server
@@ -65,8 +73,9 @@ class Engine:
 running_server.build_engine = lambda settings, store, metrics, tenants, on_death: Engine(on_death)
 main.app()
 """
+PROGRAM = WITHOUT_TORCH + WITH_TORCH
 
-STILL_LOADING = """
+STILL_LOADING = f"""{WITHOUT_TORCH}
 import threading
 from xpeft_server.cli import main, running_server
 
@@ -168,7 +177,8 @@ def test_what_is_in_flight_is_answered_and_nothing_new_is_taken(start, pool):
 
 
 def test_who_still_waits_at_the_end_of_the_drain_is_told(start, pool):
-    server = start("--drain-seconds", "4")
+    # PyTorch is what could make the end late.
+    server = start("--drain-seconds", "4", program=WITH_TORCH)
     inside = pool.submit(server.classify)
     assert server.popen.stdout.readline() == "waiting\n"
     began = time.monotonic()

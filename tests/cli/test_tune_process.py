@@ -1,4 +1,4 @@
-"""`xpeft tune --by` as a process that is stopped in the middle and started again."""
+"""`xpeft tune --by` as a process that is stopped and killed in the middle and started again."""
 
 from __future__ import annotations
 
@@ -63,41 +63,51 @@ def whole_lines(journal: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def wait_for_a_line(process: subprocess.Popen[str], journal: Path) -> None:
+def cut_off(process: subprocess.Popen[str], journal: Path, number: signal.Signals, *, already: int) -> str:
+    """Send the signal once the journal has a line more; what it said on stderr."""
     deadline = time.monotonic() + 120
-    while not whole_lines(journal):
+    while len(whole_lines(journal)) <= already:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "no profile was done within two minutes"
         time.sleep(0.005)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_was_stopped_goes_on_where_it_was(number: signal.Signals, start: Start, out: Path) -> None:
-    journal = out / "journal.jsonl"
-    process = start()
-    wait_for_a_line(process, journal)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    done = whole_lines(journal)
-    assert 0 < len(done) < USERS
-    if number == signal.SIGINT:
-        assert process.returncode == 130
-        assert errors.splitlines()[-1] == (
-            f"stopped: {len(done)} of {USERS} profiles are done and in {journal}, the same command goes on from there"
-        )
-    else:
-        assert process.returncode == -signal.SIGKILL
-        with journal.open("ab") as file:  # what a write that did not get to its end leaves
-            file.write(b'{"name": "u7", "val')
-    before = {line["name"]: (out / f"{line['name']}.safetensors").stat().st_mtime_ns for line in done}
+    return process.communicate(timeout=60)[1]
+
+
+def test_a_run_that_was_stopped_and_one_that_was_killed_go_on_where_they_were(start: Start, out: Path) -> None:
+    journal = out / "journal.jsonl"
+
+    def written(lines: list[dict[str, Any]]) -> dict[str, int]:
+        return {line["name"]: (out / f"{line['name']}.safetensors").stat().st_mtime_ns for line in lines}
+
+    process = start()
+    errors = cut_off(process, journal, signal.SIGINT, already=0)
+    stopped = whole_lines(journal)
+    assert 0 < len(stopped) < USERS
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == (
+        f"stopped: {len(stopped)} of {USERS} profiles are done and in {journal}, the same command goes on from there"
+    )
+    assert not list(out.glob(".*.draft"))
+    before = written(stopped)
+
+    process = start()
+    errors = cut_off(process, journal, signal.SIGKILL, already=len(stopped))
+    killed = whole_lines(journal)
+    assert len(stopped) < len(killed) < USERS
+    assert process.returncode == -signal.SIGKILL
+    assert f"{len(stopped)} of the journal's profiles are done and skipped" in errors
+    assert killed[: len(stopped)] == stopped
+    before = written(killed) | before
+    with journal.open("ab") as file:  # what a write that did not get to its end leaves
+        file.write(b'{"name": "u7", "val')
 
     shown, errors = start().communicate(timeout=240)
-    assert f"{len(done)} of the journal's profiles are done and skipped" in errors
+    assert f"{len(killed)} of the journal's profiles are done and skipped" in errors
     assert "profiles tuned" in shown
     after = whole_lines(journal)
-    assert after[: len(done)] == done
+    assert after[: len(killed)] == killed
     assert sorted(line["name"] for line in after) == sorted(f"u{user}" for user in range(USERS))
-    assert {name: (out / f"{name}.safetensors").stat().st_mtime_ns for name in before} == before
+    assert written(killed) == before
     for line in after:
         assert read_profile_file((out / f"{line['name']}.safetensors").read_bytes()).version == line["version"]
-    assert not list(out.glob(".*.draft")) or number == signal.SIGKILL

@@ -79,10 +79,18 @@ class Reader:
         blocks: all that will be typed; ports that they name become free ones.
         words: in a block → what a reader puts there.
         model: what stands in place of the default language model.
+        programs: a folder of programs that are taken before those of the environment.
     """
 
     def __init__(
-        self, folder: Path, blocks: Iterable[Block], *, examples: Path, words: Mapping[str, str], model: Path
+        self,
+        folder: Path,
+        blocks: Iterable[Block],
+        *,
+        examples: Path,
+        words: Mapping[str, str],
+        model: Path,
+        programs: Path,
     ) -> None:
         self.here = folder / "here"
         self.here.mkdir()
@@ -91,7 +99,7 @@ class Reader:
         self._variables = folder / "variables"
         self._variables.touch()
         (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
         places = {"PATH": path, "HOME": str(folder), "CURL_HOME": str(folder)}
         small = {"XPEFT_PLM": str(model), "XPEFT_BANK": "random:N=8,R=8,seed=0,std=0.1"}
         self._environment = {**os.environ, **places, **small, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
@@ -210,7 +218,7 @@ def commands_of(project_root: Path) -> Callable[[str], list[Block]]:
 
 @pytest.fixture
 def reader_of(
-    tmp_path: Path, project_root: Path, tiny_bert: Path, request: pytest.FixtureRequest
+    tmp_path: Path, project_root: Path, tiny_bert: Path, warm_programs: Path, request: pytest.FixtureRequest
 ) -> Callable[[list[Block]], contextlib.AbstractContextManager[Reader]]:
     """A reader of these blocks; what it leaves running ends with it."""
 
@@ -219,7 +227,8 @@ def reader_of(
         words = {}
         if any("PATH_OR_HUB_ID" in block.text for block in blocks):
             words["PATH_OR_HUB_ID"] = str(request.getfixturevalue("tiny_llama"))
-        reader = Reader(tmp_path, blocks, examples=project_root / "examples", words=words, model=tiny_bert)
+        examples = project_root / "examples"
+        reader = Reader(tmp_path, blocks, examples=examples, words=words, model=tiny_bert, programs=warm_programs)
         try:
             yield reader
         finally:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import select
+import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import numpy as np
@@ -17,7 +24,57 @@ import pytest
 
 from xpeft_profiles import Profile, write_profile_file
 
+_NUMBER: Final = struct.Struct("i")
+
 BANK = "random:N=12,R=8,seed=1,std=0.3"
+
+
+class Fork:
+    """A process of tests/warm_programs.py, as far as `subprocess.Popen` is like it.
+
+    Args:
+        folder: of the warm programs.
+    """
+
+    def __init__(self, folder: Path, words: list[str], *, stderr: int, environ: Mapping[str, str]) -> None:
+        reading, writing = os.pipe()
+        self.stdout = os.fdopen(reading)
+        self.returncode: int | None = None
+        self._status = socket.socket(socket.AF_UNIX)
+        self._status.connect(str(folder / "socket"))
+        body = json.dumps({"words": words, "environment": dict(environ), "folder": str(Path.cwd())}).encode()
+        with Path(os.devnull).open() as nothing:
+            socket.send_fds(self._status, [_NUMBER.pack(len(body))], [nothing.fileno(), writing, stderr])
+            self._status.sendall(body)
+            self.pid = self._received()
+        os.close(writing)
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("xpeft", timeout or 0)
+            self.returncode = self._received()
+            self._status.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _received(self) -> int:
+        number: int = _NUMBER.unpack(self._status.recv(_NUMBER.size, socket.MSG_WAITALL))[0]
+        return number
 
 
 class Server:
@@ -25,6 +82,8 @@ class Server:
 
     Args:
         program: Python that ends in starting the command line; the installed one by default.
+        warm: folder of the warm programs: the server is a fork of a process that has loaded PyTorch already. None: it
+            starts from nothing.
         log: where its log goes; to the test's own standard error by default.
         environ: beside this process's own.
     """
@@ -33,19 +92,25 @@ class Server:
         self,
         *arguments: str,
         program: str | None = None,
+        warm: Path | None = None,
         log: Path | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        begin = [str(Path(sys.executable).with_name("xpeft"))] if program is None else [sys.executable, "-c", program]
+        words = ["serve", "--port", "0", "--bank", BANK, *arguments]
+        environment = {**os.environ, **(environ or {})}
+        self.process: Fork | subprocess.Popen[str]
         self.log = log
         with contextlib.nullcontext() if log is None else log.open("ab") as errors:
-            self.process = subprocess.Popen(
-                [*begin, "serve", "--port", "0", "--bank", BANK, *arguments],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env={**os.environ, **(environ or {})},
-            )
+            if warm is not None:
+                begin = ["xpeft"] if program is None else ["python", _written(program, warm)]
+                stderr = 2 if errors is None else errors.fileno()
+                self.process = Fork(warm, [*begin, *words], stderr=stderr, environ=environment)
+            else:
+                xpeft = str(Path(sys.executable).with_name("xpeft"))
+                begin = [xpeft] if program is None else [sys.executable, "-c", program]
+                self.process = subprocess.Popen(
+                    [*begin, *words], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+                )
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if "xpeft serves at" in line:
@@ -131,18 +196,55 @@ class Server:
         return code
 
 
+def _written(program: str, folder: Path) -> str:
+    path = folder / f"{sha256(program.encode()).hexdigest()}.py"
+    path.write_text(program)
+    return str(path)
+
+
 StartServer = Callable[..., Server]
 
 
-@pytest.fixture(scope="session")
-def server_starter(tiny_bert: Path) -> Callable[..., Server]:
-    return lambda store, *arguments, **options: Server("--plm", str(tiny_bert), "--store", store, *arguments, **options)
+class Lasting:
+    """One server for many tests: where one of them ended it, the next gets it started anew.
+
+    Args:
+        start: starts it, over the same store each time.
+    """
+
+    def __init__(self, start: Callable[[], Server]) -> None:
+        self._start = start
+        self._server: Server | None = None
+
+    def server(self) -> Server:
+        """It, ready."""
+        if self._server is None or self._server.process.poll() is not None:
+            self._server = self._start()
+        self._server.wait_until_ready()
+        return self._server
+
+    def close(self) -> None:
+        if self._server is not None and self._server.process.poll() is None:
+            assert self._server.stop() == 0
 
 
 @pytest.fixture(scope="session")
-def server_of() -> Callable[..., Server]:
+def lasting() -> Callable[[Callable[[], Server]], Lasting]:
+    """A server that outlives tests; who asks for it closes it."""
+    return Lasting
+
+
+@pytest.fixture(scope="session")
+def server_of(warm_programs: Path) -> Callable[..., Server]:
     """A server with arguments of one's own; who starts it ends it."""
-    return Server
+    return partial(Server, warm=warm_programs)
+
+
+@pytest.fixture(scope="session")
+def server_starter(tiny_bert: Path, server_of: Callable[..., Server]) -> Callable[..., Server]:
+    return lambda store, *arguments, **options: server_of(
+        "--plm", str(tiny_bert), "--store", store, *arguments, **options
+    )
 
 
 @pytest.fixture(scope="session")

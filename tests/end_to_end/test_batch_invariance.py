@@ -7,7 +7,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,12 +143,11 @@ def in_company(server: Any, rounds: int) -> list[dict[tuple[str, str], Bits]]:
 
 
 @pytest.fixture(scope="module")
-def bank_file(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bank_file(tiny_bert: Path, warm_programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bank with a shared head."""
     path = tmp_path_factory.mktemp("bank") / "bank.safetensors"
-    program = Path(sys.executable).with_name("xpeft")
     options = ["--plm", str(tiny_bert), "--bank", BANK, "--out", str(path)]
-    subprocess.run([program, "bank", "create", *options], check=True, capture_output=True)
+    subprocess.run([warm_programs / "xpeft", "bank", "create", *options], check=True, capture_output=True)
     with safetensors.safe_open(path, "np") as opened:
         metadata = opened.metadata()
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118

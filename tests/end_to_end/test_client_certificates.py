@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,9 +71,9 @@ def server(server_starter: Any, files: Files) -> Iterator[Any]:
     yield from files.serve(server_starter)
 
 
-def xpeft_of(server: Any) -> Call:
+def xpeft_of(server: Any, programs: Path) -> Call:
     """The command line as a client of a server."""
-    program = str(Path(sys.executable).with_name("xpeft"))
+    program = str(programs / "xpeft")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SSL_CERT", "XPEFT"))}
 
     def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -91,8 +90,8 @@ def xpeft_of(server: Any) -> Call:
 
 
 @pytest.fixture
-def xpeft(server: Any) -> Call:
-    return xpeft_of(server)
+def xpeft(server: Any, warm_programs: Path) -> Call:
+    return xpeft_of(server, warm_programs)
 
 
 def test_profiles_are_tuned_listed_moved_and_removed(
@@ -155,11 +154,11 @@ def test_who_shows_none_or_a_strangers_is_told_in_one_line(xpeft: Call, files: F
 
 
 def test_new_authorities_of_clients_need_no_restart(
-    server_starter: Any, tmp_path: Path, until: Callable[[Callable[[], bool]], None]
+    server_starter: Any, warm_programs: Path, tmp_path: Path, until: Callable[[Callable[[], bool]], None]
 ) -> None:
     files = Files(tmp_path)
     for server in files.serve(server_starter):
-        xpeft = xpeft_of(server)
+        xpeft = xpeft_of(server, warm_programs)
 
         def is_served(name: str, xpeft: Call = xpeft) -> bool:
             return xpeft("profiles", "list", *files.options(name)).returncode == 0

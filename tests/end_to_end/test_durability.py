@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 
 def upload_until_it_breaks(server: Any, acknowledged: dict[str, str], enough: threading.Event) -> None:
@@ -51,19 +50,6 @@ def test_every_acknowledged_upload_survives_kill_9_of_the_server(start_server: A
     assert again.stop() == 0
 
 
-def test_every_acknowledged_upload_survives_kill_9_of_redis(start_server: Any, own_redis: Any) -> None:
-    server = start_server(own_redis.url)
-    server.wait_until_ready()
-    acknowledged = {f"p{n}": server.put(f"p{n}", server.profile(n)).json()["version"] for n in range(50)}
-    own_redis.kill()
-    assert server.put("late", server.profile(99)).status_code == 503
-    server.wait_until_ready(10, status=503)
-    own_redis.start()
-    server.wait_until_ready(5)
-    assert server.versions() == acknowledged
-    assert server.stop() == 0
-
-
 def test_a_server_starts_while_its_store_is_down_and_is_ready_when_it_comes(start_server: Any, own_redis: Any) -> None:
     own_redis.kill()
     server = start_server(own_redis.url)
@@ -74,19 +60,3 @@ def test_a_server_starts_while_its_store_is_down_and_is_ready_when_it_comes(star
     own_redis.start()
     server.wait_until_ready(5)
     assert server.classify("p").status_code == 404
-
-
-@pytest.mark.parametrize("rounds", [200])
-def test_two_replicas_never_serve_a_version_older_than_an_acknowledged_one(
-    start_server: Any, own_redis: Any, rounds: int
-) -> None:
-    one, two = start_server(own_redis.url), start_server(own_redis.url)
-    one.wait_until_ready()
-    two.wait_until_ready()
-    for number in range(rounds):
-        writer, reader = (one, two) if number % 2 else (two, one)
-        version = writer.put("p", writer.profile(number)).json()["version"]
-        assert reader.classify("p").json()["profile_version"] == version
-        assert writer.classify("p").json()["profile_version"] == version
-    one.client.delete("/v1/profiles/p")
-    assert two.classify("p").status_code == 404

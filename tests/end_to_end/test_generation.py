@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import shutil
 from collections import Counter
@@ -16,24 +17,24 @@ import pytest
 
 PROFILES = 10
 CLIENTS = 24
+REQUESTS = 1000 if os.environ.get("NIGHTLY") == "1" else 400
 
 
 @pytest.fixture(scope="module")
 def writer(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory, server_of: Callable[..., Any]) -> Iterator[Any]:
-    """A server over a tiny decoder with room for three long texts, and ten profiles."""
+    """A server over a tiny decoder with room for three long texts and no time to drain, and ten profiles."""
     folder = tmp_path_factory.mktemp("long-llama") / "model"
     shutil.copytree(tiny_llama, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 256}))
-    with pytest.MonkeyPatch.context() as environment:
-        # Of products this small, threads only wait for one another, for long where others want the cores too.
-        environment.setenv("OMP_NUM_THREADS", "1")
-        started = server_of("--plm", str(folder), "--store", "memory://", "--kv-tokens", "800", "--slots", "6")
+    room = ("--kv-tokens", "800", "--slots", "6", "--drain-seconds", "0")
+    started = server_of("--plm", str(folder), "--store", "memory://", *room)
     started.wait_until_ready()
     for number in range(PROFILES):
         assert started.put(f"p{number}", started.profile(number)).status_code == 201
     yield started
-    assert started.stop() == 0
+    if started.process.poll() is None:
+        assert started.stop() == 0
 
 
 def metric(server: Any, series: str) -> float:
@@ -144,19 +145,19 @@ def resident_bytes(server: Any) -> int:
     return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * 4096
 
 
-def test_a_thousand_requests_in_disorder_get_one_end_each_and_nothing_is_left_of_them(writer: Any, until: Any) -> None:
+def test_hundreds_of_requests_in_disorder_get_one_end_each_and_nothing_is_left_of_them(writer: Any, until: Any) -> None:
     address = str(writer.client.base_url)
-    storm(address, 300, seed=1)
+    storm(address, REQUESTS // 4, seed=1)
     before = resident_bytes(writer)
-    done = storm(address, 1000, seed=2)
-    assert sum(done.values()) == 1000
-    assert min(done[kind.__name__] for kind in KINDS) > 50
+    done = storm(address, REQUESTS, seed=2)
+    assert sum(done.values()) == REQUESTS
+    assert min(done[kind.__name__] for kind in KINDS) > REQUESTS / 20
     assert metric(writer, "preemptions_total") > 0
     for series in ('kv_tokens{state="used"}', "requests_running", "requests_waiting"):
         until(lambda series=series: metric(writer, series) == 0)
     assert metric(writer, 'kv_tokens{state="free"}') == 800
     assert metric(writer, 'requests_total{outcome="server_error",route="/v1/generate"}') == 0
-    assert metric(writer, 'requests_total{outcome="cancelled",route="/v1/generate"}') > 50
+    assert metric(writer, 'requests_total{outcome="cancelled",route="/v1/generate"}') > REQUESTS / 20
     assert resident_bytes(writer) < before * 1.05 + (8 << 20)
 
 
@@ -185,16 +186,14 @@ def test_an_answer_over_http_is_the_same_streamed_or_whole_alone_or_in_a_crowd(w
     assert set(asyncio.run(crowd())) == {text}
 
 
-def test_a_stream_that_the_server_has_to_end_says_so(server_of: Any, tiny_llama: Path) -> None:
-    """SIGTERM with no time to drain: who is in mid-stream gets an error event, not silence."""
-    server = server_of("--plm", str(tiny_llama), "--store", "memory://", "--drain-seconds", "0")
-    server.wait_until_ready()
-    body = {"profile": "base", "prompt": "w1", "max_new_tokens": 60, "temperature": 1, "seed": 1, "stream": True}
-    with server.client.stream("POST", "/v1/generate", json=body) as answer:
+def test_a_stream_that_the_server_has_to_end_says_so(writer: Any) -> None:
+    """SIGTERM with no time to drain: who is in mid-stream gets an error event, not silence. The server ends here."""
+    body = {"profile": "base", "prompt": "w1", "max_new_tokens": 200, "temperature": 1, "seed": 1, "stream": True}
+    with writer.client.stream("POST", "/v1/generate", json=body) as answer:
         lines = answer.iter_lines()
         first = next(lines)
         assert first.startswith("data: ")
-        server.process.terminate()
+        writer.process.terminate()
         rest = [line for line in lines if line.startswith("data: ")]
     assert rest[-1] == "data: [DONE]" or "error" in json.loads(rest[-1].removeprefix("data: "))
-    assert server.end() == 0
+    assert writer.end() == 0

@@ -8,7 +8,6 @@ import re
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,9 +165,9 @@ def test_tls_1_1_is_refused_and_1_2_is_spoken(server: Any, authorities: list[Aut
 
 
 @pytest.fixture
-def xpeft(server: Any) -> Callable[..., subprocess.CompletedProcess[str]]:
+def xpeft(server: Any, warm_programs: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """The command line as a client of that server."""
-    program = str(Path(sys.executable).with_name("xpeft"))
+    program = str(warm_programs / "xpeft")
     told = {name: value for name, value in os.environ.items() if not name.startswith(("SSL_CERT", "XPEFT"))}
     told |= {"XPEFT_URL": str(server.client.base_url), "XPEFT_API_KEY": server.key}
 

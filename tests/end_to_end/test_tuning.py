@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from xpeft_profiles import JobKey, open_store
 
 LABELS = {"low": range(50), "high": range(50, 100)}
 MINUTES = 180.0  # a worker loads a model with what processor time others leave
@@ -49,15 +53,18 @@ def wait_for(server: Any, job: dict[str, Any], status: str) -> dict[str, Any]:
 
 
 def begin_endless(server: Any) -> dict[str, Any]:
-    """A job that has done its first steps and would go on for long."""
+    """A job that runs and would go on for long; its worker may still be loading its model."""
     job = tune(server, "endless", epochs=1000, batch_rows=1)
+    wait_for(server, job, "running")
+    return job
+
+
+def wait_for_steps(server: Any, job: dict[str, Any]) -> None:
     deadline = time.monotonic() + MINUTES
     while (found := job_of(server, job))["progress"] is None:
-        assert found["status"] in ("queued", "running"), found
+        assert found["status"] == "running", found
         assert time.monotonic() < deadline, found
         time.sleep(0.05)
-    assert found["status"] == "running"
-    return job
 
 
 def wait_until_gone(pid: int) -> None:
@@ -67,14 +74,31 @@ def wait_until_gone(pid: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/profiles.db"
+
+
+@pytest.fixture(scope="module")
+def kept(server_starter: Any, lasting: Any, store: str) -> Iterator[Any]:
+    """Over one store, with a setting from a variable; whoever kills it leaves the next test a new one."""
+    kept = lasting(lambda: server_starter(store, environ={"XPEFT_MAX_INPUTS": "99"}))
+    yield kept
+    kept.close()
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/profiles.db"
+def server(kept: Any) -> Iterator[Any]:
+    """Without jobs, before and after; where the last one was not ended, its worker waits for more."""
+    server = kept.server()
+    yield server
+    if server.process.poll() is None:
+        for job in server.client.get("/v1/jobs").json()["data"]:
+            if job["status"] in ("queued", "running"):
+                server.client.post(f"/v1/jobs/{job['id']}/cancel")
 
 
-def test_a_job_is_followed_to_its_end_and_its_profile_answers_at_once(start_server: Any, store: str) -> None:
-    server = start_server(store)
-    server.wait_until_ready()
+def test_a_job_is_followed_to_its_end_and_its_profile_answers_at_once(server: Any) -> None:
     job = tune(server, epochs=10)
     events = []
     headers = {"accept": "text/event-stream"}
@@ -92,64 +116,21 @@ def test_a_job_is_followed_to_its_end_and_its_profile_answers_at_once(start_serv
     assert sum(hits) / 10 == done["result"]["accuracy"]["held_out"] > 0.5
     assert answer["profile_version"] == done["result"]["profile_version"]
     assert job_of(server, job) == done
-    assert server.stop() == 0
 
 
-def test_a_worker_has_no_secrets_and_only_runs_on_idle_processors(
-    start_server: Any, store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XPEFT_DRAIN_SECONDS", "9")
-    server = start_server(store)
-    server.wait_until_ready()
-    wait_for(server, tune(server), "running")
+def test_a_worker_has_no_secrets_and_only_runs_on_idle_processors(server: Any) -> None:
+    wait_for(server, tune(server, epochs=1), "succeeded")
     worker = server.worker()
-    deadline = time.monotonic() + MINUTES
-    while os.sched_getscheduler(worker) != os.SCHED_IDLE:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert b"XPEFT_DRAIN_SECONDS" in Path(f"/proc/{server.process.pid}/environ").read_bytes()
+    assert os.sched_getscheduler(worker) == os.SCHED_IDLE
+    assert server.client.get("/info").json()["limits"]["max_inputs"] == 99
     assert b"XPEFT_" not in Path(f"/proc/{worker}/environ").read_bytes()
     for told in ("profiles.db", "sqlite"):
         assert told.encode() not in Path(f"/proc/{worker}/cmdline").read_bytes()
 
 
-def test_a_job_of_a_server_that_was_killed_is_interrupted_as_soon_as_it_starts_again(
-    start_server: Any, store: str
-) -> None:
-    server = start_server(store)
-    server.wait_until_ready()
-    running, queued = begin_endless(server), tune(server)
-    worker = server.worker()
-    server.kill()
-    wait_until_gone(worker)
-    again = start_server(store)
-    again.wait_until_ready()
-    for job in (running, queued):
-        found = job_of(again, job)
-        assert (found["status"], found["error"]["code"]) == ("failed", "interrupted")
-    listed = again.client.get("/v1/jobs").json()["data"]
-    assert [job["id"] for job in listed] == [queued["id"], running["id"]]
-    assert again.classify("endless").status_code == 404
-
-
-def test_a_job_whose_worker_was_killed_fails_and_the_next_gets_a_new_one(start_server: Any, store: str) -> None:
-    server = start_server(store)
-    server.wait_until_ready()
-    running, queued = begin_endless(server), tune(server, epochs=2)
-    worker = server.worker()
-    os.kill(worker, signal.SIGKILL)
-    failed = wait_for(server, running, "failed")
-    assert failed["error"]["code"] == "worker_died"
-    assert "signal 9" in failed["error"]["message"]
-    wait_for(server, queued, "succeeded")
-    assert server.worker() != worker
-    assert server.classify("desk").status_code == 200
-
-
-def test_a_cancelled_job_ends_its_worker_at_once_and_serving_goes_on(start_server: Any, store: str) -> None:
-    server = start_server(store)
-    server.wait_until_ready()
+def test_a_cancelled_job_ends_its_worker_at_once_and_serving_goes_on(server: Any) -> None:
     job = begin_endless(server)
+    wait_for_steps(server, job)
     worker = server.worker()
     answer = server.client.post(f"/v1/jobs/{job['id']}/cancel")
     assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
@@ -159,9 +140,34 @@ def test_a_cancelled_job_ends_its_worker_at_once_and_serving_goes_on(start_serve
     assert server.client.post(f"/v1/jobs/{job['id']}/cancel").status_code == 200
 
 
-def test_a_server_that_is_told_to_stop_interrupts_its_jobs_and_ends_with_0(start_server: Any, store: str) -> None:
-    server = start_server(store)
-    server.wait_until_ready()
+def test_a_job_whose_worker_was_killed_fails_and_the_next_gets_a_new_one(server: Any) -> None:
+    running, queued = begin_endless(server), tune(server, "next", epochs=2)
+    worker = server.worker()
+    os.kill(worker, signal.SIGKILL)
+    failed = wait_for(server, running, "failed")
+    assert failed["error"]["code"] == "worker_died"
+    assert "signal 9" in failed["error"]["message"]
+    wait_for(server, queued, "succeeded")
+    assert server.worker() != worker
+    assert server.classify("next").status_code == 200
+
+
+def test_a_job_of_a_server_that_was_killed_is_interrupted_as_soon_as_it_starts_again(server: Any, kept: Any) -> None:
+    running, queued = begin_endless(server), tune(server)
+    wait_for_steps(server, running)
+    worker = server.worker()
+    server.kill()
+    wait_until_gone(worker)
+    again = kept.server()
+    for job in (running, queued):
+        found = job_of(again, job)
+        assert (found["status"], found["error"]["code"]) == ("failed", "interrupted")
+    listed = again.client.get("/v1/jobs").json()["data"]
+    assert [job["id"] for job in listed[:2]] == [queued["id"], running["id"]]
+    assert again.classify("endless").status_code == 404
+
+
+def test_a_server_that_is_told_to_stop_interrupts_its_jobs_and_ends_with_0(server: Any, store: str) -> None:
     running, queued = begin_endless(server), tune(server)
     worker = server.worker()
     began = time.monotonic()
@@ -175,20 +181,15 @@ def test_a_server_that_is_told_to_stop_interrupts_its_jobs_and_ends_with_0(start
     assert server.end() == 0
     assert time.monotonic() - began < 10
     wait_until_gone(worker)
-    again = start_server(store)
-    again.wait_until_ready()
-    for job in (running, queued):
-        assert job_of(again, job)["error"]["code"] == "interrupted"
+    # A server that started now would interrupt them itself: this one has said so before it ended.
+    records = asyncio.run(records_of(store, running, queued))
+    assert [(record.status, record.error["code"]) for record in records] == [("failed", "interrupted")] * 2
 
 
-def test_every_replica_knows_a_job_and_can_cancel_it(start_server: Any, own_redis: Any) -> None:
-    one, two = start_server(own_redis.url), start_server(own_redis.url)
-    one.wait_until_ready()
-    two.wait_until_ready()
-    job = begin_endless(one)
-    worker = one.worker()
-    found = job_of(two, job)
-    assert found["status"] in ("queued", "running")
-    assert two.client.post(f"/v1/jobs/{job['id']}/cancel").json()["status"] == "cancelled"
-    wait_until_gone(worker)
-    assert job_of(one, job)["status"] == "cancelled"
+async def records_of(store: str, *jobs: dict[str, Any]) -> list[Any]:
+    """As they stand in the store, which no server has open."""
+    opened = open_store(store)
+    await opened.open()
+    found = [await opened.jobs.get(JobKey("default", job["id"])) for job in jobs]
+    await opened.close()
+    return [stored.record for stored in found if stored is not None]

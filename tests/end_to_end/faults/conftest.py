@@ -154,7 +154,7 @@ class World:
             self.redis.kill()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def redis_world(tmp_path_factory: pytest.TempPathFactory, redis_in: Any, server_starter: Any) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("redis-world")
     redis_server = redis_in(folder)
@@ -169,7 +169,7 @@ def redis_world(tmp_path_factory: pytest.TempPathFactory, redis_in: Any, server_
     world.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def sqlite_world(tmp_path_factory: pytest.TempPathFactory, server_starter: Any) -> Iterator[World]:
     folder: Path = tmp_path_factory.mktemp("sqlite-world")
     log = folder / "servers.log"

@@ -63,6 +63,7 @@ def dated_server(server_starter: Any, tmp_path_factory: pytest.TempPathFactory) 
         "--api-keys",
         str(keys),
         program=PROGRAM,
+        warm=None,
         log=folder / "server.log",
         environ=fake | {"LD_PRELOAD": str(LIBRARIES[0])},
     )

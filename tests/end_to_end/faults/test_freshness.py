@@ -20,8 +20,7 @@ from typing import Any, Literal, NamedTuple
 import httpx
 import pytest
 
-OPERATIONS = 1_000
-ROUNDS = 20 if os.environ.get("NIGHTLY") == "1" else 1
+ROUNDS, OPERATIONS = (20, 1_000) if os.environ.get("NIGHTLY") == "1" else (1, 500)
 CLIENTS = 6
 NAMES = 5
 _rounds = count()

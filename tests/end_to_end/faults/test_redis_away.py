@@ -98,6 +98,19 @@ def test_while_redis_is_dead_residents_are_served_and_everything_else_says_when_
         assert "x-profile-unverified" not in answer.headers
 
 
+def test_every_acknowledged_upload_survives_kill_9_of_redis(redis_pair: Any) -> None:
+    near = redis_pair.near
+    acknowledged = {f"p{n}": near.put(f"p{n}", near.profile(n)).json()["version"] for n in range(50)}
+    redis_pair.redis.kill()
+    assert near.put("late", near.profile(99)).status_code == 503
+    near.wait_until_ready(10, status=503)
+    redis_pair.redis.start()
+    near.wait_until_ready(5)
+    found = near.versions()
+    assert {name: found.get(name) for name in acknowledged} == acknowledged
+    assert "late" not in found
+
+
 def test_an_outage_is_told_once_when_it_begins_and_once_when_it_ends(
     redis_pair: Any, resident: dict[str, str], cold: str
 ) -> None:
