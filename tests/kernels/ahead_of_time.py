@@ -10,7 +10,8 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,17 +210,26 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {"registers": found["REG"], "spilled": found["STACK"] + found["LOCAL"]}
 
 
-def architectures(case: Case, seen: set[str]) -> Sequence[int]:
-    """Of float32, which servers on a GPU have when asked for it only, the short form tries one case an operator
-    everywhere, and the others on sm_90."""
-    operator, dtype, *_ = case.name.split()
-    known = f"{operator} {dtype}" in seen
-    seen.add(f"{operator} {dtype}")
-    return (90,) if known and dtype == "fp32" and os.environ.get("NIGHTLY") != "1" else ARCHITECTURES
+def compiled_cases() -> Iterator[tuple[Case, int]]:
+    """Every case and architecture in the long form.
+
+    In the short form the cases of an operator take turns at the architectures, in each dtype; of float32, which servers
+    on a GPU have when asked for it only, every other case.
+    """
+    groups: dict[tuple[str, ...], list[Case]] = {}
+    for case in cases():
+        group = groups.setdefault(tuple(case.name.split()[:2]), [])
+        if case not in group:
+            group.append(case)
+    for (_, dtype), group in groups.items():
+        if os.environ.get("NIGHTLY") == "1":
+            yield from product(group, ARCHITECTURES)
+            continue
+        some = group[::2] if dtype == "fp32" else group
+        turns = range(max(len(some), len(ARCHITECTURES)))
+        yield from ((some[n % len(some)], ARCHITECTURES[n % len(ARCHITECTURES)]) for n in turns)
 
 
 if __name__ == "__main__":
-    tried: set[str] = set()
-    for each in cases():
-        for architecture in architectures(each, tried):
-            print(json.dumps(needs(each, architecture)), flush=True)
+    for each, architecture in compiled_cases():
+        print(json.dumps(needs(each, architecture)), flush=True)

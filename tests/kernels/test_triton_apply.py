@@ -22,11 +22,11 @@ SLOTS = 64
 
 SHAPES: dict[str, tuple[list[int], list[int]]] = {
     "one token": ([2], [1]),
-    "one-token runs": (list(range(63)), [1] * 63),
+    "one-token runs": (list(range(33)), [1] * 33),
     "137 uneven": ([3, 0, 3, 5, 1], [63, 1, 37, 20, 16]),
-    "499 beside 1": ([4, 0], [499, 1]),
-    "1 beside 499": ([4, 0], [1, 499]),
-    "500 of one": ([1], [500]),
+    "99 beside 1": ([4, 0], [99, 1]),
+    "1 beside 99": ([4, 0], [1, 99]),
+    "100 of one": ([1], [100]),
 }
 POPULARITIES = ["distinct", "uniform", "zipf:1.5", "identical", "skewed"]
 KINDS = [

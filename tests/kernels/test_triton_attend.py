@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -19,12 +20,14 @@ SHAPES = {
     "63 of one": [63],
     "one-row sequences": [1] * 20,
     "137 uneven": [63, 1, 37, 20, 16],
-    "499 beside 1": [499, 1],
-    "1 beside 499": [1, 499],
+    "199 beside 1": [199, 1],
+    "1 beside 199": [1, 199],
 }
 SIGHTS: list[dict[str, Any]] = [
     {"causal": causal, "window": window} for causal in (False, True) for window in (None, 1, 34, 65)
 ]
+SIGHTS_OF_BITS = [each for each in SIGHTS if each["window"] in (None, 34) or os.environ.get("NIGHTLY") == "1"]
+"""Where only bits are compared; whether they are right, each of `SIGHTS` shows."""
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +69,7 @@ def test_hostile_shapes(shape: str, causal: bool, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_heads_of_every_size(d: int, causal: bool, dtype: torch.dtype) -> None:
-    check(states(155, 2, 2, d, dtype), [17, 1, 137], causal=causal)
+    check(states(91, 2, 2, d, dtype), [17, 1, 73], causal=causal)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -115,12 +118,12 @@ def test_views_of_any_strides_are_read_as_they_are(dtype: torch.dtype) -> None:
         assert torch.equal(attend_packed(*given, Sequences.of([63, 74], DEVICE), impl=Impl.TRITON), wanted)
 
 
-@pytest.mark.parametrize("sight", SIGHTS, ids=str)
+@pytest.mark.parametrize("sight", SIGHTS_OF_BITS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_sequences_bits_depend_neither_on_its_company_nor_on_its_place(
     sight: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    lengths = [16, 70, 1, 17, 5, 65, 3]
+    lengths = [16, 70, 1, 33, 3]
     given = states(sum(lengths), 2, 1, 32, dtype)
     together = attend_packed(*given, Sequences.of(lengths, DEVICE), **sight, impl=Impl.TRITON).split(lengths)
     for sequence, own in enumerate(zip(*(each.split(lengths) for each in given), strict=True)):
@@ -128,7 +131,7 @@ def test_a_sequences_bits_depend_neither_on_its_company_nor_on_its_place(
         assert torch.equal(together[sequence], alone)
 
 
-@pytest.mark.parametrize("sight", SIGHTS, ids=str)
+@pytest.mark.parametrize("sight", SIGHTS_OF_BITS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nothing_is_read_of_the_neighbours_and_nothing_written_there(sight: dict[str, Any], dtype: torch.dtype) -> None:
     lengths, own = [33, 70, 40], slice(33, 103)
@@ -145,7 +148,7 @@ def test_nothing_is_read_of_the_neighbours_and_nothing_written_there(sight: dict
     assert found[103:].isnan().all()
 
 
-@pytest.mark.parametrize("sight", SIGHTS, ids=str)
+@pytest.mark.parametrize("sight", SIGHTS_OF_BITS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_placed_table_gives_the_same_bits_and_unused_entries_write_nothing(
     sight: dict[str, Any], dtype: torch.dtype

@@ -26,8 +26,8 @@ STEPS: dict[str, list[tuple[int, int]]] = {
     "63 of a prompt": [(63, 0)],
     "137 in chunks": [(137, 0), (20, 117), (2, 135)],
     "prompts beside decode": [(1, 40), (40, 1), (1, 5), (33, 31), (1, 200)],
-    "long beside short": [(1, length - 1) for length in (1, 255, 256, 257, 511, 513, 2000)],
-    "prompts over spans": [(20, 245), (3, 600), (1, 511), (1, 300)],
+    "long beside short": [(1, length - 1) for length in (1, 255, 256, 257, 513, 1100)],
+    "prompts over spans": [(6, 253), (2, 511), (1, 511), (1, 300)],
 }
 """(new tokens, known tokens) of each sequence."""
 
@@ -159,7 +159,7 @@ def test_pieces_without_query_rows_do_nothing_and_rows_without_a_piece_are_not_w
 @pytest.mark.parametrize(
     ("sequences", "heads", "kv_heads", "window"),
     [
-        ("long beside short", 6, 2, None),
+        ("long beside short", 4, 1, None),
         ("long beside short", 3, 1, 300),
         ("prompts over spans", 40, 1, None),
         ("prompts over spans", 3, 1, 300),
@@ -183,8 +183,8 @@ def test_bits_do_not_depend_on_how_keys_are_cut_nor_on_the_order_of_pieces(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_long_sequences_bits_do_not_depend_on_its_company(dtype: torch.dtype) -> None:
     given = step(STEPS["long beside short"], 4, 2, 32)
-    together = run(given, Impl.TRITON, dtype, spare=7)
-    for number in (3, 5, 6):
+    together = run(given, Impl.TRITON, dtype, spare=6)
+    for number in (3, 4, 5):
         first, count, base, past = given.runs[number].tolist()
         rows, seen = slice(first, first + 1), slice(base, base + past + 1)
         own = Step(
@@ -197,11 +197,11 @@ def test_a_long_sequences_bits_do_not_depend_on_its_company(dtype: torch.dtype) 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_prompt_reads_the_bits_that_its_tokens_would_have_read_one_by_one(dtype: torch.dtype) -> None:
     """Over the edge of two spans."""
-    past = 2 * SPAN - 9
-    given = step([(20, past)], 4, 1, 16)
+    past = 2 * SPAN - 5
+    given = step([(12, past)], 4, 1, 16)
     whole = run(given, Impl.TRITON, dtype)
     base = given.base[0]
-    for chunks in ([1] * 20, [9, 11], [7, 1, 1, 1, 1, 9]):
+    for chunks in ([1] * 12, [5, 7], [3, 1, 1, 1, 1, 5]):
         starts = np.cumsum(chunks) - chunks
         runs = np.stack([starts, chunks, np.full(len(chunks), base), past + starts], axis=1)
         assert torch.equal(run(given._replace(runs=runs), Impl.TRITON, dtype), whole)
@@ -226,10 +226,10 @@ def test_a_sequences_bits_do_not_depend_on_its_company_or_its_place(dtype: torch
 @pytest.mark.parametrize("window", [None, 20])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_tokens_bits_do_not_depend_on_how_its_prompt_was_cut(dtype: torch.dtype, window: int | None) -> None:
-    given = step([(90, 0)], 4, 1, 32)
+    given = step([(70, 0)], 4, 1, 32)
     whole = run(given, Impl.TRITON, dtype, window=window)
     base = given.base[0]
-    for chunks in ([1] * 10 + [80], [37, 1, 40, 12], [89, 1]):
+    for chunks in ([1] * 10 + [60], [37, 1, 20, 12], [69, 1]):
         starts = np.cumsum(chunks) - chunks
         runs = np.stack([starts, chunks, np.full(len(chunks), base), starts], axis=1)
         assert torch.equal(run(given._replace(runs=runs), Impl.TRITON, dtype, window=window), whole)

@@ -2,14 +2,13 @@
 
 An operator that is given tensors of two devices, or asks for a value that only the device knows, fails.
 
-A program of its own, as it gives PyTorch a device type for good. Prints what was launched, as JSON lines.
-Run: python placement.py; with --astray it leaves whole numbers on the host, and has to fail.
+A program of its own, as it gives PyTorch a device type for good. Prints what was launched, as JSON lines; the last
+line says how a launch fails whose whole numbers were left on the host. Run: python placement.py
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -47,10 +46,12 @@ from xpeft_server.model.step_packing import Chunk
 from xpeft_server.model.tokenizing import TokenizedText
 from xpeft_server.model.vocabulary_head import VocabularyHead
 
-ASTRAY = sys.argv[1:] == ["--astray"]
 GPU = torch.device("privateuseone", 0)
 SLOTS, VOCABULARY = 4, 64
+Run = Callable[[Plm, Bank, list[TokenizedText], int], dict[str, object]]
 LENGTHS = (3, 11, 7, 5)
+left_on_host: set[torch.dtype] = set()
+"""By mistake."""
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 ENCODER = {**SIZES, "vocab_size": VOCABULARY, "max_position_embeddings": 64, "pad_token_id": 1}
@@ -109,7 +110,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
 
 def uploaded(values: NDArray[np.generic], device: torch.device) -> Tensor:
     dtype = getattr(torch, values.dtype.name)
-    return torch.empty(values.shape, dtype=dtype, device="cpu" if ASTRAY and dtype == torch.int64 else device)
+    return torch.empty(values.shape, dtype=dtype, device="cpu" if dtype in left_on_host else device)
 
 
 class GpuLanes(HostLanes):
@@ -200,28 +201,49 @@ def generate(plm: Plm, bank: Bank, texts: list[TokenizedText], graph_tokens: int
         [Chunk(text.ids[:1], len(text), rows[n], n, asks=True) for n, text in enumerate(texts)],
     ]
     logits = [decoder.step(step) for step in steps]
-    for rules in (RULES, *([rule] * len(texts) for rule in RULES)):
-        draws = [Draw(rule, 1, n, np.array([3, VOCABULARY])) for n, rule in enumerate(rules)]
-        made(launch_choice(logits[-1][:1].expand(len(draws), -1).contiguous(), draws)._ids)
+    choose(logits[-1], RULES)
     return {"graphs": decoder.graphs.graphs, "shapes": [list(made(each).shape) for each in logits]}
 
 
-def main() -> None:
-    texts = [TokenizedText(np.arange(length, dtype=np.int32), np.zeros(length, np.int32)) for length in LENGTHS]
-    ready = []
-    for family, config in CONFIGS.items():
-        for run in (classify, generate) if "num_key_value_heads" in config or family == "gpt2" else (classify,):
-            for graph_tokens in (0, 64):
-                plm = random_plm({"model_type": family, **config}, device="cpu", dtype=torch.bfloat16)
-                bank = random_bank(RandomBankSpec.parse("random:N=4,R=8,seed=0,std=0.1"), plm=plm.facts)
-                _ = bank.geometry  # which hashes tensors that are still real
-                ready.append((family, run, graph_tokens, plm, bank))
-    pretend()
-    for family, run, graph_tokens, plm, bank in ready:
+def choose(logits: Tensor, rules: Sequence[SamplingRule]) -> None:
+    draws = [Draw(rule, 1, n, np.array([3, VOCABULARY])) for n, rule in enumerate(rules)]
+    made(launch_choice(logits[:1].expand(len(draws), -1).contiguous(), draws)._ids)
+
+
+def prepared(family: str, run: Run, graph_tokens: int) -> Callable[[], dict[str, object]]:
+    """A launch whose weights and bank are there already, as both are made of tensors that are real."""
+    plm = random_plm({"model_type": family, **CONFIGS[family]}, device="cpu", dtype=torch.bfloat16)
+    bank = random_bank(RandomBankSpec.parse("random:N=4,R=8,seed=0,std=0.1"), plm=plm.facts)
+    _ = bank.geometry  # which hashes them
+
+    def launch() -> dict[str, object]:
+        texts = [TokenizedText(np.arange(length, dtype=np.int32), np.zeros(length, np.int32)) for length in LENGTHS]
         with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
-            found = run(plm, bank, texts, graph_tokens)
+            return run(plm, bank, texts, graph_tokens)
+
+    return launch
+
+
+def main() -> None:
+    launches = [
+        (family, run, graph_tokens, prepared(family, run, graph_tokens))
+        for family, config in CONFIGS.items()
+        for run in ((classify, generate) if "num_key_value_heads" in config or family == "gpt2" else (classify,))
+        for graph_tokens in (0, 64)
+    ]
+    astray = prepared("bert", classify, 0)
+    pretend()
+    for family, run, graph_tokens, launch in launches:
         case = {"family": family, "launch": run.__name__, "graph_tokens": graph_tokens}
-        print(json.dumps(case | found), flush=True)
+        print(json.dumps(case | launch()), flush=True)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        for rule in RULES:
+            choose(torch.empty(1, VOCABULARY, device=GPU), [rule] * len(LENGTHS))
+    left_on_host.add(torch.int64)
+    try:
+        astray()
+    except RuntimeError as error:
+        print(json.dumps({"astray": str(error)}), flush=True)
 
 
 if __name__ == "__main__":

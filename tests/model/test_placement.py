@@ -6,20 +6,24 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from xpeft_server.model.families import FAMILIES
 
 PROGRAM = Path(__file__).with_name("placement.py")
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(PROGRAM), *arguments], capture_output=True, text=True, check=False)
-
-
-def test_everything_that_a_launch_needs_is_on_the_device() -> None:
-    done = run()
+@pytest.fixture(scope="module")
+def lines() -> list[dict[str, Any]]:
+    done = subprocess.run([sys.executable, str(PROGRAM)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_everything_that_a_launch_needs_is_on_the_device(lines: list[dict[str, Any]]) -> None:
+    found = [each for each in lines if "launch" in each]
     wanted = {(family, "classify") for family in FAMILIES}
     wanted |= {(name, "generate") for name, family in FAMILIES.items() if family.decoder}
     assert {(each["family"], each["launch"], each["graph_tokens"]) for each in found} == {
@@ -29,7 +33,6 @@ def test_everything_that_a_launch_needs_is_on_the_device() -> None:
     assert all(all(shape) for each in found for shape in each["shapes"])
 
 
-def test_what_is_left_on_the_host_is_found() -> None:
-    done = run("--astray")
-    assert done.returncode == 1
-    assert "found at least two devices" in done.stderr
+def test_what_is_left_on_the_host_is_found(lines: list[dict[str, Any]]) -> None:
+    (said,) = [each["astray"] for each in lines if "astray" in each]
+    assert "found at least two devices" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from xpeft_server.model.kv_cache import KvCache
 from xpeft_server.model.plm import load_plm
 from xpeft_server.model.step_packing import Chunk
 
-ANSWERS, PROFILES = 120, 8
+ANSWERS, PROFILES = 120 if os.environ.get("NIGHTLY") == "1" else 60, 8
 
 
 async def answered(studio: Any, seed: int) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from xpeft_profiles import Profile, ProfileKey
 from xpeft_server.engine.requests import SamplingRule
 
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "mistral", "gemma")
-PROFILES, PROMPTS = 20, 30
+PROFILES = 20
+NIGHTLY = os.environ.get("NIGHTLY") == "1"
+PROMPTS = {family: 30 if NIGHTLY or family == "qwen3" else 6 for family in FAMILIES}
+"""Of each profile."""
 
 
 async def ask_staggered(studio: Any, keys: list[ProfileKey], prompts: list[list[int]], new: list[int]) -> list[Any]:
@@ -42,11 +46,11 @@ def differing(studio: Any, told: Any, prompt: list[int], profile: Profile | None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_600_answers_of_20_profiles_that_come_and_are_preempted_at_any_time_are_the_originals(
+async def test_answers_of_20_profiles_that_come_and_are_preempted_at_any_time_are_the_originals(
     open_studio: Any, family: str
 ) -> None:
     studio = await open_studio(family, kv_tokens=700)
-    keys = [await studio.put(f"p{number}", number) for number in range(PROFILES)] * PROMPTS
+    keys = [await studio.put(f"p{number}", number) for number in range(PROFILES)] * PROMPTS[family]
     rng = np.random.default_rng(3)
     prompts = [rng.integers(3, 160, int(rng.integers(1, 60))).tolist() for _ in keys]
     new = rng.integers(1, 41, len(keys)).tolist()
@@ -65,14 +69,14 @@ async def test_600_answers_of_20_profiles_that_come_and_are_preempted_at_any_tim
         for key, prompt, told, most in zip(others, prompts, answers, new, strict=True)
         if len(told.ids) > 20
     ]
-    assert sum(problem is not None for problem in found) > 0.95 * len(found) > 100
+    assert sum(problem is not None for problem in found) > 0.95 * len(found) > len(keys) / 6
     await studio.until(studio.empty)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_an_answer_is_what_generate_returns(open_studio: Any, family: str) -> None:
     studio = await open_studio(family)
-    keys = [None, *[await studio.put(f"p{number}", number) for number in range(5)]]
+    keys = [None, *[await studio.put(f"p{number}", number) for number in range(5 if NIGHTLY else 2)]]
     rng = np.random.default_rng(5)
     for key in keys:
         prompt = rng.integers(3, 160, 12).tolist()
@@ -108,11 +112,12 @@ async def test_the_real_model_answers_like_the_original(open_studio: Any, projec
     if not (path / "config.json").exists():
         pytest.skip("the model critic-lm is not beside the project")
     studio = await open_studio(str(path), bank="random:N=20,R=16,seed=1,std=0.2", kv_tokens=4096)
-    keys = [await studio.put(f"p{number}", number) for number in range(20)]
+    profiles = 20 if NIGHTLY else 8
+    keys = [await studio.put(f"p{number}", number) for number in range(profiles)]
     prompts = [
         f"Film: {title} ({1990 + number})\nVerdict: {verdict}\nReview:"
         for number, (title, verdict) in enumerate(
-            [("Heat", "fresh"), ("The Room", "rotten"), ("Alien", "fresh"), ("Gigli", "rotten")] * 5
+            [("Heat", "fresh"), ("The Room", "rotten"), ("Alien", "fresh"), ("Gigli", "rotten")] * (profiles // 4)
         )
     ]
     rule = SamplingRule(logprobs=0)
@@ -124,4 +129,4 @@ async def test_the_real_model_answers_like_the_original(open_studio: Any, projec
         ids = studio.plm.tokenizer.encode([(prompt, None)])[0].ids.tolist()
         wanted = studio.original.generate(ids, studio.profiles[key], 40)
         assert told.ids == [token for token in wanted if token not in studio.plm.ends]
-    assert len({told.text for told in answers}) > 15
+    assert len({told.text for told in answers}) > 0.75 * profiles

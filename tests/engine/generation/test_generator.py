@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import re
 from typing import Any
@@ -14,6 +15,7 @@ from xpeft_server.engine.errors import EngineError, InternalError, Unavailable, 
 from xpeft_server.engine.requests import SamplingRule
 
 PROMPT = tuple(range(10, 22))
+WAVES = 20 if os.environ.get("NIGHTLY") == "1" else 8
 
 
 async def test_a_short_prompt_gets_its_first_token_within_five_steps_of_64_writers(
@@ -67,7 +69,7 @@ async def test_a_tenant_that_holds_all_room_makes_way_for_another_and_loses_noth
     studio = await open_studio(**room)
     loud, quiet = await studio.put("p", 1, tenant="loud"), await studio.put("p", 2, tenant="quiet")
     alone = await studio.told(loud, PROMPT, 150)
-    crowd = [asyncio.create_task(studio.told(loud, PROMPT, 150)) for _ in range(40)]
+    crowd = [asyncio.create_task(studio.told(loud, PROMPT, 150)) for _ in range(16)]
     generation = studio.engine._generation
     await studio.until(lambda: len(generation.generator._running) >= full and bool(generation._waiting))
     preempted = studio.engine.metrics.preemptions._value.get
@@ -232,7 +234,7 @@ async def test_a_bug_in_telling_an_answer_ends_that_one(open_studio: Any, monkey
     await studio.until(studio.empty)
 
 
-async def test_a_thousand_requests_in_disorder_get_one_end_each_and_leave_nothing(open_studio: Any) -> None:
+async def test_hundreds_of_requests_in_disorder_get_one_end_each_and_leave_nothing(open_studio: Any) -> None:
     studio = await open_studio(kv_tokens=1400, slots=12, max_sequences=40)
     keys = [await studio.put(f"p{number}", number, tenant=f"t{number % 5}") for number in range(24)]
     rng = random.Random(9)
@@ -260,10 +262,10 @@ async def test_a_thousand_requests_in_disorder_get_one_end_each_and_leave_nothin
             assert told.finished.finish_reason in ("stop", "length")
             ends["finished"] += 1
 
-    for wave in range(20):
+    for wave in range(WAVES):
         async with asyncio.timeout(120):
             await asyncio.gather(*(ask(50 * wave + number) for number in range(50)))
-    assert sum(ends.values()) == 1000
-    assert min(ends.values()) > 50
+    assert sum(ends.values()) == 50 * WAVES
+    assert min(ends.values()) > 2.5 * WAVES
     assert studio.engine.metrics.preemptions._value.get() > 0
     await studio.until(studio.empty)

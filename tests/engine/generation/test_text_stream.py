@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from xpeft_server.engine.generation.text_stream import TextStream
 from xpeft_server.model.tokenizing import TextTokenizer
 
+TIMES = 4 if os.environ.get("NIGHTLY") == "1" else 1
 UNKNOWN = "\ufffd"
 TEXTS = [
     "The café — naïve, of course — serves 日本語のメニュー and crème brûlée 🙂🙂 👩‍👧.",
@@ -119,7 +121,7 @@ def some_tokens(kind: str) -> st.SearchStrategy[list[int]]:
 
 @pytest.mark.parametrize("kind", BACKENDS)
 @given(st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100 * TIMES, deadline=None)
 def test_all_pieces_are_the_text_of_all_tokens_at_once(kind: str, data: st.DataObject) -> None:
     word = BACKENDS[kind].token_to_id("a")
     prompt = [*data.draw(some_tokens(kind)), word]
@@ -129,7 +131,7 @@ def test_all_pieces_are_the_text_of_all_tokens_at_once(kind: str, data: st.DataO
 
 @pytest.mark.parametrize("kind", ["byte_level", "metaspace", "word_piece", "no_decoder"])
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40 * TIMES, deadline=None)
 def test_each_token_brings_all_text_that_is_certain_with_it(kind: str, data: st.DataObject) -> None:
     prompt = [BACKENDS[kind].token_to_id("a")]
     answer = data.draw(some_tokens(kind))
@@ -142,7 +144,7 @@ def test_each_token_brings_all_text_that_is_certain_with_it(kind: str, data: st.
 
 
 @given(st.text(max_size=40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=75 * TIMES, deadline=None)
 def test_a_text_comes_back_as_it_was(text: str) -> None:
     tokens = BACKENDS["byte_level"].encode(text, add_special_tokens=False).ids
     pieces = pushed("byte_level", [token_of("byte_level", "a")], tokens)
