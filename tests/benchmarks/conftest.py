@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import runpy
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from xpeft_benchmarks.workers import WorkerFailed
 from xpeft_quality.progress import Show
 from xpeft_server.model.plm import Plm, load_plm
 
@@ -51,3 +55,36 @@ def endless(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / name
         path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": tokens}))
     return folder
+
+
+class WorkerHere:
+    """A `Worker` of one job, whose program runs in this process: one of its own imports torch for seconds."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, **job: Any) -> dict[str, Any]:
+        output = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdin", io.StringIO(json.dumps(job) + "\n"))
+            patch.setattr(sys, "stdout", output)
+            patch.delitem(sys.modules, self._module, raising=False)
+            runpy.run_module(self._module, run_name="__main__")
+        answer: dict[str, Any] = json.loads(output.getvalue())
+        if "failed" in answer:
+            raise WorkerFailed(answer["failed"])
+        return answer
+
+    def close(self) -> None:
+        """Its program ended with its job."""
+
+
+@pytest.fixture
+def worker_here() -> type[WorkerHere]:
+    return WorkerHere

@@ -175,7 +175,10 @@ def test_a_padded_side_that_fails_ends_the_run(fake: type[FakeWorker]) -> None:
 @pytest.mark.parametrize(
     ("model", "says"), [("tiny_bert", "no language-model head"), ("tiny_llama", "takes 64 tokens")]
 )
-def test_a_model_that_cannot_do_it_is_told_by_name(model: str, says: str, request: pytest.FixtureRequest) -> None:
+def test_a_model_that_cannot_do_it_is_told_by_name(
+    model: str, says: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, worker_here: type
+) -> None:
+    monkeypatch.setattr(generate_crew, "Worker", worker_here)
     folder = request.getfixturevalue(model)
     wanted = plan(folder, mixed_new=(60, 60))
     with ExitStack() as stack, pytest.raises(WorkerFailed, match=says):

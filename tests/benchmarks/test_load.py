@@ -38,8 +38,8 @@ def plan(server: XpeftTarget, tiny_llama: Path) -> LoadPlan:
     return LoadPlan(
         targets=(TargetPlan("one", url, key), TargetPlan("two", url, key)),
         kind=Kind.CLASSIFY,
-        rates=(60.0, 80.0),
-        seconds=0.5,
+        rates=(80.0, 100.0),
+        seconds=0.3,
         rounds=2,
         profiles=5,
         popularity=Popularity.parse("zipf:1.1"),
@@ -63,7 +63,7 @@ def run(plan: LoadPlan, steps: list[str]) -> Sweep:
 def test_two_targets_take_turns_and_get_the_same_requests(plan: LoadPlan, steps: list[str]) -> None:
     sweep = run(plan, steps)
     assert [(point.target, point.rate) for point in sweep.points] == [
-        (name, rate) for rate in (60.0, 80.0) for name in ("one", "two")
+        (name, rate) for rate in (80.0, 100.0) for name in ("one", "two")
     ]
     for point in sweep.points:
         assert [len(stretch.exchanges) for stretch in point.rounds] == [round(point.rate * plan.seconds)] * 2
@@ -122,7 +122,7 @@ def test_a_key_that_the_server_does_not_know_is_told_before_anything_is_measured
 
 
 def test_too_few_requests_to_tell_quantiles_are_refused_before_anything_starts(plan: LoadPlan) -> None:
-    with pytest.raises(RatesInvalid, match=r"rate 60 for 0.2 seconds is 12 requests, .* at least 20"):
+    with pytest.raises(RatesInvalid, match=r"rate 80 for 0.2 seconds is 16 requests, .* at least 20"):
         run_load(replace(plan, seconds=0.2), TEXTS, on_step=lambda step: pytest.fail(step))
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from xpeft_benchmarks import serve
 from xpeft_benchmarks.popularity import Popularity
 from xpeft_benchmarks.results import Result
 from xpeft_benchmarks.serve import ConcurrencyInvalid, ServePlan, parse_concurrencies, run_serve
@@ -29,7 +30,7 @@ def plan(plm: Path, **changes: object) -> ServePlan:
         "popularity": Popularity.parse("distinct"),
         "concurrencies": (4, 1),
         "seconds": 0.5,
-        "requests": 40,
+        "requests": 20,
         "rounds": 2,
         "texts": 20,
     }
@@ -66,14 +67,32 @@ def test_one_request_at_a_time_is_compared_with_the_forward_alone(results: dict[
     assert "p50_over_forward_ms" not in results["http c=4"].details
 
 
-def test_a_server_that_runs_already_is_measured_as_one_tenant(tiny_bert: Path) -> None:
+class OtherBank:
+    """A worker of the engine whose bank is not the server's."""
+
+    def __init__(self, module: str) -> None:
+        del module
+
+    def __enter__(self) -> OtherBank:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def ask(self, **job: object) -> dict[str, object]:
+        assert job["job"] == "open"
+        return {"bank": "sha256:" + "00" * 32}
+
+
+def test_a_server_that_runs_already_is_measured_as_one_tenant(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"--plm": str(tiny_bert), "--bank": BANK, "--device": "cpu", "--dtype": "float32"}
     with started(options, store="memory://", tenants=1) as target:
         url = f"http://{target.client.host}:{target.client.port}"
         asked = plan(tiny_bert, url=url, api_key=target.keys[0], concurrencies=(2,), rounds=1)
         found = run_serve(asked, TEXTS, on_step=lambda _: None)
-        with pytest.raises(ServerRefused, match="bank is sha256:"):
-            run_serve(plan(tiny_bert, url=url, api_key=target.keys[0], bank="random:N=9,R=4"), TEXTS, on_step=_ignore)
+        monkeypatch.setattr(serve, "Worker", OtherBank)
+        with pytest.raises(ServerRefused, match=r"bank is sha256:.* measured beside it has sha256:0000"):
+            run_serve(asked, TEXTS, on_step=_ignore)
     assert [result.variant for result in found] == ["http c=2", "engine batch=2"]
     assert "peak_rss_mb" not in found[0].details
     assert asked.settings()["url"] == url
@@ -92,8 +111,8 @@ def test_a_server_process_that_ends_at_once_is_a_failure() -> None:
         pass
 
 
-def test_a_worker_that_is_told_nonsense_answers_with_what_was_wrong(tmp_path: Path) -> None:
-    with Worker("xpeft_benchmarks.engine_worker") as worker, pytest.raises(WorkerFailed, match="plm"):
+def test_a_worker_that_is_told_nonsense_answers_with_what_was_wrong(tmp_path: Path, worker_here: type) -> None:
+    with worker_here("xpeft_benchmarks.engine_worker") as worker, pytest.raises(WorkerFailed, match="plm"):
         worker.ask(
             job="open",
             plm=str(tmp_path),
@@ -105,6 +124,15 @@ def test_a_worker_that_is_told_nonsense_answers_with_what_was_wrong(tmp_path: Pa
             texts=[],
             owners=[],
         )
+
+
+def test_a_worker_that_fails_at_a_job_says_why_and_takes_the_next() -> None:
+    nowhere = {"target": "x", "host": "127.0.0.1", "port": free_port()}
+    with Worker("xpeft_benchmarks.load_client") as worker:
+        worker.ask(job="load", requests=["GET / HTTP/1.1\r\n\r\n"], **nowhere)
+        with pytest.raises(WorkerFailed, match=r"refused|Connect call failed"):
+            worker.ask(job="drive", target="x", concurrency=1, seconds=0.1, requests=1)
+        assert worker.ask(job="load", requests=[], **nowhere) == {"loaded": 0}
 
 
 def test_http_is_compared_with_infinity_at_the_same_concurrency() -> None:

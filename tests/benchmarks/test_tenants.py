@@ -101,9 +101,9 @@ def results(tiny_bert: Path) -> dict[str, Result]:
         store=None,
         registered=400,
         tenants=4,
-        load=0.1,
-        seconds=0.4,
-        flood_seconds=0.4,
+        load=0.2,
+        seconds=0.2,
+        flood_seconds=0.2,
         rounds=2,
         texts=64,
     )

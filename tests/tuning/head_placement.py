@@ -3,13 +3,15 @@
 An operator that is given tensors of two devices, or asks for a value that only the device knows, fails: but for the
 two looks that are pretended here, one in each descent.
 
-A program of its own, as it gives PyTorch a device type for good.
-Run: python head_placement.py; with --astray it leaves a table on the host, with --waiting it looks: both have to fail.
+A program of its own, as it gives PyTorch a device type for good. Prints as JSON how each of three ways failed: a sound
+one, one that leaves a table on the host, and one that looks. Run: python head_placement.py
 """
 
 from __future__ import annotations
 
+import json
 import sys
+import traceback
 
 import torch
 from torch import Tensor
@@ -20,7 +22,6 @@ from xpeft_tuning import head_descent, head_fit
 from xpeft_tuning.linear_head import HeadRows, LinearHead
 from xpeft_tuning.rotated_rows import rotate
 
-WAY = sys.argv[1] if len(sys.argv) > 1 else ""
 GPU = torch.device("privateuseone", 0)
 SHAPES = ((30, 8, 2), (30, 8, 3), (20, 40, 9), (20, 40, 1))
 
@@ -32,10 +33,7 @@ def unsolved(active: Tensor) -> Tensor:
     return torch.arange(1 if len(active) > 1 else 0, device=GPU)
 
 
-def main() -> None:
-    _setup_privateuseone_for_python_backend("gpu")
-    if WAY != "--waiting":
-        head_descent._unsolved = unsolved
+def fit(*, astray: bool = False) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
         given = []
         for rows, hidden, classes in (*SHAPES, *SHAPES):
@@ -46,7 +44,7 @@ def main() -> None:
         for group in rotated:
             tell = torch.arange(len(group.places), device=GPU)
             left_out = head_fit._left_out(group, [0] * len(group.places))
-            if WAY == "--astray":
+            if astray:
                 left_out = torch.zeros(left_out.shape, dtype=left_out.dtype)
             losses = head_fit._losses(group, tell, left_out)
             if losses.device != GPU or losses.shape != (len(group.places), len(head_fit.PENALTIES)):
@@ -55,6 +53,22 @@ def main() -> None:
     for head, each in zip(heads, given, strict=True):
         if head.weight.device != GPU or head.weight.shape != each.drawn_to.weight.shape:
             raise AssertionError(f"a head of {tuple(head.weight.shape)} is on {head.weight.device}")
+
+
+def failure(*, astray: bool = False) -> str | None:
+    try:
+        fit(astray=astray)
+    except Exception:
+        return traceback.format_exc()
+    return None
+
+
+def main() -> None:
+    _setup_privateuseone_for_python_backend("gpu")
+    found = {"waiting": failure()}
+    head_descent._unsolved = unsolved
+    found |= {"sound": failure(), "astray": failure(astray=True)}
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Steps of tuning on a GPU that is not there: what the model's placement.py pretends, for the placed step.
 
-Prints what was stepped, as JSON lines. Run: python step_placement.py; with --astray it leaves an array on the host,
-with --asking it wants to know a loss: both have to fail.
+Prints what was stepped, as JSON lines, and how steps with a fault failed: one leaves an array on the host, one wants to
+know a loss. Run: python step_placement.py
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,12 +38,13 @@ from xpeft_tuning.static_turns import StaticTurns
 from xpeft_tuning.step_parts import StepParts
 from xpeft_tuning.trainee import Trainee, Turn
 
-WAY = sys.argv[1] if len(sys.argv) > 1 else ""
 PLACES, ROWS = 3, 6
 SETTINGS = (
     TuningSettings(batch_rows=4, gumbel=0.5),
     TuningSettings(batch_rows=4, kind="soft", lr_norm=0.0),
 )
+# Which settings a step has does not depend on the family: one encoder and one decoder have all of them.
+FAMILIES_OF_ALL_SETTINGS = FAMILIES if os.environ.get("NIGHTLY") == "1" else ("bert", "gpt2")
 
 
 def texts(lengths: list[int], targets: torch.Tensor) -> LabelledTexts:
@@ -91,13 +94,13 @@ def ready_to_step(family: str, settings: TuningSettings, completes: bool) -> Rea
     return Ready(family, plm, bank, settings, turns(settings, completes, bank), completes)
 
 
-def step(ready: Ready) -> dict[str, object]:
+def step(ready: Ready, *, asking: bool = False) -> dict[str, object]:
     _, plm, bank, settings, given, completes = ready
     on = StepParts.of(placement.moved(plm), bank, settings, places=PLACES + 1, classes=2, completes=completes)
     placed = PlacedStep(on, placement.GpuLanes(), nobody=PLACES)
     losses = torch.empty(PLACES, device=placement.GPU)
     placed.step(given, losses)
-    if WAY == "--asking":
+    if asking:
         float(losses.sum())
     return {"graphs": len(placed._graphs), "padding": placed.padding, "values": list(placement.made(losses).shape)}
 
@@ -118,28 +121,45 @@ def pretend() -> None:
     # What the host lays out is real.
     PlacedStep._need = unfaked(PlacedStep._need)  # type: ignore[method-assign]
     StaticTurns._write = unfaked(StaticTurns._write)  # type: ignore[method-assign]
-    if WAY == "--astray":
-        made = StaticFields.__init__
 
-        def astray(fields: StaticFields, *given: object) -> None:
-            made(fields, *given)  # type: ignore[arg-type]
-            fields.device = {**fields.device, "live": fields.device["live"].to("cpu")}
 
-        StaticFields.__init__ = astray  # type: ignore[method-assign]
+def leave_astray() -> None:
+    made = StaticFields.__init__
+
+    def astray(fields: StaticFields, *given: object) -> None:
+        made(fields, *given)  # type: ignore[arg-type]
+        fields.device = {**fields.device, "live": fields.device["live"].to("cpu")}
+
+    StaticFields.__init__ = astray  # type: ignore[method-assign]
+
+
+def failure(ready: Ready, *, asking: bool = False) -> str | None:
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            step(ready, asking=asking)
+    except Exception:
+        return traceback.format_exc()
+    return None
 
 
 def main() -> None:
     ready = [
         ready_to_step(family, settings, completes)
-        for family in list(placement.CONFIGS)[: 1 if WAY else None]
-        for settings in SETTINGS
+        for family in placement.CONFIGS
+        for settings in SETTINGS[: None if family in FAMILIES_OF_ALL_SETTINGS else 1]
         for completes in ((False, True) if FAMILIES[family].decoder else (False,))
     ]
+    asks, strays = (ready_to_step("bert", SETTINGS[0], completes=False) for _ in range(2))
     pretend()
     for each in ready:
         with FakeTensorMode(allow_non_fake_inputs=True):
             found = step(each)
-        sys.stdout.write(json.dumps({"family": each.family, "completes": each.completes, **found}) + "\n")
+        case = {"family": each.family, "kind": each.settings.kind, "completes": each.completes}
+        sys.stdout.write(json.dumps(case | found) + "\n")
+    asking = failure(asks, asking=True)
+    leave_astray()
+    astray = failure(strays)
+    sys.stdout.write(json.dumps({"asking": asking, "astray": astray}) + "\n")
 
 
 if __name__ == "__main__":
