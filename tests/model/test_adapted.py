@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -47,13 +46,6 @@ def test_adapters_apply_inside_their_context_only() -> None:
         with context.applying(None):
             assert context.adapters is None
     assert context.adapters is None
-
-
-def test_forwards_of_two_threads_do_not_see_each_others_adapters() -> None:
-    context, mine = AdapterContext(), Recorder()
-    with ThreadPoolExecutor(1) as other, context.applying(mine):
-        theirs = other.submit(lambda: context.adapters).result()
-        assert (theirs, context.adapters) == (None, mine)
 
 
 def test_a_forward_that_fails_leaves_the_bare_model_behind(lab: Any) -> None:

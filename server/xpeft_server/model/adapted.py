@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -22,8 +21,8 @@ class Adapters(Protocol):
         ...
 
 
-class AdapterContext(threading.local):
-    """Which adapters the running forward applies; without any it is the bare PLM. One a thread."""
+class AdapterContext:
+    """Which adapters the running forward applies; without any it is the bare PLM. One thread, one forward."""
 
     def __init__(self) -> None:
         self.adapters: Adapters | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 from xpeft_kernels import apply_heads, chosen_implementations
 
 from .bank import Bank
-from .batch_parts import Part, PartThreads
 from .graphs.graph_set import GraphFacts
 from .graphs.graphed_forward import GraphedForward
 from .launched import Launched
@@ -21,8 +19,7 @@ from .packed_sequences import choose_attention
 from .packing import PackedRows, pack, packed_order
 from .plm import Plm
 from .pooling import Pooled, pool
-from .prepacked import is_prepacked
-from .recorded import is_recording, recorded
+from .recorded import recorded
 from .slots import Filled, SlotAdapters, SlotBuffers, SlotFill
 from .tokenizing import TokenizedText
 
@@ -55,8 +52,6 @@ class Classifier:
         self._pooling = bank.pooling
         self.buffers = SlotBuffers(bank, slots=slots, head_rows=head_rows, device=plm.device, dtype=plm.dtype)
         self._attention = choose_attention(plm, self.buffers.lanes)
-        # Others' products may have other bits with another number of threads.
-        self._threads = PartThreads() if torch.get_num_threads() > 1 and is_prepacked(plm) else None
         self._graphs: GraphedForward | None = None
         if graph_tokens and self.buffers.lanes.asynchronous:
             self._graphs = self._graphed(graph_tokens)
@@ -143,18 +138,10 @@ class Classifier:
             pooled = self._graphs.pooled(rows, None if slots is None else np.array(slots))
             if pooled is not None:
                 return pooled
-        # A profiler records one thread, which then computes all of it.
-        parts = [] if self._threads is None or is_recording() else self._threads.cut([len(each) for each in texts])
-        if self._threads is None or not parts:
-            return self._pooled_part(texts, slots, Part(0, len(texts)))
-        results = self._threads.compute(parts, partial(self._pooled_part, texts, slots))
-        return Pooled(torch.cat([each.vectors for each in results]), results[0].began)
-
-    def _pooled_part(self, texts: Sequence[TokenizedText], slots: list[int] | None, part: Part) -> Pooled:
         with recorded("pack"):
             batch = pack(
-                texts[part.begin : part.end],
-                None if slots is None else slots[part.begin : part.end],
+                texts,
+                slots,
                 first_position=self.plm.first_position,
                 feed_forward=self.plm.feed_forward,
                 device=self.plm.device,

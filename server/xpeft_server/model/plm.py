@@ -54,9 +54,7 @@ class AttentionShape(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Plm:
-    """A PLM with places for adapters, frozen, in evaluation mode, on its device.
-
-    One thread at a time runs it; on CPU several may, without gradients.
+    """A PLM with places for adapters, frozen, in evaluation mode, on its device. One thread at a time runs it.
 
     ``feed_forward`` is the width inside a block's feed-forward on CPU, 0 elsewhere (see `even_rows`).
     ``vocabulary_head`` is None for encoders, and for decoders whose checkpoint brings no head and ties none.

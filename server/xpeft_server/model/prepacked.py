@@ -63,11 +63,6 @@ def prepack(plm: Plm) -> None:
     logger.info("weights of %d products are kept in oneDNN's order", len(names) + (plm.vocabulary_head is not None))
 
 
-def is_prepacked(plm: Plm) -> bool:
-    """Whether a row's bits depend neither on how many rows nor on how many threads there are."""
-    return any(isinstance(each, PrepackedLinear) for each in plm.model.modules())
-
-
 def _why_not(dtype: torch.dtype) -> str | None:
     """What stands in the way."""
     if platform.machine() not in _MACHINES:

@@ -11,14 +11,9 @@ from torch.profiler import record_function
 _NOTHING: Final = nullcontext()
 
 
-def is_recording() -> bool:
-    """Whether a profiler records this thread."""
-    return _profiler_enabled()
-
-
 def recorded(name: str) -> AbstractContextManager[object]:
     """The range ``xpeft::NAME``.
 
     Without a profiler this only asks whether there is one, where ``record_function`` would run an operator.
     """
-    return record_function(f"xpeft::{name}") if is_recording() else _NOTHING
+    return record_function(f"xpeft::{name}") if _profiler_enabled() else _NOTHING
