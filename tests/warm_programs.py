@@ -4,7 +4,7 @@ To load them takes longer than all else that a command of a page or a demo does.
 its own: arguments, environment, folder, streams, SIGTERM and SIGINT, exit status. No other signal is passed on.
 
 Run: python -P warm_programs.py FOLDER, which has the two programs once it says "ready", until this one ends; tests call
-`started`, by `runpy`.
+`started` and `begun`, by `runpy`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -43,32 +43,44 @@ def started(folder: Path, **environment: str) -> Iterator[Path]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def begun(
+    folder: Path, words: list[str], *, environment: Mapping[str, str], streams: Sequence[int]
+) -> tuple[int, socket.socket]:
+    """A fork with all that a process has, in this folder: its number, and the connection that tells how it ended.
+
+    Args: streams: file descriptors of its standard input, output and error.
+    """
+    server = socket.socket(socket.AF_UNIX)
+    server.connect(str(folder / "socket"))
+    said = {"words": words, "environment": dict(environment), "folder": str(Path.cwd())}
+    body = json.dumps(said).encode()
+    socket.send_fds(server, [_NUMBER.pack(len(body))], streams)
+    server.sendall(body)
+    return received(server), server
+
+
+def received(connection: socket.socket) -> int:
+    """A number that the warm process tells: at the end the exit status, of a signal minus its number."""
+    number: int = _NUMBER.unpack(connection.recv(_NUMBER.size, socket.MSG_WAITALL))[0]
+    return number
+
+
 def _ask(folder: Path, words: list[str]) -> None:
     """In place of the program: hand over all that a process has, and end as the fork does."""
     if words[0] == "python" and (len(words) == 1 or words[1].startswith("-")):
         os.execv(sys.executable, [sys.executable, *words[1:]])  # noqa: S606
     # A signal that comes too early waits until it is known whom to send it to.
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.connect(str(folder / "socket"))
-        said = {"words": words, "environment": dict(os.environ), "folder": str(Path.cwd())}
-        body = json.dumps(said).encode()
-        socket.send_fds(server, [_NUMBER.pack(len(body))], [0, 1, 2])
-        server.sendall(body)
-        fork = _received(server)
-        for each in _FORWARDED:
-            signal.signal(each, lambda number, _: os.kill(fork, number))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
-        status = _received(server)
+    fork, server = begun(folder, words, environment=os.environ, streams=[0, 1, 2])
+    for each in _FORWARDED:
+        signal.signal(each, lambda number, _: os.kill(fork, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
+    with server:
+        status = received(server)
     if status < 0:
         signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     sys.exit(status)
-
-
-def _received(connection: socket.socket) -> int:
-    number: int = _NUMBER.unpack(connection.recv(_NUMBER.size, socket.MSG_WAITALL))[0]
-    return number
 
 
 def _become_what_asks(listening: socket.socket) -> list[str]:

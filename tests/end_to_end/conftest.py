@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import runpy
 import select
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import time
@@ -24,7 +22,7 @@ import pytest
 
 from xpeft_profiles import Profile, write_profile_file
 
-_NUMBER: Final = struct.Struct("i")
+WARM: Final = runpy.run_path(str(Path(__file__).parent.parent / "warm_programs.py"))
 
 BANK = "random:N=12,R=8,seed=1,std=0.3"
 
@@ -40,13 +38,9 @@ class Fork:
         reading, writing = os.pipe()
         self.stdout = os.fdopen(reading)
         self.returncode: int | None = None
-        self._status = socket.socket(socket.AF_UNIX)
-        self._status.connect(str(folder / "socket"))
-        body = json.dumps({"words": words, "environment": dict(environ), "folder": str(Path.cwd())}).encode()
         with Path(os.devnull).open() as nothing:
-            socket.send_fds(self._status, [_NUMBER.pack(len(body))], [nothing.fileno(), writing, stderr])
-            self._status.sendall(body)
-            self.pid = self._received()
+            streams = [nothing.fileno(), writing, stderr]
+            self.pid, self._status = WARM["begun"](folder, words, environment=environ, streams=streams)
         os.close(writing)
 
     def poll(self) -> int | None:
@@ -58,7 +52,7 @@ class Fork:
         if self.returncode is None:
             if not select.select([self._status], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired("xpeft", timeout or 0)
-            self.returncode = self._received()
+            self.returncode = WARM["received"](self._status)
             self._status.close()
         return self.returncode
 
@@ -71,10 +65,6 @@ class Fork:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
-
-    def _received(self) -> int:
-        number: int = _NUMBER.unpack(self._status.recv(_NUMBER.size, socket.MSG_WAITALL))[0]
-        return number
 
 
 class Server:
