@@ -2,7 +2,7 @@
 # gpu.sh OUT: what a GPU has to show, in one go: first that it computes right, then how fast. OUT is a folder for what is
 # printed and for the JSON lines. Goes on where a part fails, and ends with the number of parts that did.
 #
-# PARTS="tests shapes engine tune" names those that are wanted; without it all are.
+# PARTS="tests shapes engine tune tenants" names those that are wanted; without it all are.
 set -uo pipefail
 
 if [ "$#" != 1 ] || [ "${1#-}" != "$1" ]; then
@@ -14,7 +14,7 @@ out=$(realpath "$1")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 failed=0
 
-part() { [[ " ${PARTS-tests shapes engine tune} " == *" $1 "* ]]; }
+part() { [[ " ${PARTS-tests shapes engine tune tenants} " == *" $1 "* ]]; }
 
 run() {
     local name=$1
@@ -55,6 +55,10 @@ if part tune; then
                 --device cuda --json "$out/tune-$tokens-$dtype.jsonl"
         done
     done
+fi
+if part tenants; then
+    # The client has cores of its own here, which it has not on a machine with two.
+    run tenants xpeft bench tenants --device cuda --registered 1000000 --rounds 3 --json "$out/tenants.jsonl"
 fi
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv || true
 printf '\n%d parts failed; %d s; all of it is in %s\n' "$failed" "$SECONDS" "$out"
