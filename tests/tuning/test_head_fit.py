@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from xpeft_tuning import head_descent, head_fit, rotated_rows
 from xpeft_tuning.head_descent import Descent, Regressions
-from xpeft_tuning.head_fit import FEWEST, PENALTIES, choose_penalties, fit_linear_heads
+from xpeft_tuning.head_fit import FEWEST, LIKELY_SHIFT, PENALTIES, choose_penalties, fit_linear_heads
 from xpeft_tuning.linear_head import HeadRows, LinearHead
 from xpeft_tuning.rotated_rows import rotate
 
@@ -30,8 +30,8 @@ def _fitted(rows: HeadRows, penalty: float) -> LinearHead:
     return head
 
 
-def _chosen(features: Tensor, targets: Tensor, drawn_to: LinearHead) -> float:
-    (penalty,) = choose_penalties(rotate([_rows(features, targets, drawn_to)]), seeds=[0])
+def _chosen(features: Tensor, targets: Tensor, drawn_to: LinearHead, shift: float | None = None) -> float:
+    (penalty,) = choose_penalties(rotate([_rows(features, targets, drawn_to)]), seeds=[0], likely_shift=shift)
     return penalty
 
 
@@ -147,6 +147,46 @@ def test_of_equal_penalties_the_largest_is_chosen() -> None:
     assert _chosen(torch.zeros(20, 5), torch.arange(20) % 3, ZERO) == max(PENALTIES)
 
 
+@pytest.mark.parametrize(("length", "shift", "penalty"), [(1.0, 1.0, 1.0), (5.0, 0.5, 100.0), (5.0, 1e-3, 1000.0)])
+def test_the_likely_penalty_is_that_of_shifts_as_large_as_is_likely(
+    length: float, shift: float, penalty: float
+) -> None:
+    features = length * functional.normalize(1 + _normal(FEWEST - 1, 5))
+    targets = torch.arange(FEWEST - 1) % 3
+    assert _chosen(features, targets, ZERO, shift) == penalty
+    assert _chosen(features, targets, ZERO) == 1
+
+
+def test_heads_of_users_that_differ_a_little_do_better_on_other_rows_if_that_is_known() -> None:
+    shared, users = LinearHead(2 * _normal(3, 5, seed=1), torch.zeros(3)), 16
+    features = 2 * _normal(users, 360, 5, seed=2)
+    shifts = LIKELY_SHIFT / features.square().sum(2).mean().sqrt() * _normal(users, 3, 5, seed=3)
+    chances = (torch.einsum("uqh,uch->uqc", features, shared.weight + shifts)).softmax(2)
+    drawn = torch.rand(users, 360, 1, generator=torch.Generator().manual_seed(4))
+    targets = (chances.cumsum(2) < drawn).sum(2).clamp(max=2)
+    rotated = rotate([_rows(features[user, :60], targets[user, :60], shared) for user in range(users)])
+    losses = []
+    for shift in (LIKELY_SHIFT, None):
+        penalties = choose_penalties(rotated, seeds=[0] * users, likely_shift=shift)
+        heads = fit_linear_heads(rotated, penalties=penalties)
+        logits = torch.stack([head(own[60:]) for head, own in zip(heads, features, strict=True)])
+        losses.append(functional.cross_entropy(logits.flatten(0, 1), targets[:, 60:].flatten()).item())
+    assert losses[0] < losses[1] - 0.005
+
+
+def test_rows_that_tell_otherwise_are_believed() -> None:
+    features, targets = _blobs(60, 0.1)
+    other = LinearHead(-3 * torch.eye(3, 5), torch.zeros(3))
+    assert _chosen(features, targets, other, LIKELY_SHIFT) < 4 * features.square().sum(1).mean() / 3
+
+
+def test_nothing_is_known_of_numbers() -> None:
+    features, noise = _normal(60, 5), _normal(60, seed=1)
+    for targets in (noise, features.sum(1)):
+        zero = LinearHead.zero(1, 5)
+        assert _chosen(features, targets, zero, LIKELY_SHIFT) == _chosen(features, targets, zero)
+
+
 def test_labels_in_a_rhythm_as_long_as_the_folds_are_many_are_in_all_folds() -> None:
     targets = torch.arange(60) % 5
     features = torch.eye(5)[targets] + 0.1 * _normal(60, 5)
@@ -237,17 +277,20 @@ def test_the_penalty_is_the_one_that_a_textbook_chooses(number: int) -> None:
     assert choose_penalties(rotate([rows]), seeds=[7]) == [best]
 
 
-def _all(rows: Sequence[HeadRows], seeds: Sequence[int]) -> tuple[list[float], list[LinearHead]]:
+def _all(
+    rows: Sequence[HeadRows], seeds: Sequence[int], shift: float | None = None
+) -> tuple[list[float], list[LinearHead]]:
     rotated = rotate(rows)
-    penalties = choose_penalties(rotated, seeds=seeds)
+    penalties = choose_penalties(rotated, seeds=seeds, likely_shift=shift)
     return penalties, fit_linear_heads(rotated, penalties=penalties)
 
 
-def test_a_profile_has_the_same_head_alone_and_in_company_bit_for_bit() -> None:
+@pytest.mark.parametrize("shift", [None, 3.0])
+def test_a_profile_has_the_same_head_alone_and_in_company_bit_for_bit(shift: float | None) -> None:
     rows = _ragged()
     seeds = list(range(len(rows)))
-    alone = [_all([each], [seed]) for each, seed in zip(rows, seeds, strict=True)]
-    penalties, heads = _all([*rows, *rows[::-1]], [*seeds, *seeds[::-1]])
+    alone = [_all([each], [seed], shift) for each, seed in zip(rows, seeds, strict=True)]
+    penalties, heads = _all([*rows, *rows[::-1]], [*seeds, *seeds[::-1]], shift)
     assert len(set(penalties)) > 3
     for penalty, head, ((own_penalty,), (own,)) in zip(penalties, heads, [*alone, *alone[::-1]], strict=True):
         assert penalty == own_penalty

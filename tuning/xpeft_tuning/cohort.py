@@ -15,7 +15,7 @@ from xpeft_server.model.pooling import pool
 from .errors import Unservable
 from .evaluation import Evaluator, Score, Scored
 from .forward import hidden_states
-from .head_fit import choose_penalties, fit_linear_heads
+from .head_fit import LIKELY_SHIFT, choose_penalties, fit_linear_heads
 from .labelled_texts import LabelledTexts
 from .linear_head import HeadRows, LinearHead
 from .packed_step import PackedStep
@@ -193,7 +193,8 @@ class Cohort:
         )
         penalty = self._settings.head_penalty
         if penalty is None:
-            penalties = choose_penalties(rows, seeds=[self._settings.seed] * len(trainees))
+            shift = None if self._settings.shared_head is None else LIKELY_SHIFT
+            penalties = choose_penalties(rows, seeds=[self._settings.seed] * len(trainees), likely_shift=shift)
         else:
             penalties = [penalty] * len(trainees)
         heads = fit_linear_heads(rows, penalties=penalties)

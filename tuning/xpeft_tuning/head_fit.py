@@ -15,6 +15,9 @@ from .rotated_rows import RotatedRows
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 _DESCENDING = sorted(PENALTIES, reverse=True)
 FEWEST = 10
+LIKELY_SHIFT = 0.5
+"""Standard deviation, in logits, of what tells a user's head from one that many users share."""
+_DOUBT = 0.7  # of that, in powers of ten of the penalty
 _FOLDS = 5
 _NUMBERS = 2**24  # at once, of the largest tensor
 
@@ -52,23 +55,47 @@ def _heads(group: RotatedRows, solved: Tensor) -> Iterator[tuple[int, LinearHead
 
 
 @torch.no_grad()
-def choose_penalties(given: Sequence[RotatedRows], *, seeds: Sequence[int]) -> list[float]:
+def choose_penalties(
+    given: Sequence[RotatedRows], *, seeds: Sequence[int], likely_shift: float | None = None
+) -> list[float]:
     """The ones of `PENALTIES` with the least loss in cross-validation over a profile's rows, of equals the largest.
 
-    Fewer than `FEWEST` rows cannot tell: then it is 1.
+    Fewer than `FEWEST` rows cannot tell: then it is what is likely, or 1.
 
-    Args: seeds: of each profile's folds, in the order in which they were given to `rotate`, as are the results.
+    Args:
+        seeds: of each profile's folds, in the order in which they were given to `rotate`, as are the results.
+        likely_shift: see `LIKELY_SHIFT`; nothing is known of heads that give numbers. A penalty p stands for shifts of
+            ``√(mean ‖x‖² / p)``: log10 p is normal about the one for the likely shift, and how unlikely that makes it
+            joins the losses, as tens of rows alone choose badly.
     """
     chosen: dict[int, float] = {}
     for group in given:
-        chosen |= dict.fromkeys(group.places, 1.0)
+        shift = None if group.numbers else likely_shift
+        unlikely = _unlikely(group, shift)
+        usual = [1.0] * len(group.places) if shift is None else _least(unlikely)
+        chosen |= dict(zip(group.places, usual, strict=True))
         tell = [number for number, count in enumerate(group.counts) if count >= FEWEST]
         if tell:
             left_out = _left_out(group, [seeds[place] for place in group.places])
-            best = _losses(group, torch.tensor(tell, device=left_out.device), left_out).tolist()
-            for number, losses in zip(tell, best, strict=True):
-                chosen[group.places[number]] = _DESCENDING[losses.index(min(losses))]
+            own = torch.tensor(tell, device=left_out.device)
+            best = _least(_losses(group, own, left_out) + unlikely[own])
+            chosen |= {group.places[number]: penalty for number, penalty in zip(tell, best, strict=True)}
     return [chosen[place] for place in range(len(chosen))]
+
+
+def _least(losses: Tensor) -> list[float]:
+    """The penalties of the least of each row of ``[P', 9]``, the first of equals."""
+    return [_DESCENDING[each.index(min(each))] for each in losses.tolist()]
+
+
+def _unlikely(group: RotatedRows, shift: float | None) -> Tensor:
+    """``[P, 9]``, how unlikely each penalty is, in nats; zero where nothing is known."""
+    penalties = _column(_DESCENDING, group.mean)
+    if shift is None:
+        return penalties.new_zeros(len(group.places), len(penalties))
+    around = (group.weights[..., None] * group.rows[..., 1:].square()).sum(dim=(1, 2)) / group.weights.sum(dim=1)
+    likely = (around + group.mean.square().sum(dim=1)) / shift**2
+    return ((penalties / likely[:, None]).log10() / _DOUBT).square() / 2
 
 
 def _left_out(group: RotatedRows, seeds: Sequence[int]) -> Tensor:

@@ -73,6 +73,13 @@ class BankTrainingSettings:
             "method": "users",
         },
     )
+    spread: float = field(
+        default=0.3,
+        metadata={
+            "help": "how far apart adapters start: 0 all the same, 1 nothing in common",
+            "method": "users",
+        },
+    )
     gumbel: float = field(
         default=0.0,
         metadata={
@@ -99,6 +106,8 @@ class BankTrainingSettings:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise SettingsInvalid(f"{name} is {value}, it must be from {least} to {most}")
+        if not 0 <= self.spread <= 1:
+            raise SettingsInvalid(f"spread is {self.spread}, it must be a number from 0 to 1")
         for name in _NUMBERS:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
