@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -52,13 +53,24 @@ _PLACES = 16
 _HEAD = "shared"
 _EPOCHS = {"critics": 2, "movielens_like": 3}
 """Of bank training."""
-_TUNING = {"critics": (3, 0.002), "movielens_like": (5, 0.005)}
-"""Epochs and peak learning rate of the LayerNorm affine, of unseen users' profiles over the trained bank."""
+_STEPS = {"critics": (8, 4), "movielens_like": (24, 8)}
+"""Users in a step of bank training, and rows of each."""
+
+
+class _Pace(NamedTuple):
+    """Of tuning unseen users' profiles over the trained bank: epochs, and peak learning rates."""
+
+    epochs: int
+    lr_masks: float
+    lr_norm: float
+
+
+_TUNING = {"critics": _Pace(3, 0.002, 0.002), "movielens_like": _Pace(5, 0.02, 0.005)}
 
 
 def global_adapter(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Answers:
     """One adapter and one head for everybody, trained on all seen users; nothing is learned of the unseen."""
-    bank = kept.bank(f"{users.name}-adapter-{seed}", lambda: _warm_start(plm, users, _one_adapter(seed), show))
+    bank = kept.bank(f"{users.name}-adapter-{seed}", lambda: _warm_start(plm, users, _one_adapter(users, seed), show))
     everything = np.ones((bank.blocks, 1), bool)
     profile = Profile(bank=bank.fingerprint, mask_a=everything, mask_b=everything, shared_head=_HEAD)
     evaluator = Evaluator(plm, bank, slots=1, classes=0, tokens=4096)
@@ -74,7 +86,7 @@ def global_adapter(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) 
 
 def adapter_and_head(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Answers:
     """The same adapter, and a head for each user that starts as the shared one."""
-    bank = kept.bank(f"{users.name}-adapter-{seed}", lambda: _warm_start(plm, users, _one_adapter(seed), show))
+    bank = kept.bank(f"{users.name}-adapter-{seed}", lambda: _warm_start(plm, users, _one_adapter(users, seed), show))
     settings = TuningSettings(lr_masks=0.0, lr_norm=0.0, epochs=1, shared_head=_HEAD, own_head=True, seed=seed)
     return _tuned(plm, bank, users, settings, "one adapter for all, a head each", show)
 
@@ -96,10 +108,8 @@ def trained_bank(kind: Literal["hard", "soft"]) -> Method:
     def learn(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Answers:
         wanted = _many_adapters(users, seed)
         bank = kept.bank(f"{users.name}-bank-{seed}", lambda: _warm_start(plm, users, wanted, show))
-        epochs, lr_norm = _TUNING[users.name]
-        settings = TuningSettings(
-            kind=kind, epochs=epochs, lr_masks=0.02, lr_norm=lr_norm, shared_head=_HEAD, own_head=True, seed=seed
-        )
+        pace = _TUNING[users.name]._asdict()
+        settings = TuningSettings(kind=kind, **pace, shared_head=_HEAD, own_head=True, seed=seed)
         return _tuned(plm, bank, users, settings, f"trained bank N=100, {kind}", show)
 
     return learn
@@ -115,14 +125,23 @@ USER_METHODS: Mapping[str, Method] = {
 }
 
 
-def _one_adapter(seed: int) -> BankTrainingSettings:
-    return BankTrainingSettings(
-        adapters=1, lr_bank=0.001, weight_decay=0.0, lr_masks=0.0, lr_norm=0.0, lr_own_head=0.0, seed=seed
+def _one_adapter(users: UserSet, seed: int) -> BankTrainingSettings:
+    return replace(
+        _many_adapters(users, seed),
+        adapters=1,
+        epochs=2,
+        lr_bank=0.001,
+        weight_decay=0.0,
+        lr_masks=0.0,
+        lr_norm=0.0,
+        lr_own_head=0.0,
     )
 
 
 def _many_adapters(users: UserSet, seed: int) -> BankTrainingSettings:
-    return BankTrainingSettings(adapters=100, epochs=_EPOCHS[users.name], seed=seed)
+    batch_users, user_rows = _STEPS[users.name]
+    epochs = _EPOCHS[users.name]
+    return BankTrainingSettings(adapters=100, epochs=epochs, batch_users=batch_users, user_rows=user_rows, seed=seed)
 
 
 def _warm_start(plm: Plm, users: UserSet, settings: BankTrainingSettings, show: Show) -> Bank:

@@ -30,7 +30,6 @@ _SMALL = {
     "lr_masks": 0.1,
     "lr_norm": 0.002,
     "lr_own_head": 0.002,
-    "spread": 1.0,
     "gumbel": 0.0,
     "batch_rows": 32,
     "batch_users": 24,

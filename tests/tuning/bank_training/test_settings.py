@@ -20,10 +20,6 @@ from xpeft_tuning.errors import SettingsInvalid
         ({"adapters": 8, "k": 9}, "k is 9, it must be from 1 to 8"),
         ({"seed": -1}, "seed is -1, it must be from 0 to"),
         *(
-            ({"spread": value}, f"spread is {value}, it must be a number from 0 to 1")
-            for value in (-0.1, 1.1, float("nan"))
-        ),
-        *(
             ({name: 0}, f"{name} is 0, it must be from 1 to")
             for name in ("epochs", "batch_tokens", "batch_users", "user_rows", "batch_rows")
         ),

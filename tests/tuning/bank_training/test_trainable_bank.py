@@ -66,16 +66,6 @@ def test_adapters_start_with_the_spread_that_was_asked_for_and_the_seed_decides(
     assert first.fingerprint == again.fingerprint != other.fingerprint
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0])
-def test_adapters_start_as_far_apart_as_they_shall(plm: Plm, small: Small, spread: float) -> None:
-    bank = TrainableBank(plm, LABELS, small(adapters=64, width=8), spread=spread).bank("")
-    for part, std in ((bank.down, 0.3), (bank.up, 0.1)):
-        of_adapters = part.transpose(0, 1).flatten(1)
-        assert of_adapters.std().item() == pytest.approx(std, rel=0.1)
-        apart = torch.corrcoef(of_adapters)[~torch.eye(64, dtype=torch.bool)]
-        assert apart.mean().item() == pytest.approx(1 - spread**2, abs=0.01)
-
-
 def test_rates_rise_over_a_twentieth_of_the_steps_and_fall_to_nothing() -> None:
     shares = [share_of_rate(step / 1000) for step in range(1001)]
     peak = shares.index(max(shares))

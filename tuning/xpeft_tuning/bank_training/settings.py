@@ -54,8 +54,8 @@ class BankTrainingSettings:
             "method": "users",
         },
     )
-    batch_users: int = field(default=24, metadata={"help": "users in one step, at most", "method": "users"})
-    user_rows: int = field(default=8, metadata={"help": "rows of each user in one step", "method": "users"})
+    batch_users: int = field(default=8, metadata={"help": "users in one step, at most", "method": "users"})
+    user_rows: int = field(default=4, metadata={"help": "rows of each user in one step", "method": "users"})
     lr_masks: float = field(
         default=0.02, metadata={"help": "peak learning rate of the users' masks", "method": "users"}
     )
@@ -70,13 +70,6 @@ class BankTrainingSettings:
         default=0.1,
         metadata={
             "help": "weight of the squared norm of what each user's head has beyond the shared one",
-            "method": "users",
-        },
-    )
-    spread: float = field(
-        default=0.3,
-        metadata={
-            "help": "how far apart adapters start: 0 all the same, 1 nothing in common",
             "method": "users",
         },
     )
@@ -106,8 +99,6 @@ class BankTrainingSettings:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise SettingsInvalid(f"{name} is {value}, it must be from {least} to {most}")
-        if not 0 <= self.spread <= 1:
-            raise SettingsInvalid(f"spread is {self.spread}, it must be a number from 0 to 1")
         for name in _NUMBERS:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

@@ -28,7 +28,6 @@ class TrainableBank:
 
     Args:
         labels: C labels of the head, or one where they are numbers.
-        spread: correlation of two adapters' first weights is ``1 - spread²``.
 
     Attributes:
         parts: ``[L, N, split]`` and ``[L, N, D - split]`` rows of the form, as tuning multiplies masks with them.
@@ -37,13 +36,10 @@ class TrainableBank:
     Raises: BankInvalid if the head's name or labels cannot be a bank's.
     """
 
-    def __init__(
-        self, plm: Plm, labels: tuple[str, ...], settings: BankTrainingSettings, *, spread: float = 1.0
-    ) -> None:
+    def __init__(self, plm: Plm, labels: tuple[str, ...], settings: BankTrainingSettings) -> None:
         self._plm = plm
         self._labels = labels
         self._settings = settings
-        self._spread = spread
         self.pooling: Pooling = settings.pooling or ("last" if plm.facts.decoder else "mean")
         self.form = AdapterForm(
             hidden=plm.facts.hidden,
@@ -65,9 +61,6 @@ class TrainableBank:
     def _parameter(self, blocks: int, count: int, size: int, std: float, generator: torch.Generator) -> nn.Parameter:
         """Random weights, biases of zero."""
         values = std * torch.randn(blocks, count, size, generator=generator)
-        if self._spread < 1:
-            common = std * torch.randn(blocks, 1, size, generator=generator)
-            values = self._spread * values + math.sqrt(1 - self._spread**2) * common
         values[..., self.form.hidden * self.form.width :] = 0
         return nn.Parameter(values.to(self._plm.device))
 

@@ -55,7 +55,7 @@ class WarmStart:
         self._settings = settings
         self._rows = TrainingRows.of(plm, datasets)
         self._train, self._held_out = self._rows.train, self._rows.held_out
-        self._bank = TrainableBank(plm, self._rows.labels, settings, spread=settings.spread)
+        self._bank = TrainableBank(plm, self._rows.labels, settings)
         self._generator = np.random.Generator(np.random.PCG64(settings.seed))
         self._noise = torch.Generator().manual_seed(settings.seed)
         self._users = ProfileStack(
