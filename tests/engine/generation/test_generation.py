@@ -201,11 +201,11 @@ async def test_while_the_store_is_down_known_profiles_go_on_and_others_are_unava
     known, unknown = await studio.put("known", 1), await studio.put("unknown", 2)
     before = await studio.told(known, PROMPT)
 
-    async def down(keys: Any) -> Any:
+    async def down(*_: Any) -> Any:
         raise StoreUnavailable("the store is down")
 
-    monkeypatch.setattr(studio.store, "versions", down)
-    monkeypatch.setattr(studio.store, "get_many", down)
+    for question in ("versions", "get_many", "ping"):
+        monkeypatch.setattr(studio.store, question, down)
     assert (await studio.told(known, PROMPT)).text == before.text
     with pytest.raises(Unavailable):
         await studio.told(unknown, PROMPT)
