@@ -51,6 +51,23 @@ def test_a_head_starts_where_what_is_tuned_is_the_least(
     assert head_bias.abs().max() < 2e-6
 
 
+def test_few_rows_keep_a_head_near_a_shared_one_and_not_near_nothing(
+    plm: Plm, bank: Bank, make_dataset: MakeDataset
+) -> None:
+    """The likely shift of `choose_penalties` is of users of one head; of a head alone nothing is known."""
+    dataset = make_dataset(6)
+    bank = replace(bank, heads={"x": SharedHead(torch.zeros(3, bank.hidden), torch.zeros(3), dataset.labels)})
+    penalties = []
+    for shared in ({}, {"shared_head": "x", "own_head": True}):
+        settings: dict[str, Any] = {**STILL, "head_penalty": None, **shared}
+        chosen = TuningSettings(**settings)
+        trainee = enrol(plm, "ann", dataset, dataset.labels, chosen)
+        Cohort(plm, bank, chosen, places=1, classes=3).admit([trainee])
+        penalties.append(trainee.penalty * len(trainee.train))
+    assert penalties[0] == pytest.approx(1)
+    assert penalties[1] >= 10
+
+
 def _heads(cohort: Cohort, trainee: Trainee, steps: int) -> list[Tensor]:
     """Weight and bias as one, before the first step and after each."""
     here = torch.tensor([trainee.place])

@@ -16,7 +16,8 @@ PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 _DESCENDING = sorted(PENALTIES, reverse=True)
 FEWEST = 10
 LIKELY_SHIFT = 0.5
-"""Standard deviation, in logits, of what tells a user's head from one that many users share."""
+"""Standard deviation, in logits, of what tells a user's head from one that many users share: measured on critics
+(benchmarks/results/unseen-critics-cpu-bfloat16.txt)."""
 _DOUBT = 0.7  # of that, in powers of ten of the penalty
 _FOLDS = 5
 _NUMBERS = 2**24  # at once, of the largest tensor
