@@ -15,13 +15,16 @@ class Phase(NamedTuple):
     seconds: float
 
 
-def arrivals(phases: Sequence[Phase], seed: int | Sequence[int]) -> list[tuple[float, int]]:
-    """Poisson arrivals of phases one after the other: (seconds from the start, stream), in order."""
-    rng = np.random.default_rng(seed)
+def arrivals(phases: Sequence[Phase], seed: int) -> list[tuple[float, int]]:
+    """Poisson arrivals of phases one after the other: (seconds from the start, stream), in order.
+
+    A stream's own do not depend on the others' rates: what two stretches have in common comes at the same moments.
+    """
     found: list[tuple[float, int]] = []
     start = 0.0
-    for rates, seconds in phases:
+    for number, (rates, seconds) in enumerate(phases):
         for stream, rate in enumerate(rates):
+            rng = np.random.default_rng((seed, number, stream))
             moments = start + rng.uniform(0, seconds, rng.poisson(rate * seconds))
             found += [(float(moment), stream) for moment in moments]
         start += seconds

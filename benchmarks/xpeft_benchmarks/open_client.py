@@ -46,7 +46,8 @@ class OpenLoop:
         self._sent = [0] * len(streams)
 
     async def run(self, phases: Sequence[Phase], seed: int) -> list[Stream]:
-        """Raises: OSError if the server cannot be reached."""
+        """Each stream's requests from its first one on. Raises: OSError if the server cannot be reached."""
+        self._sent = [0] * len(self._streams)
         tallies = [Stream() for _ in self._streams]
         loop = asyncio.get_running_loop()
         start = loop.time()

@@ -28,6 +28,7 @@ from .workers import Worker
 from .xpeft_target import XpeftTarget, started
 
 RESIDENT: Final = 32
+_FEW: Final = f"{RESIDENT} profiles"
 _ALL_AT_ONCE: Final = 32  # requests in flight where the server is to be busy
 _WARM_UP: Final = 2.0
 _TO_FILL: Final = 5
@@ -125,14 +126,17 @@ class _Run:
         self._warm_up = min(_WARM_UP, plan.seconds)
 
     def results(self) -> list[Result]:
-        scale = self._scale()
-        capacity = scale[0].per_second
-        return [*scale, *self._cold_misses(), *self._neighbour(capacity), *self._flood(capacity)]
+        return [*self._scale(), *self._cold_misses(), *self._neighbour(), *self._flood()]
+
+    def _capacity(self) -> float:
+        """Texts a second that the server can do now: a machine's speed may be another one minutes later."""
+        answer = self._drive(_FEW, _ALL_AT_ONCE, self._plan.seconds)
+        return float(answer["answered"] / answer["seconds"])
 
     def _scale(self) -> list[Result]:
         """A few profiles against all of them, closed loop."""
         plan = self._plan
-        few, many = f"{RESIDENT} profiles", f"zipf:1.1 of {plan.registered} profiles"
+        few, many = _FEW, f"zipf:1.1 of {plan.registered} profiles"
         owners = {
             few: Popularity.parse("distinct").draw(plan.texts, min(RESIDENT, plan.registered), self._rng),
             many: Popularity.parse("zipf:1.1").draw(plan.texts, plan.registered, self._rng),
@@ -209,30 +213,33 @@ class _Run:
         self._next_cold -= count
         return list(range(self._next_cold, self._next_cold + count))
 
-    def _neighbour(self, capacity: float) -> list[Result]:
+    def _neighbour(self) -> list[Result]:
         """Everybody within their share, against the first tenant with ten times its own."""
         plan = self._plan
-        share = plan.load * capacity / plan.tenants
-        quiet = [share] * plan.tenants
-        greedy = [_GREED * share, *quiet[1:]]
         self._load_streams(plan.tenants)
-        self._arrive([(quiet, self._warm_up)], 0)
-        rounds = Neighbours([], [])
+        rounds, shares = Neighbours([], []), []
         for number in range(plan.rounds):
+            shares.append(plan.load * self._capacity() / plan.tenants)
+            quiet = [shares[-1]] * plan.tenants
+            greedy = [_GREED * shares[-1], *quiet[1:]]
+            self._arrive([(quiet, self._warm_up)], plan.seed + plan.rounds)
             for rates, kept in ((quiet, rounds.quiet), (greedy, rounds.greedy))[:: 1 if number % 2 else -1]:
                 kept.append(self._arrive([(rates, plan.seconds)], plan.seed + number))
             self._on_step(f"a neighbour: round {number + 1} of {plan.rounds}")
+        share = statistics.median(shares)
         return neighbour_results(rounds, tenants=plan.tenants, share=share, greed=_GREED, seconds=plan.seconds)
 
-    def _flood(self, capacity: float) -> list[Result]:
+    def _flood(self) -> list[Result]:
         """Five times what the server can do, from all tenants alike, between two quiet times."""
         plan = self._plan
         self._load_streams(plan.tenants)
-        quiet = [plan.load * capacity / plan.tenants] * plan.tenants
-        flood = [_FLOOD * capacity / plan.tenants] * plan.tenants
+        before = self._capacity()
+        quiet = [plan.load * before / plan.tenants] * plan.tenants
+        flood = [_FLOOD * before / plan.tenants] * plan.tenants
         self._on_step(f"a flood of {plan.flood_seconds:g} s")
         phases = [(quiet, plan.seconds), (flood, plan.flood_seconds), (quiet, plan.seconds)]
         whole = self._arrive(phases, plan.seed)
+        capacity = (before + self._capacity()) / 2
         bounds = [0.0, plan.seconds, plan.seconds + plan.flood_seconds, math.inf]
         return flood_results(Flood(*(due_within(whole, *each) for each in pairwise(bounds))), capacity, times=_FLOOD)
 

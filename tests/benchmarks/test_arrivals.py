@@ -16,6 +16,13 @@ def test_arrivals_are_in_order_and_as_many_as_the_rates_say() -> None:
     assert arrivals([Phase([50.0], 1.0)], seed=3) != arrivals([Phase([50.0], 1.0)], seed=4)
 
 
+def test_a_stream_comes_at_the_same_moments_whatever_the_others_ask_for() -> None:
+    alone, beside = (arrivals([Phase([rate, 50.0], 2.0)], seed=3) for rate in (5.0, 500.0))
+    second = [each for each in alone if each[1] == 1]
+    assert second == [each for each in beside if each[1] == 1]
+    assert len({moment for moment, _ in beside}) == len(beside)
+
+
 def test_a_phase_begins_when_the_one_before_it_is_over() -> None:
     found = [moment for moment, _ in arrivals([Phase([0.0], 2.0), Phase([100.0], 1.0), Phase([0.0], 1.0)], seed=3)]
     assert 2.0 <= min(found) < 2.2

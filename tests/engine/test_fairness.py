@@ -44,7 +44,7 @@ class Device:
         texts = BUDGET // TOKENS
         return texts / self.seconds(texts)
 
-    def seconds(self, texts: int) -> float:
+    def seconds(self, texts: float) -> float:
         a_batch, a_text = self.times
         return a_batch + texts * a_text
 
@@ -63,8 +63,9 @@ class Device:
                 coming = next(due, None)
             if queue:
                 batch = queue.take(BUDGET)
-                seconds = self.seconds(len(batch))
-                queue.observe(TOKENS * len(batch), seconds, BUDGET)
+                tokens = sum(text.tokens for text in batch)
+                seconds = self.seconds(tokens / TOKENS)
+                queue.observe(tokens, seconds, BUDGET)
                 self.now += seconds
                 for text in batch:
                     waiting[text.tenant] -= 1
@@ -75,9 +76,14 @@ class Device:
 
     @staticmethod
     def _arrivals(rates: dict[str, float], seconds: float) -> list[Text]:
-        rng = random.Random(0)
-        counts = {tenant: round(rate * seconds) for tenant, rate in rates.items()}
-        texts = [Text(tenant, rng.uniform(0, seconds)) for tenant, count in counts.items() for _ in range(count)]
+        """Of uneven lengths; a tenant's do not depend on what others ask for."""
+        texts = []
+        for tenant, rate in rates.items():
+            rng = random.Random(tenant)
+            texts += [
+                Text(tenant, rng.uniform(0, seconds), max(4, round(rng.gammavariate(4, TOKENS / 4))))
+                for _ in range(round(rate * seconds))
+            ]
         return sorted(texts, key=lambda text: text.due)
 
 
@@ -85,7 +91,7 @@ def others() -> set[str]:
     return {f"t{number}" for number in range(1, TENANTS)}
 
 
-@pytest.mark.parametrize("load", [0.6, 0.7, 0.8, 0.9])
+@pytest.mark.parametrize("load", [0.5, 0.6, 0.7, 0.8, 0.9])
 @pytest.mark.parametrize("times", [FLOAT32, BFLOAT16])
 def test_a_neighbour_with_ten_times_its_share_moves_the_p95_of_others_by_less_than_a_quarter(
     times: tuple[float, float], load: float
@@ -131,8 +137,9 @@ def test_many_tenants_who_all_ask_for_too_much_keep_the_device_busy() -> None:
     assert len(device.computed) / device.now > 0.95 * device.capacity
 
 
-def test_the_most_popular_of_many_tenants_is_not_held_back_while_there_is_room() -> None:
+@pytest.mark.parametrize("load", [0.7, 0.8])
+def test_the_most_popular_of_many_tenants_is_not_held_back_while_there_is_room(load: float) -> None:
     popularity = [number**-1.1 for number in range(1, 33)]
     device = Device()
-    device.run({f"t{n}": 0.7 * device.capacity * part / sum(popularity) for n, part in enumerate(popularity)}, 60)
+    device.run({f"t{n}": load * device.capacity * part / sum(popularity) for n, part in enumerate(popularity)}, 60)
     assert device.p95({"t0"}) < 1.2 * device.p95({f"t{number}" for number in range(1, 32)})

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from xpeft_server.engine.queue import ALONE, BESIDE, PART, FairQueue
+from xpeft_server.engine.queue import ALONE, BESIDE, FairQueue
 from xpeft_server.engine.shares import Shares
 from xpeft_server.engine.ticket import Entry
 from xpeft_server.tenant_limits import ONE_TENANT, TenantLimits, TenantTable
@@ -178,17 +178,31 @@ def test_who_is_ahead_with_little_waiting_is_not_held_back() -> None:
     assert sorted(tenants(queue.take(1024))) == ["hog", "hog", "q1"]
 
 
-def test_who_has_plenty_waiting_gets_a_quarter_of_a_batch_or_its_share() -> None:
-    for others, part in (({"q0", "q1", "q2", "q3", "q4", "q5"}, 4), ({"q0", "q1"}, 3), ({"q0"}, 2)):
-        shares = Shares(TenantTable(), clock=lambda: 0.0)
-        for tenant in ("bulk", *others):
-            shares.charge(tenant, 1000)
-        queue: FairQueue[Entry] = FairQueue(shares)
-        queue.put(Waiter("bulk", *[16] * 1000).entries())
-        queue.put(Waiter("q0", 16).entries())
-        batch = Counter(tenants(queue.take(1024)))
-        assert batch["bulk"] == pytest.approx(1024 // part // 16, abs=1)
-        assert batch["q0"] == 1
+def bulk_beside(*others: str) -> FairQueue[Entry]:
+    """``others`` had as much as ``bulk``, which has plenty waiting."""
+    shares = Shares(TenantTable(), clock=lambda: 0.0)
+    for tenant in ("bulk", *others):
+        shares.charge(tenant, 1000)
+    queue: FairQueue[Entry] = FairQueue(shares)
+    queue.put(Waiter("bulk", *[16] * 1000).entries())
+    return queue
+
+
+@pytest.mark.parametrize(("others", "texts"), [(["q0"], 25), (["q0", "q1"], 12), ([f"q{n}" for n in range(6)], 4)])
+def test_who_has_plenty_waiting_gets_a_part_of_a_batch_that_keeps_it_at_its_share(
+    others: list[str], texts: int
+) -> None:
+    queue = bulk_beside(*others)
+    queue.put(Waiter("q0", *[16] * 20).entries())
+    assert Counter(tenants(queue.take(1024))) == {"q0": 20, "bulk": texts}
+
+
+@pytest.mark.parametrize(("others", "part"), [(["q0"], 2), (["q0", "q1"], 3), ([f"q{n}" for n in range(6)], 4)])
+def test_who_has_plenty_waiting_gets_a_quarter_of_a_batch_or_its_share_while_others_may_come(
+    others: list[str], part: int
+) -> None:
+    queue = bulk_beside(*others)
+    assert len(queue.take(1024)) == 1024 // part // 16
 
 
 def test_who_is_ahead_is_taken_after_the_others_where_nobody_counts_tokens() -> None:
@@ -211,5 +225,5 @@ def test_the_part_of_a_batch_holds_for_a_tenant_of_little_weight_that_has_many_t
     shares.charge("q0", 1000)
     queue: FairQueue[Entry] = FairQueue(shares)
     queue.put(Waiter("light", *[16] * 1000).entries())
-    queue.put(Waiter("q0", 16).entries())
-    assert Counter(tenants(queue.take(1024))) == {"light": 1024 // PART // 16, "q0": 1}
+    queue.put(Waiter("q0", *[16] * 20).entries())
+    assert Counter(tenants(queue.take(1024))) == {"light": 2, "q0": 20}

@@ -11,19 +11,22 @@ from enum import Enum, auto
 from types import MappingProxyType
 from typing import Final, Generic, Protocol, TypeVar
 
-from .shares import Shares
+from .shares import MARGIN, Shares
 
 PLENTY: Final = 2
 """A tenant has plenty waiting where it would fill one part in so many of a batch."""
 
 PART: Final = 4
-"""Beside others, who has plenty waiting or had more than its share gets one part in so many of a batch, or its share
-if that is more."""
+"""Who has plenty waiting or had more than its share gets at most one part in so many of a batch, or its share if that
+is more."""
 
 ALONE: Final = 8, 0.010
 BESIDE: Final = 64, 0.001
 """What a greedy tenant gets in a batch of its own, which whoever comes next has to wait for, and in one of others, who
-wait for it too: one part in so many, or so many seconds of the device if that is more, which is plenty on a GPU."""
+wait for it too: one part in so many, or so many seconds of the device if that is more, which is plenty on a GPU.
+Whoever has plenty waiting, greedy or not, may have as much in a batch of others."""
+
+_NO_SHARE: Final = 1e-9
 
 _PACE_OF: Final = 0.1  # part of the pace that the last batch makes up
 
@@ -131,15 +134,22 @@ class FairQueue(Generic[Entry]):
         return batch + self._fill(_within(left, longer_first=False), greedy & self._tenants.keys())
 
     def _most(self, token_budget: int, plenty: AbstractSet[str], ahead: AbstractSet[str]) -> dict[str, int]:
-        """Tokens of those in a batch who would fill it: what they may have beside others, and no more than is even."""
-        weights = {tenant: self._shares.weight(tenant) for tenant in plenty}
-        even = token_budget / sum(weights.values()) if weights else 0.0
-        least = token_budget / PART
-        most = {}
-        for tenant in plenty | ahead:
-            beside = max(least, token_budget * self._shares.share(tenant))
-            most[tenant] = int(min(beside, weights[tenant] * even) if tenant in plenty else beside)
-        return most
+        """Tokens of those in a batch who would fill it.
+
+        Where others wait, who has plenty gets what keeps its part of the batch at its share: one that has not had its
+        share yet catches up over many batches, since a burst in one is what all others in it wait for.
+        """
+        shares = {tenant: self._shares.share(tenant) for tenant in plenty | ahead}
+        most = {tenant: token_budget * max(1 / PART, share) for tenant, share in shares.items()}
+        together = sum(shares[tenant] for tenant in plenty)
+        others = sum(tokens for tenant, tokens in self._waiting.items() if tenant not in plenty)
+        least = self._part(token_budget, BESIDE)
+        for tenant in plenty:
+            most[tenant] = min(most[tenant], token_budget * shares[tenant] / together)
+            if others:
+                beside = MARGIN * others * shares[tenant] / max(1.0 - together, _NO_SHARE)
+                most[tenant] = min(most[tenant], max(least, beside))
+        return {tenant: int(tokens) for tenant, tokens in most.items()}
 
     def _part(self, token_budget: int, part: tuple[int, float]) -> int:
         """Tokens."""
