@@ -36,7 +36,7 @@ from xpeft_tuning.placed_step import PlacedStep
 from xpeft_tuning.settings import TuningSettings
 from xpeft_tuning.static_turns import StaticTurns
 from xpeft_tuning.step_parts import StepParts
-from xpeft_tuning.trainee import Trainee, Turn
+from xpeft_tuning.trainee import HeadPenalty, Trainee, Turn
 
 PLACES, ROWS = 3, 6
 SETTINGS = (
@@ -71,7 +71,7 @@ def turns(settings: TuningSettings, completes: bool, bank: Bank) -> list[Turn]:
             dev=none,
             held_out=none,
             row_weights=torch.ones(ROWS),
-            penalty=0.1,
+            penalty=HeadPenalty(0.1, 0.03),
         )
         trainee.draw_noise((2, bank.blocks, bank.adapters))
         found.append(Turn(trainee, np.arange(4)))

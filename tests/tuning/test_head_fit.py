@@ -10,7 +10,14 @@ from torch.nn import functional
 
 from xpeft_tuning import head_descent, head_fit, rotated_rows
 from xpeft_tuning.head_descent import Descent, Regressions
-from xpeft_tuning.head_fit import FEWEST, LIKELY_SHIFT, PENALTIES, choose_penalties, fit_linear_heads
+from xpeft_tuning.head_fit import (
+    FEWEST,
+    LIKELY_SHIFT,
+    PENALTIES,
+    bias_penalties,
+    choose_penalties,
+    fit_linear_heads,
+)
 from xpeft_tuning.linear_head import HeadRows, LinearHead
 from xpeft_tuning.rotated_rows import rotate
 
@@ -47,7 +54,11 @@ def _objective(rows: HeadRows, weight: Tensor, bias: Tensor, penalty: float, wei
         losses = (logits[:, 0] - rows.targets).square() / 2
     else:
         losses = functional.cross_entropy(logits, rows.targets, reduction="none")
-    return (weights * losses).sum() + penalty * (weight - rows.drawn_to.weight).square().sum() / 2
+    square = (weight - rows.drawn_to.weight).square().sum()
+    if rows.draws_bias:
+        length = weights @ rows.features.double().square().sum(1) / weights.sum()
+        square = square + (bias - rows.drawn_to.bias).square().sum() / length
+    return (weights * losses).sum() + penalty * square / 2
 
 
 def _gradients(rows: HeadRows, head: LinearHead, penalty: float) -> tuple[Tensor, ...]:
@@ -73,13 +84,14 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("hidden", [5, 47, 200])
 @pytest.mark.parametrize("centre", [0.0, 1.0])
 @pytest.mark.parametrize("penalty", [0.1, 1.0, 30.0])
+@pytest.mark.parametrize("draws_bias", [False, True])
 def test_the_gradient_of_the_objective_vanishes_at_the_solution(
-    penalty: float, centre: float, hidden: int, rows: int
+    draws_bias: bool, penalty: float, centre: float, hidden: int, rows: int
 ) -> None:
     features, targets = _blobs(rows, 0.7, hidden)
     drawn_to = LinearHead(centre * _normal(3, hidden, seed=1), centre * _normal(3, seed=2))
     weights = torch.rand(rows, generator=torch.Generator().manual_seed(4)) + 0.5
-    given = _rows(features + 3, targets, drawn_to, weights)
+    given = _rows(features + 3, targets, drawn_to, weights)._replace(draws_bias=draws_bias)
     head = _fitted(given, penalty)
     for gradient in _gradients(given, head, penalty):
         # 1e-7 a row is what is solved for; the head is rounded to float32, which moves logits by some 1e-6.
@@ -105,6 +117,28 @@ def test_a_huge_penalty_leaves_the_head_where_it_is_drawn_to() -> None:
     drawn_to = LinearHead(_normal(3, 5, seed=1), torch.zeros(3))
     head = _fitted(_rows(features, targets, drawn_to), 1e12)
     torch.testing.assert_close(head.weight, drawn_to.weight, rtol=1e-6, atol=1e-6)
+    assert head.bias.abs().max() > 0.01
+
+
+def test_a_huge_penalty_leaves_a_bias_where_it_is_drawn_to() -> None:
+    features, targets = _blobs(30, 0.7)
+    drawn_to = LinearHead(_normal(3, 5, seed=1), _normal(3, seed=2))
+    rows = _rows(features, targets, drawn_to)._replace(draws_bias=True)
+    head = _fitted(rows, 1e12)
+    torch.testing.assert_close(head, drawn_to, rtol=1e-6, atol=1e-6)
+    (penalty,) = bias_penalties(rotate([rows]), [10.0])
+    assert penalty == pytest.approx(10 / features.square().sum(1).mean().item())
+    assert bias_penalties(rotate([rows._replace(draws_bias=False)]), [10.0]) == [0]
+
+
+def test_a_bias_is_drawn_however_short_the_features_are() -> None:
+    """None at all is a head that stays as it is."""
+    targets = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
+    for length in (1e-2, 0.0):
+        rows = _rows(torch.full((8, 5), length), targets, ZERO)._replace(draws_bias=True)
+        head = _fitted(rows, 1.0)
+        assert head.weight.isfinite().all()
+        assert head.bias.abs().max() < 1e-2
 
 
 def test_without_a_penalty_rows_that_can_be_parted_are_and_the_head_is_finite() -> None:

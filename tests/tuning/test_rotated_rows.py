@@ -29,6 +29,25 @@ def test_rows_times_basis_are_the_features_around_their_mean(hidden: int) -> Non
     assert rotated.rows[0, :37, 0].eq(1).all()
 
 
+@pytest.mark.parametrize("hidden", [5, 36, 37, 200])
+def test_a_bias_that_is_drawn_is_one_more_feature_as_long_as_the_others(hidden: int) -> None:
+    given = _given(37, hidden)._replace(draws_bias=True)
+    (rotated,) = rotate([given])
+    weights, features = given.weights.double(), given.features.double()
+    square = weights @ features.square().sum(dim=1) / weights.sum()
+    torch.testing.assert_close(rotated.square[0], square)
+    assert not rotated.mean.any()
+    assert not rotated.rows[..., 0].any()
+    assert not rotated.constant[0, 0]
+    rows = rotated.rows[0, :37, 1:]
+    torch.testing.assert_close(rows @ rotated.basis[0, 1:], features, rtol=0, atol=1e-10)
+    torch.testing.assert_close(rows @ rotated.constant[0, 1:], square.expand(37), rtol=0, atol=1e-9)
+    whole = torch.cat([rotated.basis[0, 1:], rotated.constant[0, 1:, None] / square.sqrt()], dim=1)
+    whole = whole[rows.square().sum(dim=0) > 1e-9]
+    assert len(whole) == min(hidden + 1, 37)
+    torch.testing.assert_close(whole @ whole.mT, torch.eye(len(whole)).double(), rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("hidden", [5, 200])
 @pytest.mark.parametrize("alike", [False, True])
 def test_a_basis_is_orthonormal_and_columns_are_at_right_angles(hidden: int, alike: bool) -> None:
@@ -55,9 +74,10 @@ def test_profiles_of_like_rows_and_labels_are_together_and_others_are_not() -> N
     shapes = [(60, 2), (58, 2), (20, 2), (60, 3), (64, 2), (57, 9), (60, 10)]
     given = [_given(rows, 30, classes, seed) for seed, (rows, classes) in enumerate(shapes)]
     numbers = given[0]._replace(targets=torch.rand(60), drawn_to=LinearHead.zero(1, 30))
-    rotated = rotate([*given, numbers])
-    assert sorted(each.places for each in rotated) == [(0, 1, 4), (2,), (3,), (5, 6), (7,)]
+    rotated = rotate([*given, numbers, given[0]._replace(draws_bias=True)])
+    assert sorted(each.places for each in rotated) == [(0, 1, 4), (2,), (3,), (5, 6), (7,), (8,)]
     assert [each.numbers for each in rotated if each.places == (7,)] == [True]
+    assert [each.draws_bias for each in rotated if each.places == (8,)] == [True]
 
 
 def test_labels_that_a_narrower_head_lacks_have_no_share() -> None:

@@ -43,8 +43,9 @@ def test_a_head_starts_where_what_is_tuned_is_the_least(
     gradients: list[Tensor] = []
     monkeypatch.setattr(RowAdam, "step", lambda _, rows, found, share: gradients.extend(found))
     cohort.step()
-    assert trainee.penalty == pytest.approx(10 / 24)
-    assert trainee.penalty * size > 0.01
+    assert trainee.penalty.weight == pytest.approx(10 / 24)
+    assert trainee.penalty.weight * size > 0.01
+    assert (trainee.penalty.bias > 0) is (kind == "beside a shared head")
     logits, _, _, head_weight, head_bias = gradients
     assert logits.abs().max() > 1e-4
     assert head_weight.abs().max() < 2e-6
@@ -63,7 +64,7 @@ def test_few_rows_keep_a_head_near_a_shared_one_and_not_near_nothing(
         chosen = TuningSettings(**settings)
         trainee = enrol(plm, "ann", dataset, dataset.labels, chosen)
         Cohort(plm, bank, chosen, places=1, classes=3).admit([trainee])
-        penalties.append(trainee.penalty * len(trainee.train))
+        penalties.append(trainee.penalty.weight * len(trainee.train))
     assert penalties[0] == pytest.approx(1)
     assert penalties[1] >= 10
 

@@ -15,7 +15,7 @@ from xpeft_server.model.pooling import pool
 from .errors import Unservable
 from .evaluation import Evaluator, Score, Scored
 from .forward import hidden_states
-from .head_fit import LIKELY_SHIFT, choose_penalties, fit_linear_heads
+from .head_fit import LIKELY_SHIFT, bias_penalties, choose_penalties, fit_linear_heads
 from .labelled_texts import LabelledTexts
 from .linear_head import HeadRows, LinearHead
 from .packed_step import PackedStep
@@ -26,7 +26,7 @@ from .row_batch import Pick, pack_rows, within
 from .settings import TuningSettings
 from .step_losses import StepLosses
 from .step_parts import StepParts
-from .trainee import Trainee, Turn, temperatures
+from .trainee import HeadPenalty, Trainee, Turn, temperatures
 
 _HEAD_WEIGHT, _HEAD_BIAS = map(Learned._fields.index, ("head_weight", "head_bias"))
 
@@ -183,22 +183,27 @@ class Cohort:
 
     def fitted_heads(
         self, trainees: Sequence[Trainee], features: Sequence[Tensor], drawn_to: Sequence[LinearHead]
-    ) -> list[tuple[LinearHead, float]]:
-        """The heads that suit the train rows' features best, and their penalties divided by the rows' number."""
+    ) -> list[tuple[LinearHead, HeadPenalty]]:
+        """The heads that suit the train rows' features best, and their penalties divided by the rows' number.
+
+        Beside a shared head labels' biases are drawn to its, too.
+        """
+        shared = self._settings.shared_head is not None
         rows = rotate(
             [
-                HeadRows(found, each.train.targets, centre, each.row_weights)
+                HeadRows(found, each.train.targets, centre, each.row_weights, shared and len(each.labels) > 1)
                 for each, found, centre in zip(trainees, features, drawn_to, strict=True)
             ]
         )
         penalty = self._settings.head_penalty
         if penalty is None:
-            shift = None if self._settings.shared_head is None else LIKELY_SHIFT
+            shift = LIKELY_SHIFT if shared else None
             penalties = choose_penalties(rows, seeds=[self._settings.seed] * len(trainees), likely_shift=shift)
         else:
             penalties = [penalty] * len(trainees)
         heads = fit_linear_heads(rows, penalties=penalties)
-        shares = [chosen / len(each.train) for each, chosen in zip(trainees, penalties, strict=True)]
+        both = zip(trainees, penalties, bias_penalties(rows, penalties), strict=True)
+        shares = [HeadPenalty(weight / len(each.train), bias / len(each.train)) for each, weight, bias in both]
         return list(zip(heads, shares, strict=True))
 
     def _solved(self, trainee: Trainee) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ LIKELY_SHIFT = 0.5
 _DOUBT = 0.7  # of that, in powers of ten of the penalty
 _FOLDS = 5
 _NUMBERS = 2**24  # at once, of the largest tensor
+_SHORTEST = 1e-3  # length of features that counts as one
 
 
 @torch.no_grad()
@@ -29,7 +30,8 @@ def fit_linear_heads(given: Sequence[RotatedRows], *, penalties: Sequence[float]
 
     Semantics, of each profile: the minimum over W, b of ``mean(weights · loss(features Wᵀ + b)) + penalty / Q · ‖W -
     W₀‖² / 2``, where W₀, b₀ is the head that it is drawn to, and the loss is cross-entropy or, for targets that are
-    numbers, half the squared error; a penalty of 1 is the usual C = 1. From W₀, b₀, in float64.
+    numbers, half the squared error; a penalty of 1 is the usual C = 1. Of a bias that is drawn, too, ``(b - b₀)² /
+    mean ‖x‖²`` joins the square. From W₀, b₀, in float64.
 
     Args: penalties: one for each profile, in the order in which they were given to `rotate`, as are the results.
     """
@@ -49,10 +51,21 @@ def fit_linear_heads(given: Sequence[RotatedRows], *, penalties: Sequence[float]
 def _heads(group: RotatedRows, solved: Tensor) -> Iterator[tuple[int, LinearHead]]:
     """By place, of solutions ``[P, C, R]``."""
     away = torch.bmm(solved, group.basis)
-    bias = group.bias + solved[..., 0] - torch.bmm(away, group.mean[..., None])[..., 0]
+    shift = torch.bmm(solved, group.constant[..., None]) - torch.bmm(away, group.mean[..., None])
+    bias = group.bias + shift[..., 0]
     weight = torch.where(group.sound[:, None, None], group.weight + away, torch.nan).float()
     for number, (place, classes) in enumerate(zip(group.places, group.classes, strict=True)):
         yield place, LinearHead(weight[number, :classes].contiguous(), bias[number, :classes].float())
+
+
+def bias_penalties(given: Sequence[RotatedRows], penalties: Sequence[float]) -> list[float]:
+    """Of ``(b - b₀)² / 2``, where ``penalties`` are those of ``‖W - W₀‖² / 2``: 0 for biases that nothing draws."""
+    found = [0.0] * len(penalties)
+    for group in given:
+        if group.draws_bias:
+            for place, square in zip(group.places, group.square.tolist(), strict=True):
+                found[place] = penalties[place] / square if square else 0.0
+    return found
 
 
 @torch.no_grad()
@@ -66,8 +79,8 @@ def choose_penalties(
     Args:
         seeds: of each profile's folds, in the order in which they were given to `rotate`, as are the results.
         likely_shift: see `LIKELY_SHIFT`; nothing is known of heads that give numbers. A penalty p stands for shifts of
-            ``√(mean ‖x‖² / p)``: log10 p is normal about the one for the likely shift, and how unlikely that makes it
-            joins the losses, as tens of rows alone choose badly.
+            ``√(mean ‖x‖² / p)``, and for as much by a bias that is drawn, too: log10 p is normal about the one for the
+            likely shift, and how unlikely that makes it joins the losses, as tens of rows alone choose badly.
     """
     chosen: dict[int, float] = {}
     for group in given:
@@ -94,9 +107,7 @@ def _unlikely(group: RotatedRows, shift: float | None) -> Tensor:
     penalties = _column(_DESCENDING, group.mean)
     if shift is None:
         return penalties.new_zeros(len(group.places), len(penalties))
-    around = (group.weights[..., None] * group.rows[..., 1:].square()).sum(dim=(1, 2)) / group.weights.sum(dim=1)
-    likely = (around + group.mean.square().sum(dim=1)) / shift**2
-    return ((penalties / likely[:, None]).log10() / _DOUBT).square() / 2
+    return ((penalties / (group.square / shift**2)[:, None]).log10() / _DOUBT).square() / 2
 
 
 def _left_out(group: RotatedRows, seeds: Sequence[int]) -> Tensor:
@@ -153,6 +164,9 @@ def _solve(
     # A gradient in W is that in V, which is no larger in any norm, and x̄ times that in the bias.
     reach = torch.full_like(penalty, 2**0.5)
     reach[:, 0] *= group.mean[own].abs().amax(dim=1).clamp(min=1)
+    if group.draws_bias:
+        # That in V has the one in the bias times s.
+        reach *= group.square[own, None].rsqrt().clamp(1, 1 / _SHORTEST)
     counts, classes = _column(group.counts, rows)[own], _column(group.classes, rows)[own]
     labels = torch.arange(group.targets.shape[1], device=rows.device) < classes[:, None]
     regressions = Regressions(

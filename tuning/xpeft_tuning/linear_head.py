@@ -28,10 +28,11 @@ class HeadRows(NamedTuple):
     """The rows of one profile.
 
     Args: features: ``[Q, H]``; targets: ``[Q]`` int64 below C, or float32 with C = 1; drawn_to: a head of C labels;
-        weights: ``[Q]``, mean 1.
+        weights: ``[Q]``, mean 1; draws_bias: whether the bias is drawn to that head's, too.
     """
 
     features: Tensor
     targets: Tensor
     drawn_to: LinearHead
     weights: Tensor
+    draws_bias: bool = False

@@ -45,7 +45,7 @@ class PackedStep:
                 self._pass(run, turns, places, leaves, found)
         if on.own_head:
             penalties = torch.tensor([each.penalty for each in trainees], device=device)
-            torch.autograd.backward(on.penalty(leaves, penalties))
+            torch.autograd.backward(on.penalty(leaves, penalties[:, 0], penalties[:, 1]))
         shares = torch.tensor([1 - each.share_done for each in trainees], device=device)
         on.optimizer.step(places, [each.grad for each in leaves], shares)
         losses[places] = found

@@ -34,7 +34,7 @@ class PaddedPass:
         each = self._row_losses(leaves)
         loss = (each * given["weight"]).sum()
         if on.own_head:
-            loss = loss + on.penalty(leaves, given["penalty"])
+            loss = loss + on.penalty(leaves, given["penalty"], given["bias_penalty"])
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         on.optimizer.step(given["places"], gradients, given["share"])
         self._losses.index_copy_(0, given["places"], (each.detach() * given["mean"]).view(rows).sum(dim=1))

@@ -25,12 +25,13 @@ class _Shape(NamedTuple):
     classes: int
     hidden: int
     numbers: bool
+    draws_bias: bool
 
     @classmethod
     def of(cls, given: HeadRows) -> _Shape:
         rows, hidden = given.features.shape
         classes = _roomy(len(given.drawn_to.bias), 1)
-        return cls(_roomy(rows, 8), classes, hidden, given.targets.is_floating_point())
+        return cls(_roomy(rows, 8), classes, hidden, given.targets.is_floating_point(), given.draws_bias)
 
 
 def _roomy(count: int, least: int) -> int:
@@ -45,12 +46,17 @@ class RotatedRows:
 
     Semantics: ``X - x̄ = rows[1:] basis[1:]``, so that any V in ``‖V‖² + f((X - x̄) Vᵀ)`` that is the best is some
     ``θ basis``, and its norm is θ's (Hastie and Tibshirani, "Efficient quadratic regularization for expression
-    arrays", 2004, theorem 1). Column 0 of ``rows`` is the bias, all ones.
+    arrays", 2004, theorem 1). Column 0 of ``rows`` is the bias, all ones. A bias that is drawn to another is one more
+    feature instead, as long as the others together: always ``s = √(mean ‖x‖²)``, and its part of V is the bias's
+    shift divided by s. Then x̄ is zero, and so is column 0.
 
     Args:
         places: of the P profiles among those that were given.
         counts: Q of each; classes: C of each. Below, Q and C are those of the widest that would fit here.
+        draws_bias: whether biases are drawn to those of the heads.
         rows: ``[P, Q, R]``, zero beyond a profile's own, R about min(Q, H); basis: ``[P, R, H]``; mean: ``[P, H]``.
+        constant: ``[P, R]``, what θ adds to the bias.
+        square: ``[P]``, mean ‖x‖².
         targets: ``[P, C, Q]``, one-hot or numbers; weights: ``[P, Q]``, zero beyond a profile's own.
         weight, bias: ``[P, C, H]`` and ``[P, C]`` of the heads that they are drawn to.
         offsets: ``[P, C, Q]``, logits of those heads.
@@ -61,9 +67,12 @@ class RotatedRows:
     counts: tuple[int, ...]
     classes: tuple[int, ...]
     numbers: bool
+    draws_bias: bool
     rows: Tensor
     basis: Tensor
     mean: Tensor
+    constant: Tensor
+    square: Tensor
     targets: Tensor
     weights: Tensor
     weight: Tensor
@@ -108,16 +117,28 @@ def _rotated(places: tuple[int, ...], given: Sequence[HeadRows], shape: _Shape) 
     live = stacked([torch.ones(len(each.targets)) for each in given], shape.rows).double()[..., None]
     sound = features.isfinite().all(dim=2).all(dim=1)
     features = torch.where(sound[:, None, None], features, 0)
-    mean = (weights[..., None] * features).sum(dim=1) / weights.sum(dim=1, keepdim=True)
-    rows, basis = _turned((features - mean[:, None]) * live)
+    shares = weights[..., None] / weights.sum(dim=1)[:, None, None]
+    square = (shares * features.square()).sum(dim=(1, 2))
+    if shape.draws_bias:
+        mean, first = torch.zeros_like(features[:, 0]), torch.zeros_like(live)
+        length = square.sqrt()[:, None]
+        rows, basis = _turned(torch.cat([features, length[..., None] * live], dim=2), centred=False)
+        basis, constant = basis[..., :-1], length * basis[..., -1]
+    else:
+        mean, first = (shares * features).sum(dim=1), live
+        rows, basis = _turned((features - mean[:, None]) * live, centred=True)
+        constant = torch.zeros_like(basis[..., 0])
     return RotatedRows(
         places=places,
         counts=tuple(len(each.targets) for each in given),
         classes=tuple(len(each.drawn_to.bias) for each in given),
         numbers=shape.numbers,
-        rows=_with_bias(rows, live),
+        draws_bias=shape.draws_bias,
+        rows=_with_bias(rows, first),
         basis=_with_bias(basis.mT, torch.zeros_like(mean)[..., None]).mT.contiguous(),
         mean=mean,
+        constant=_with_bias(constant[:, None], torch.full_like(mean[:, :1, None], not shape.draws_bias))[:, 0],
+        square=square,
         targets=targets.double(),
         weights=weights,
         weight=weight,
@@ -127,21 +148,21 @@ def _rotated(places: tuple[int, ...], given: Sequence[HeadRows], shape: _Shape) 
     )
 
 
-def _turned(centred: Tensor) -> tuple[Tensor, Tensor]:
+def _turned(features: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
     """``[P, Q, H]`` as the product of columns at right angles and an orthonormal basis, ``[P, Q, R]``, ``[P, R, H]``.
 
-    By whichever of the two Gram matrices is the smaller. Of that of the rows the least eigenvalue is left out: it is
-    zero, as their weighted mean is.
+    By whichever of the two Gram matrices is the smaller. Of that of centred rows the least eigenvalue is left out: it
+    is zero, as their weighted mean is.
     """
-    if centred.shape[1] > centred.shape[2]:
-        _, directions = torch.linalg.eigh(centred.mT @ centred)
-        return centred @ directions, directions.mT
-    squares, places = torch.linalg.eigh(centred @ centred.mT)
-    squares, places = squares[:, None, 1:], places[..., 1:]
+    if features.shape[1] > features.shape[2]:
+        _, directions = torch.linalg.eigh(features.mT @ features)
+        return features @ directions, directions.mT
+    squares, places = torch.linalg.eigh(features @ features.mT)
+    squares, places = squares[:, None, int(centred) :], places[..., int(centred) :]
     # What is less than the rounding of the largest has no direction.
     there = squares > squares[..., -1:] * squares.shape[2] * torch.finfo(squares.dtype).eps
     norms = torch.where(there, squares, 1).sqrt()
-    return torch.where(there, places * norms, 0), torch.where(there, places / norms, 0).mT @ centred
+    return torch.where(there, places * norms, 0), torch.where(there, places / norms, 0).mT @ features
 
 
 def _with_bias(columns: Tensor, bias: Tensor) -> Tensor:

@@ -41,7 +41,10 @@ class TuningSettings:
     lr_head: float = field(default=0.001, metadata={"help": "peak learning rate of the profile's own head"})
     head_penalty: float | None = field(
         default=None,
-        metadata={"help": "weight of the head's squared norm in the loss; chosen by cross-validation if left out"},
+        metadata={
+            "help": "weight in the loss of the squared distance between the head and what it is drawn to, zero or a"
+            " shared head; chosen by cross-validation if left out"
+        },
     )
     shared_head: str | None = field(
         default=None, metadata={"help": "one of the bank's heads, used as it is; none: a head of its own"}

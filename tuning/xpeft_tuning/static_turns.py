@@ -25,10 +25,11 @@ class StaticTurns:
     Args:
         nobody: the place that stands where a part has fewer trainees than places.
     Attributes:
-        device: the arrays; ``places`` int64 and ``temperature``, ``share`` (of the peak learning rate), ``penalty``
-            float32 are ``[P']``; ``live`` (tokens), ``targets`` (labels, or tokens of the prompt) int64, ``numbers``
-            (targets that are numbers), ``mean`` (1 / rows) and ``weight`` (that, times the row's weight) float32,
-            ``are_numbers`` int32 are ``[P' · rows]``; ``noise``, where there is any, is ``[P', 2, L, N]``.
+        device: the arrays; ``places`` int64 and ``temperature``, ``share`` (of the peak learning rate), ``penalty``,
+            ``bias_penalty`` float32 are ``[P']``; ``live`` (tokens), ``targets`` (labels, or tokens of the prompt)
+            int64, ``numbers`` (targets that are numbers), ``mean`` (1 / rows) and ``weight`` (that, times the row's
+            weight) float32, ``are_numbers`` int32 are ``[P' · rows]``; ``noise``, where there is any, is ``[P', 2, L,
+            N]``.
     """
 
     def __init__(self, shape: StepShape, on: StepParts, lanes: Lanes, *, nobody: int) -> None:
@@ -81,7 +82,7 @@ class StaticTurns:
         to["places"][slot] = trainee.place
         to["temperature"][slot] = trainee.temperature
         to["share"][slot] = 1 - trainee.share_done
-        to["penalty"][slot] = trainee.penalty
+        to["penalty"][slot], to["bias_penalty"][slot] = trainee.penalty
         if "noise" in to:
             to["noise"][slot] = trainee.noise.numpy()
 
@@ -93,6 +94,6 @@ def _fields(shape: StepShape, noise: Sequence[int] | None) -> list[Field]:
         Field("are_numbers", np.int32, (shape.texts,)),
         *(Field(name, np.float32, (shape.texts,)) for name in ("numbers", "mean", "weight")),
         Field("places", np.int64, (shape.places,)),
-        *(Field(name, np.float32, (shape.places,)) for name in ("temperature", "share", "penalty")),
+        *(Field(name, np.float32, (shape.places,)) for name in ("temperature", "share", "penalty", "bias_penalty")),
     ]
     return fields if noise is None else [*fields, Field("noise", np.float32, (shape.places, *noise))]

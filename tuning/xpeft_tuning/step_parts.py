@@ -57,6 +57,7 @@ class StepParts:
             own_head=own_head,
         )
 
-    def penalty(self, learned: Learned, penalties: Tensor) -> Tensor:
-        """Of the heads' squared norms, added up. Args: penalties: ``[P']``."""
-        return (penalties * learned.head_weight.square().sum(dim=(1, 2)) / 2).sum()
+    def penalty(self, learned: Learned, weights: Tensor, biases: Tensor) -> Tensor:
+        """Of the squared norms of the heads' weights and biases, added up. Args: weights, biases: ``[P']``."""
+        of_weights = weights * learned.head_weight.square().sum(dim=(1, 2))
+        return (of_weights + biases * learned.head_bias.square().sum(dim=1)).sum() / 2

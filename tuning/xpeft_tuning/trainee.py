@@ -23,13 +23,20 @@ from .masks import gumbel_noise
 from .settings import TuningSettings
 
 
+class HeadPenalty(NamedTuple):
+    """Of ``‖W - W₀‖² / 2`` and ``‖b - b₀‖² / 2``, per row."""
+
+    weight: float = 0.0
+    bias: float = 0.0
+
+
 @dataclass(kw_only=True, eq=False)
 class Trainee:
     """One profile that is being tuned, in ``place`` of the stack.
 
     Args:
         labels: C labels of its head, the shared one's own where there is one.
-        penalty: of the head, per row.
+        penalty: of the head.
         row_weights: ``[Q]`` of the train rows' losses, mean 1.
         score: of the last whole epoch's profile, where anybody looked.
         failure: why the last whole epoch left no profile.
@@ -45,7 +52,7 @@ class Trainee:
     dev: LabelledTexts
     held_out: LabelledTexts
     row_weights: Tensor
-    penalty: float = 0.0
+    penalty: HeadPenalty = field(default_factory=HeadPenalty)
     score: Score | None = None
     failure: Unservable | None = None
     noise: Tensor = field(default_factory=lambda: torch.zeros(()))
