@@ -51,8 +51,6 @@ Method = Callable[[Plm, UserSet, int, Kept, Show], Answers]
 
 _PLACES = 16
 _HEAD = "shared"
-_EPOCHS = {"critics": 2, "movielens_like": 3}
-"""Of bank training."""
 _STEPS = {"critics": (8, 4), "movielens_like": (24, 8)}
 """Users in a step of bank training, and rows of each."""
 
@@ -70,7 +68,7 @@ _TUNING = {"critics": _Pace(3, 0.002, 0.002), "movielens_like": _Pace(5, 0.02, 0
 
 def global_adapter(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Answers:
     """One adapter and one head for everybody, trained on all seen users; nothing is learned of the unseen."""
-    bank = kept.bank(f"{users.name}-adapter-{seed}", lambda: _warm_start(plm, users, _one_adapter(users, seed), show))
+    bank = _adapter_of_all(plm, users, seed, kept, show)
     everything = np.ones((bank.blocks, 1), bool)
     profile = Profile(bank=bank.fingerprint, mask_a=everything, mask_b=everything, shared_head=_HEAD)
     evaluator = Evaluator(plm, bank, slots=1, classes=0, tokens=4096)
@@ -86,7 +84,7 @@ def global_adapter(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) 
 
 def adapter_and_head(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Answers:
     """The same adapter, and a head for each user that starts as the shared one."""
-    bank = kept.bank(f"{users.name}-adapter-{seed}", lambda: _warm_start(plm, users, _one_adapter(users, seed), show))
+    bank = _adapter_of_all(plm, users, seed, kept, show)
     settings = TuningSettings(lr_masks=0.0, lr_norm=0.0, epochs=1, shared_head=_HEAD, own_head=True, seed=seed)
     return _tuned(plm, bank, users, settings, "one adapter for all, a head each", show)
 
@@ -103,11 +101,12 @@ def random_bank(kind: Literal["hard", "soft"]) -> Method:
 
 
 def trained_bank(kind: Literal["hard", "soft"]) -> Method:
-    """Masks over the bank that the seen users made, and a head of one's own that starts as the shared one."""
+    """Masks over the bank that the seen users made of the one adapter, and a head of one's own that starts as the
+    shared one."""
 
     def learn(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Answers:
-        wanted = _many_adapters(users, seed)
-        bank = kept.bank(f"{users.name}-bank-{seed}", lambda: _warm_start(plm, users, wanted, show))
+        start, wanted = _adapter_of_all(plm, users, seed, kept, show), _many_adapters(users, seed)
+        bank = kept.bank(f"{users.name}-bank-{seed}", lambda: _warm_start(plm, users, wanted, show, start))
         pace = _TUNING[users.name]._asdict()
         settings = TuningSettings(kind=kind, **pace, shared_head=_HEAD, own_head=True, seed=seed)
         return _tuned(plm, bank, users, settings, f"trained bank N=100, {kind}", show)
@@ -126,26 +125,34 @@ USER_METHODS: Mapping[str, Method] = {
 
 
 def _one_adapter(users: UserSet, seed: int) -> BankTrainingSettings:
-    return replace(
-        _many_adapters(users, seed),
+    batch_users, user_rows = _STEPS[users.name]
+    return BankTrainingSettings(
         adapters=1,
         epochs=2,
+        batch_users=batch_users,
+        user_rows=user_rows,
         lr_bank=0.001,
         weight_decay=0.0,
         lr_masks=0.0,
         lr_norm=0.0,
         lr_own_head=0.0,
+        seed=seed,
     )
 
 
 def _many_adapters(users: UserSet, seed: int) -> BankTrainingSettings:
-    batch_users, user_rows = _STEPS[users.name]
-    epochs = _EPOCHS[users.name]
-    return BankTrainingSettings(adapters=100, epochs=epochs, batch_users=batch_users, user_rows=user_rows, seed=seed)
+    """From the one adapter on: what is common is learned already, and masks may tell users apart."""
+    return replace(_one_adapter(users, seed), adapters=100, epochs=1, lr_bank=0.0003, lr_masks=0.02, gumbel=1.0)
 
 
-def _warm_start(plm: Plm, users: UserSet, settings: BankTrainingSettings, show: Show) -> Bank:
-    return WarmStart(plm, users.seen, settings).train(show.bank).bank
+def _adapter_of_all(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Bank:
+    return kept.bank(f"{users.name}-adapter-{seed}", lambda: _warm_start(plm, users, _one_adapter(users, seed), show))
+
+
+def _warm_start(
+    plm: Plm, users: UserSet, settings: BankTrainingSettings, show: Show, start: Bank | None = None
+) -> Bank:
+    return WarmStart(plm, users.seen, settings, start).train(show.bank).bank
 
 
 def _tuned(plm: Plm, bank: Bank, users: UserSet, settings: TuningSettings, name: str, show: Show) -> Answers:

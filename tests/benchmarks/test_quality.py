@@ -50,3 +50,4 @@ def test_what_measures_is_never_learned_from(data: Path, name: str) -> None:
     assert not measured.seen.keys() & measured.unseen.keys()
     assert (len(measured.seen), len(measured.unseen)) == {"critics": (600, 200), "movielens_like": (225, 75)}[name]
     assert all({row.split for row in each.examples} >= {"train", "test"} for each in measured.unseen.values())
+    assert all({row.split for row in each.examples} == {"train", "dev"} for each in measured.seen.values())

@@ -265,3 +265,31 @@ def test_every_setting_has_an_option_that_the_help_explains() -> None:
         assert setting.metadata["help"][1:] in shown
     assert "--resume" not in shown
     assert shown.count("Example: xpeft bank train") == 2
+
+
+def test_training_starts_from_another_bank(train: Call, out: Path, tmp_path: Path) -> None:
+    first = tmp_path / "one.safetensors"
+    assert train("--by", "user", "--adapters", "1", out=first).exit_code == 0
+    still = ("--lr-bank", "0", "--lr-head", "0", "--weight-decay", "0", "--start-apart", "0")
+    result = train("--by", "user", "--start", first, *still)
+    assert result.exit_code == 0, result.output
+    one, many = read_bank_file(first), read_bank_file(out)
+    assert (one.adapters, many.adapters) == (1, 4)
+    for number in range(4):
+        assert (many.down[:, number] == one.down[:, 0]).all()
+    assert (many.heads["shared"].weight == one.heads["shared"].weight).all()
+    assert json.loads(many.provenance)["start"] == one.fingerprint
+
+
+def test_a_bank_to_start_from_that_is_missing_or_too_wide_is_said_before_training(
+    train: Call, out: Path, tmp_path: Path
+) -> None:
+    missing = train("--start", tmp_path / "none.safetensors")
+    assert missing.exit_code == 1
+    assert "none.safetensors: no such file" in missing.output
+    wide = tmp_path / "wide.safetensors"
+    assert train("--width", "8", out=wide).exit_code == 0
+    refused = train("--start", wide)
+    assert refused.exit_code == 1
+    assert "width is 4, and the bank to start from has 8" in refused.output
+    assert not out.exists()

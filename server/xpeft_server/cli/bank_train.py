@@ -21,6 +21,7 @@ from .screen import fail, plain, say, show_facts
 from .setting_options import add_options, option_name, setting_options
 
 if TYPE_CHECKING:
+    from xpeft_server.model.bank import Bank
     from xpeft_server.model.plm import Plm
     from xpeft_tuning.bank_training.outcome import TrainedBank
     from xpeft_tuning.dataset import Dataset
@@ -67,6 +68,14 @@ Labels = Annotated[
         help="All labels, in the order the head shall have them: a,b,c. Else as the data has them.", show_default=False
     ),
 ]
+Start = Annotated[
+    Path | None,
+    typer.Option(
+        help="A bank to begin with instead of random adapters, its head of this name included. Fewer adapters than"
+        " --adapters are repeated, --start-apart from each other: one that all users share becomes many.",
+        show_default=False,
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
 
 
@@ -80,6 +89,7 @@ def train(  # the options that follow are the settings' (see `setting_options`)
     by: By = None,
     method: MethodName = None,
     labels: Labels = None,
+    start: Start = None,
     force: Force = False,
     **options: Any,
 ) -> None:
@@ -93,7 +103,7 @@ def train(  # the options that follow are the settings' (see `setting_options`)
 
     Example: xpeft bank train --data desk.jsonl --adapters 4 --width 16 --out bank.safetensors
     """
-    from xpeft_server.model.bank_file import write_bank_file
+    from xpeft_server.model.bank_file import read_bank_file, write_bank_file
     from xpeft_server.model.errors import ModelError
     from xpeft_tuning.errors import TuningError
 
@@ -101,8 +111,9 @@ def train(  # the options that follow are the settings' (see `setting_options`)
     try:
         settings = _settings(context, options, chosen)
         _check_out(out, force=force)
+        beginning = None if start is None else read_bank_file(start)
         datasets = _datasets(data, by, None if labels is None else labels.split(","))
-        trained = _train(_plm(plm, device, dtype), datasets, settings, chosen)
+        trained = _train(_plm(plm, device, dtype), datasets, settings, chosen, beginning)
         write_bank_file(trained.bank, out, overwrite=force)
     except (ModelError, TuningError, ServerSettingsInvalid) as error:
         fail(str(error))
@@ -161,15 +172,17 @@ def _plm(name: str, device: str, dtype: str) -> Plm:
     return load_plm(name, device=where, dtype=choose_dtype(dtype, where))
 
 
-def _train(plm: Plm, datasets: Mapping[str, Dataset], settings: BankTrainingSettings, method: Method) -> TrainedBank:
+def _train(
+    plm: Plm, datasets: Mapping[str, Dataset], settings: BankTrainingSettings, method: Method, start: Bank | None
+) -> TrainedBank:
     from xpeft_tuning.bank_training.mixture import MixtureTrainer
     from xpeft_tuning.bank_training.warm_start import WarmStart
 
     trainer: WarmStart | MixtureTrainer
     if method == "users":
-        trainer = WarmStart(plm, datasets, settings)
+        trainer = WarmStart(plm, datasets, settings, start)
     else:
-        trainer = MixtureTrainer(plm, next(iter(datasets.values())), settings)
+        trainer = MixtureTrainer(plm, next(iter(datasets.values())), settings, start)
     with epoch_bar() as show:
         return trainer.train(show)
 

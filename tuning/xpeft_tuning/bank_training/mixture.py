@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from xpeft_server.model.bank import Bank
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.pooling import pool
 
@@ -35,15 +36,19 @@ class MixtureTrainer:
     Source: AdaMix (arXiv 2205.12410), sections 3.1 to 3.3. Its merged adapter, the average of all, is what the
     uniform mask serves.
 
+    Args:
+        start: adapters and head to begin with; None for random ones.
+
     Raises: DatasetInvalid for completions; DataTooSmall if there is nothing to tell apart; BankInvalid.
     """
 
-    def __init__(self, plm: Plm, dataset: Dataset, settings: BankTrainingSettings) -> None:
+    def __init__(self, plm: Plm, dataset: Dataset, settings: BankTrainingSettings, start: Bank | None = None) -> None:
         self._plm = plm
         self._settings = settings
         self._rows = TrainingRows.of(plm, {"": dataset})
         self._train, self._held_out = self._rows.train[0], self._rows.held_out[0]
-        self._bank = TrainableBank(plm, self._rows.labels, settings)
+        self._start = start
+        self._bank = TrainableBank(plm, self._rows.labels, settings, start)
         self._turns = np.random.Generator(np.random.PCG64(settings.seed))
 
     def train(self, progress: Callable[[BankProgress], None] = lambda _: None) -> TrainedBank:
@@ -64,7 +69,7 @@ class MixtureTrainer:
                 progress(BankProgress(epoch, settings.epochs, step, steps, total / step, score))
             score = self._score()
             self._bank.check_epoch(epoch, score)
-        text = provenance("mixture", self._plm, settings, self._rows, score)
+        text = provenance("mixture", self._plm, settings, self._rows, score, self._start)
         return TrainedBank(self._bank.bank(text), score, self._rows.rows, self._rows.skipped, self._rows.cut)
 
     def _step(self, rows: NDArray[np.int64]) -> float:

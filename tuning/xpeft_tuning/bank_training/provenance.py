@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Literal
 
+from xpeft_server.model.bank import Bank
 from xpeft_server.model.plm import Plm
 
 from ..evaluation import Score
@@ -19,8 +20,12 @@ def provenance(
     settings: BankTrainingSettings,
     rows: TrainingRows,
     score: Score | None,
+    start: Bank | None,
 ) -> str:
-    """Method, model type, what the rows were, settings and the score on held-out rows; no texts, no names, no paths."""
+    """Method, model type, the bank to start from, what the rows were, settings and the score on held-out rows.
+
+    No texts, no names, no paths.
+    """
     data: dict[str, int | str] = {"rows": rows.rows, "rows_sha256": rows.sha256}
     if method == "warm start":
         data["users"] = len(rows.train)
@@ -28,6 +33,7 @@ def provenance(
     facts = {
         "method": method,
         "model_type": plm.facts.model_type,
+        "start": None if start is None else start.fingerprint,
         "data": data,
         "settings": asdict(settings),
         "held_out": held_out,

@@ -45,6 +45,13 @@ class BankTrainingSettings:
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay of the adapters"})
     std_down: float = field(default=0.05, metadata={"help": "standard deviation that down-projections start with"})
     std_up: float = field(default=0.02, metadata={"help": "standard deviation that up-projections start with"})
+    start_apart: float = field(
+        default=0.05,
+        metadata={
+            "help": "how far apart adapters begin that are copies of one of the bank to start from, in standard"
+            " deviations of its weights"
+        },
+    )
     seed: int = field(default=0, metadata={"help": "seed of everything random"})
 
     k: int | None = field(
@@ -110,6 +117,6 @@ _COUNTS = (
     *((name, 1, 2**31 - 1) for name in ("epochs", "batch_tokens", "batch_users", "user_rows", "batch_rows")),
 )
 _NUMBERS = (
-    *("lr_bank", "lr_head", "weight_decay", "std_down", "std_up"),
+    *("lr_bank", "lr_head", "weight_decay", "std_down", "std_up", "start_apart"),
     *("lr_masks", "lr_norm", "lr_own_head", "own_head_penalty", "gumbel", "consistency"),
 )

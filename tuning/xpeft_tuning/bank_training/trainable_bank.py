@@ -18,6 +18,7 @@ from xpeft_server.model.pooling import Pooling
 from ..bank_parts import BankParts
 from ..errors import SettingsInvalid
 from ..evaluation import Score
+from .beginning import check_beginning, copies
 from .settings import BankTrainingSettings
 
 _WARM_UP = 0.05
@@ -28,19 +29,25 @@ class TrainableBank:
 
     Args:
         labels: C labels of the head, or one where they are numbers.
+        start: adapters and head to begin with, over and over if there are fewer; None for random ones.
 
     Attributes:
         parts: ``[L, N, split]`` and ``[L, N, D - split]`` rows of the form, as tuning multiplies masks with them.
         head_weight, head_bias: ``[C, H]`` and ``[C]``, zero at the start.
 
-    Raises: BankInvalid if the head's name or labels cannot be a bank's.
+    Raises: BankInvalid if the head's name or labels cannot be a bank's, or ``start`` does not fit.
     """
 
-    def __init__(self, plm: Plm, labels: tuple[str, ...], settings: BankTrainingSettings) -> None:
+    def __init__(
+        self, plm: Plm, labels: tuple[str, ...], settings: BankTrainingSettings, start: Bank | None = None
+    ) -> None:
         self._plm = plm
         self._labels = labels
         self._settings = settings
         self.pooling: Pooling = settings.pooling or ("last" if plm.facts.decoder else "mean")
+        if start is not None:
+            check_beginning(start, plm, settings, labels)
+            self.pooling = start.pooling
         self.form = AdapterForm(
             hidden=plm.facts.hidden,
             width=settings.width,
@@ -57,6 +64,18 @@ class TrainableBank:
         self.head_weight = nn.Parameter(torch.zeros(len(labels), hidden, device=plm.device))
         self.head_bias = nn.Parameter(torch.zeros(len(labels), device=plm.device))
         check_head(settings.head, self.head_weight, self.head_bias, labels, hidden=hidden)
+        if start is not None:
+            self._begin(start, generator)
+
+    @torch.no_grad()
+    def _begin(self, start: Bank, generator: torch.Generator) -> None:
+        count, apart = self._settings.adapters, self._settings.start_apart
+        self._down.copy_(copies(start.down, start.down_bias, count, apart, generator))
+        up = copies(start.up, start.up_bias, count, apart, generator)
+        self._up.copy_(up.mean(dim=1, keepdim=True) if self._settings.share_up else up)
+        if head := start.heads.get(self._settings.head):
+            self.head_weight.copy_(head.weight)
+            self.head_bias.copy_(head.bias)
 
     def _parameter(self, blocks: int, count: int, size: int, std: float, generator: torch.Generator) -> nn.Parameter:
         """Random weights, biases of zero."""

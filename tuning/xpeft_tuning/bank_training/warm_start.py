@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xpeft_server.model.bank import Bank
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.pooling import pool
 
@@ -45,17 +46,22 @@ class WarmStart:
     Args:
         datasets: of each user, all with the same labels in the same order (see `training_rows.with_all_labels`).
             Users without train rows are left out.
+        start: adapters and shared head to begin with, such as one adapter that all users share, which becomes many;
+            None for random ones.
 
     Raises: DatasetInvalid for completions, or labels that differ; DataTooSmall if there is nothing to tell apart;
         BankInvalid.
     """
 
-    def __init__(self, plm: Plm, datasets: Mapping[str, Dataset], settings: BankTrainingSettings) -> None:
+    def __init__(
+        self, plm: Plm, datasets: Mapping[str, Dataset], settings: BankTrainingSettings, start: Bank | None = None
+    ) -> None:
         self._plm = plm
         self._settings = settings
         self._rows = TrainingRows.of(plm, datasets)
         self._train, self._held_out = self._rows.train, self._rows.held_out
-        self._bank = TrainableBank(plm, self._rows.labels, settings)
+        self._start = start
+        self._bank = TrainableBank(plm, self._rows.labels, settings, start)
         self._generator = np.random.Generator(np.random.PCG64(settings.seed))
         self._noise = torch.Generator().manual_seed(settings.seed)
         self._users = ProfileStack(
@@ -92,7 +98,7 @@ class WarmStart:
                 progress(BankProgress(epoch, settings.epochs, step, len(steps), total / step, score))
             score = self._score()
             self._bank.check_epoch(epoch, score)
-        text = provenance("warm start", self._plm, settings, self._rows, score)
+        text = provenance("warm start", self._plm, settings, self._rows, score, self._start)
         return TrainedBank(self._bank.bank(text), score, self._rows.rows, self._rows.skipped, self._rows.cut)
 
     def _epoch(self) -> Iterator[list[Pick]]:
