@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+_GIVEN = {"MAKEFLAGS", "ARGS", "ONCE", "PLM", "WORKERS"}  # to the make that runs these tests
 TARGETS = ("setup", "demo", "test", "nightly", "lint", "audit", "docs", "serve", "clean", "help")
 
 
@@ -34,7 +35,7 @@ def test_make_lists_every_target_with_what_it_does(target: str) -> None:
     ],
 )
 def test_make_passes_on_what_it_is_told(arguments: list[str], command: str) -> None:
-    told = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "ARGS", "ONCE", "PLM"}}
+    told = {name: value for name, value in os.environ.items() if name not in _GIVEN}
     planned = subprocess.run(["make", "-n", *arguments], cwd=ROOT, env=told, capture_output=True, text=True, check=True)
     assert command in [line.rstrip() for line in planned.stdout.splitlines()]
 
