@@ -53,8 +53,15 @@ def commits(store: SqliteStore) -> list[str]:
 @contextmanager
 def writer_held(store: SqliteStore) -> Iterator[None]:
     """While the block runs the writing thread does nothing, so that calls gather."""
-    release = threading.Event()
-    held = store._opened().writer.thread.submit(release.wait)
+    begun, release = threading.Event(), threading.Event()
+
+    def hold() -> bool:
+        begun.set()
+        return release.wait()
+
+    held = store._opened().writer.thread.submit(hold)
+    # Turns of earlier calls that found nothing to do may still come before it, and would take some of these.
+    assert begun.wait(timeout=30)
     try:
         yield
     finally:
