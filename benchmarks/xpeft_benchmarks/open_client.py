@@ -43,7 +43,7 @@ class OpenLoop:
         self._address = host, port
         self._streams = streams
         self._idle: list[Connection] = []
-        self._sent = [0] * len(streams)
+        self._sent: list[int] = []
 
     async def run(self, phases: Sequence[Phase], seed: int) -> list[Stream]:
         """Each stream's requests from its first one on. Raises: OSError if the server cannot be reached."""

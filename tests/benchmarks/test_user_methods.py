@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from xpeft_quality.data_sets import UserSet
 from xpeft_quality.measurement import measure
 from xpeft_quality.progress import Show
 from xpeft_quality.user_methods import USER_METHODS, Kept
+from xpeft_server.model.bank_file import read_bank_file
 from xpeft_server.model.plm import Plm
 from xpeft_tuning.dataset import Dataset, Example, Split
 from xpeft_tuning.mask_tuner import Tuned
@@ -131,6 +133,16 @@ def test_dev_and_test_rows_of_the_unseen_teach_nothing(straight: _Runs, turned: 
 def test_a_bank_is_trained_once_for_all_methods_that_share_it(straight: _Runs) -> None:
     assert straight.trainings == 2
     assert set(straight.banks) == {"critics-adapter-0.safetensors", "critics-bank-0.safetensors"}
+
+
+def test_the_bank_begins_at_the_one_adapter(straight: _Runs, tmp_path: Path) -> None:
+    banks = {}
+    for name, data in straight.banks.items():
+        (tmp_path / name).write_bytes(data)
+        banks[name.split("-")[1]] = read_bank_file(tmp_path / name)
+    assert (banks["adapter"].adapters, banks["bank"].adapters) == (1, 100)
+    assert json.loads(banks["adapter"].provenance)["start"] is None
+    assert json.loads(banks["bank"].provenance)["start"] == banks["adapter"].fingerprint
 
 
 @pytest.mark.parametrize("method", [each for each in USER_METHODS if each != GLOBAL])

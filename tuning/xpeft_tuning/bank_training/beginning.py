@@ -42,11 +42,10 @@ def copies(rows: Tensor, bias: Tensor | None, count: int, apart: float, generato
 
     Args: count: N; apart: of copies, in standard deviations of what they are copies of.
     """
-    whole = rows.flatten(2).float() if bias is None else torch.cat([rows.flatten(2), bias], dim=2).float()
-    repeated = whole[:, torch.arange(count) % whole.shape[1]]
-    if count == whole.shape[1]:
-        return repeated
-    wide = rows.flatten(2).shape[2]
-    noise = torch.randn(repeated[..., :wide].shape, generator=generator)
-    repeated[..., :wide] += apart * repeated[..., :wide].std(dim=2, keepdim=True) * noise
-    return repeated
+    given = rows.shape[1]
+    again = torch.arange(count) % given
+    weights = rows.flatten(2).float()[:, again]
+    if count > given:
+        noise = torch.randn(weights.shape, generator=generator)
+        weights += apart * weights.std(dim=2, keepdim=True) * noise
+    return weights if bias is None else torch.cat([weights, bias.float()[:, again]], dim=2)
