@@ -40,7 +40,7 @@ def test_make_passes_on_what_it_is_told(arguments: list[str], command: str) -> N
     assert command in [line.rstrip() for line in planned.stdout.splitlines()]
 
 
-def test_ci_runs_lint_the_audit_the_documentation_the_demo_and_then_the_tests() -> None:
+def test_ci_runs_the_demo_lint_the_audit_the_documentation_and_then_the_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & stat.S_IXUSR
     steps = re.findall(r"^step (.+)$", script.read_text(encoding="utf-8"), re.MULTILINE)

@@ -16,6 +16,7 @@ from zipfile import ZipFile
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -107,6 +108,13 @@ def _comes_with_torch(name: str) -> bool:
 
 def test_every_package_that_setup_installs_has_an_exact_version(pins: dict[str, Version]) -> None:
     assert [name for name in _installed_closure() if name not in pins and not _comes_with_torch(name)] == []
+
+
+def test_every_package_that_setup_installs_is_for_the_oldest_pythons_too() -> None:
+    """An index may keep to itself what a package asks for, until one day it tells; Debian 12 has Python 3.11.2."""
+    asked = {name: importlib.metadata.metadata(name).get("Requires-Python") or "" for name in _installed_closure()}
+    assert {name: each for name, each in asked.items() if "3.11.0" not in SpecifierSet(each)} == {}
+
 
 
 def test_the_exact_versions_are_within_the_ranges_that_the_project_asks_for(pins: dict[str, Version]) -> None:
