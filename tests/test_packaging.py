@@ -116,7 +116,6 @@ def test_every_package_that_setup_installs_is_for_the_oldest_pythons_too() -> No
     assert {name: each for name, each in asked.items() if "3.11.0" not in SpecifierSet(each)} == {}
 
 
-
 def test_the_exact_versions_are_within_the_ranges_that_the_project_asks_for(pins: dict[str, Version]) -> None:
     extras = [r for extra in PROJECT["optional-dependencies"].values() for r in extra]
     for requirement in map(Requirement, [*PROJECT["dependencies"], *extras]):
