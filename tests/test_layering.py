@@ -22,6 +22,7 @@ DEVICE = ("torch", "triton", "transformers", "xpeft_kernels", "xpeft_server.mode
 SERVING = ("xpeft_server.engine", "xpeft_server.api", "xpeft_server.jobs")
 TOP = ("xpeft_server.cli", "xpeft_benchmarks", "xpeft_quality", "xpeft_ray")
 TUNING = ("xpeft_tuning",)
+ABOVE = ("xpeft_server.remote", *TUNING, *TOP)
 
 
 class Layer(NamedTuple):
@@ -43,11 +44,12 @@ LAYERS = (
                                    "huggingface_hub",
                                    "xpeft_kernels", "xpeft_profiles",
                                    "xpeft_server.output_file")),
-    Layer("xpeft_server.engine",  EVERYTHING,                                (*WEB, "xpeft_server.api", *TUNING, *TOP,
+    Layer("xpeft_server.engine",  EVERYTHING,                                (*WEB, "xpeft_server.api", *ABOVE,
                                                                               "xpeft_server.jobs")),
     Layer("xpeft_server.jobs",    EVERYTHING,                                (*WEB, *DEVICE, "xpeft_server.api",
-                                                                              *TUNING, *TOP)),
-    Layer("xpeft_server.api",     EVERYTHING,                                (*DEVICE, *TUNING, *TOP)),
+                                                                              *ABOVE)),
+    Layer("xpeft_server.api",     EVERYTHING,                                (*DEVICE, *ABOVE)),
+    Layer("xpeft_server.remote",  EVERYTHING,                                (*WEB, *DEVICE, *TUNING, *TOP)),
     Layer("xpeft_server.cli",     EVERYTHING),
     Layer("xpeft_tuning",         EVERYTHING,                                (*WEB, *SERVING, *TOP)),
     Layer("xpeft_benchmarks",     EVERYTHING,                                (*TUNING, "xpeft_server.cli")),
@@ -63,7 +65,7 @@ PLAIN_VALUES = {
     "xpeft_server.jobs": ("requests", "errors"),
 }
 TAKE_PLAIN_VALUES = ("xpeft_server.api", "xpeft_server.jobs")
-WITHOUT_TORCH = ("xpeft_profiles", "xpeft_server.api", "xpeft_server.jobs")
+WITHOUT_TORCH = ("xpeft_profiles", "xpeft_server.api", "xpeft_server.jobs", "xpeft_server.remote")
 
 
 class Import(NamedTuple):
@@ -188,6 +190,9 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
         ("xpeft_benchmarks", "from xpeft_server.cli.main import app"),
         ("xpeft_ray", "from xpeft_tuning.settings import TuningSettings"),
         ("xpeft_server.api", "from xpeft_ray.door import Door"),
+        ("xpeft_server.api", "from xpeft_server.remote.peer import Peer"),
+        ("xpeft_server.remote", "from xpeft_server.model.bank import Bank"),
+        ("xpeft_server.remote", "from starlette.types import Scope"),
     ],
 )
 def test_a_forbidden_import_is_found(package: str, source: str) -> None:
@@ -212,6 +217,7 @@ def test_a_forbidden_import_is_found(package: str, source: str) -> None:
         ("xpeft_server.api", "import fastapi\nfrom .engine_port import EnginePort"),
         ("xpeft_server.api", "from xpeft_server.jobs.requests import TuningRequest"),
         ("xpeft_server.jobs", "from xpeft_server.engine.metrics import Metrics\nfrom .job import Job"),
+        ("xpeft_server.remote", "from xpeft_server.api.engine_port import EnginePort\nfrom .peer import Peer"),
         ("xpeft_server.cli", "import torch, fastapi, xpeft_tuning, xpeft_benchmarks"),
     ],
 )

@@ -112,6 +112,12 @@ def test_settings_that_contradict_each_other_are_refused_with_both_values(values
         assert f"{name} = {value}" in str(refused.value)
 
 
+def test_processes_need_a_store_that_they_share():
+    with pytest.raises(SettingsInvalid, match=r"^http_processes = 2 needs .* store = 'memory://' .* sqlite:///FILE"):
+        load_settings({"http_processes": "2", "store": "memory://"}, {})
+    assert load_settings({"http_processes": "0", "store": "memory://"}, {}).http_processes == 0
+
+
 def test_a_misspelt_variable_is_refused_with_the_nearest_one():
     with pytest.raises(SettingsInvalid, match=r"XPEFT_QUEUE_LIMITS = '5' .*XPEFT_QUEUE_LIMIT$"):
         load_settings({}, {"XPEFT_QUEUE_LIMITS": "5"})

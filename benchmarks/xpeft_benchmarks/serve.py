@@ -64,6 +64,7 @@ class ServePlan:
     url: str | None = None
     api_key: str | None = None
     slots: int | None = None
+    http_processes: int = 0
     infinity_python: Path | None = None
     seed: int = 0
 
@@ -172,6 +173,8 @@ def _xpeft(plan: ServePlan) -> AbstractContextManager[XpeftTarget]:
     options = {f"--{name}": str(getattr(plan, name)) for name in ("plm", "bank", "device", "dtype")}
     if plan.slots is not None:
         options["--slots"] = str(plan.slots)
+    if plan.http_processes:
+        options["--http-processes"] = str(plan.http_processes)
     return started(options, store=plan.store, tenants=plan.tenants)
 
 

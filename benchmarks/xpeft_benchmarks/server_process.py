@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -59,22 +59,32 @@ class ServerProcess:
         self._end()
 
     def cpu_seconds(self) -> float:
-        """Of all its threads since it started, user and system."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Of all threads of its processes since each of them started, user and system."""
+        return sum(int(stat[11]) + int(stat[12]) for _, stat in self._group()) / os.sysconf("SC_CLK_TCK")
 
     def rss_bytes(self) -> int:
-        """Memory that it has resident now."""
+        """Memory that its processes have resident now."""
         return self._memory("VmRSS:")
 
     def peak_rss_bytes(self) -> int:
-        """The most memory that it has had resident since it started."""
+        """The most memory that its processes have had resident since each of them started."""
         return self._memory("VmHWM:")
 
     def _memory(self, field: str) -> int:
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith(field))
-        return int(line.split()[1]) * 1024
+        total = 0
+        for folder, _ in self._group():
+            with contextlib.suppress(OSError):
+                lines = (folder / "status").read_text().splitlines()
+                total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+        return total
+
+    def _group(self) -> Iterator[tuple[Path, list[str]]]:
+        """It and what it started: the folder in /proc, and the fields of ``stat`` behind the program's name."""
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = stat.read_text().rpartition(")")[2].split()
+                if int(fields[2]) == self._process.pid:
+                    yield stat.parent, fields
 
     def _wait_until_ready(self) -> float:
         start = time.perf_counter()

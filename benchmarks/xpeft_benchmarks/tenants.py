@@ -62,6 +62,7 @@ class TenantsPlan:
     rounds: int
     texts: int
     slots: int | None = None
+    http_processes: int = 0
     seed: int = 0
 
     def settings(self) -> dict[str, object]:
@@ -101,6 +102,8 @@ def _server(plan: TenantsPlan, on_step: Callable[[str], None]) -> Iterator[Xpeft
         options = {"--plm": plan.plm, "--bank": str(bank), "--device": plan.device, "--dtype": plan.dtype}
         if plan.slots is not None:
             options["--slots"] = str(plan.slots)
+        if plan.http_processes:
+            options["--http-processes"] = str(plan.http_processes)
         with started(options, store=store, tenants=plan.tenants) as target:
             yield target
 

@@ -138,8 +138,14 @@ class Settings(BaseModel):
     )
     connections: ConnectionCount | Literal["auto"] = Field(
         default="auto",
-        description="most connections that are open at once, beyond which new ones get 503; auto is what the limit of"
-        " open files leaves",
+        description="most connections that are open at once in a process that speaks HTTP, beyond which new ones get"
+        " 503; auto is what the limit of open files leaves",
+    )
+    http_processes: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="processes that speak HTTP, beside the one that runs the model; 0: that one does it as well",
     )
     max_inputs: int = Field(default=256, ge=1, le=1 << 16, description="most texts in one request")
     tuning_jobs_per_tenant: int = Field(
@@ -203,6 +209,11 @@ class Settings(BaseModel):
             if getattr(self, given) is not None and getattr(self, missing) is None:
                 option = "--" + missing.replace("_", "-")
                 raise ValueError(f"{given} = {str(getattr(self, given))!r} needs {missing}: give {option} FILE")
+        if self.http_processes and self.store.startswith("memory:"):
+            raise ValueError(
+                f"http_processes = {self.http_processes} needs a store that processes share, and store ="
+                f" {self.store!r} is one process's own: give --store sqlite:///FILE or redis://…"
+            )
         for small, large in (
             ("max_profile_bytes", "max_body_bytes"),
             ("max_inputs", "queue_limit"),

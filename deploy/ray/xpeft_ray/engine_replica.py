@@ -15,17 +15,17 @@ import ray
 from ray import serve
 
 from xpeft_profiles import open_store
-from xpeft_server.engine.errors import EngineError
 from xpeft_server.engine.metrics import Metrics
-from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, GenerateRequest, News, Piece
+from xpeft_server.engine.requests import ClassifyRequest, GenerateRequest, News
 from xpeft_server.log_lines import configure_logging, format_for
+from xpeft_server.remote.answering import Outcome, classify, generate
+from xpeft_server.remote.refused import Refused
+from xpeft_server.remote.trail import Trail
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import LimitsFile, choose_tenant_limits
 
 from .options import check_reach
-from .refused import Refused
-from .replicas import EngineReport, Outcome
-from .trail import Recorder, Trail
+from .replicas import EngineReport
 
 log = logging.getLogger(__name__)
 
@@ -59,25 +59,12 @@ class EngineReplica:
         sys.setswitchinterval(_SWITCH_SECONDS)
 
     async def classify(self, request: ClassifyRequest) -> Outcome:
-        recorder = Recorder(request.journey)
-        result: ClassifyAnswer | Refused
-        try:
-            result = await self._engine.classify(request)
-        except EngineError as error:
-            result = Refused.of(error)
-        return Outcome(result, recorder.trail())
+        return await classify(self._engine, request)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[News | Refused | Trail, None]:
-        recorder = Recorder(request.journey)
-        try:
-            async with aclosing(self._engine.generate(request)) as news:
-                async for each in news:
-                    if not isinstance(each, Piece):
-                        yield recorder.trail()
-                    yield each
-        except EngineError as error:
-            yield recorder.trail()
-            yield Refused.of(error)
+        async with aclosing(generate(self._engine, request)) as news:
+            async for each in news:
+                yield each
 
     def report(self) -> EngineReport:
         return EngineReport(

@@ -17,6 +17,7 @@ PROXYS: Final = (
     "tls_key",
     "tls_client_ca",
     "connections",
+    "http_processes",
     "send_seconds",
     "idle_seconds",
 )

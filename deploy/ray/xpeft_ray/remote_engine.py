@@ -23,10 +23,10 @@ from xpeft_server.engine.requests import (
     News,
 )
 from xpeft_server.engine.store_watch import StoreWatch
+from xpeft_server.remote.refused import Refused
+from xpeft_server.remote.trail import Follower, Trail
 
-from .refused import Refused
 from .replicas import EngineReport, ReplicaLost, Replicas
-from .trail import Follower, Trail
 
 logger = logging.getLogger(__name__)
 

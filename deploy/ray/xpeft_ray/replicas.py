@@ -8,28 +8,19 @@ from typing import Protocol
 
 from xpeft_profiles import BankGeometry
 from xpeft_server.engine.requests import (
-    ClassifyAnswer,
     ClassifyRequest,
     EngineInfo,
     EngineStatus,
     GenerateRequest,
     News,
 )
-
-from .refused import Refused
-from .trail import Trail
+from xpeft_server.remote.answering import Outcome
+from xpeft_server.remote.refused import Refused
+from xpeft_server.remote.trail import Trail
 
 
 class ReplicaLost(Exception):
     """The replica that had the request went away; nobody knows how far it came."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a request to classify."""
-
-    result: ClassifyAnswer | Refused
-    trail: Trail
 
 
 @dataclass(frozen=True, slots=True)

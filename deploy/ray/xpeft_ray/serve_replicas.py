@@ -13,11 +13,12 @@ from ray.serve.handle import DeploymentHandle
 
 from xpeft_server.engine.errors import Overloaded, Unavailable
 from xpeft_server.engine.requests import ClassifyRequest, GenerateRequest, News
+from xpeft_server.remote.answering import Outcome
+from xpeft_server.remote.refused import Refused
+from xpeft_server.remote.trail import Trail
 
 from .exposition import Exposition
-from .refused import Refused
-from .replicas import EngineReport, Outcome, ReplicaLost
-from .trail import Trail
+from .replicas import EngineReport, ReplicaLost
 
 ANSWER_SECONDS: Final = 3.0
 """For a report; who takes longer is left out of it."""

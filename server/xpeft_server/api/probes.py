@@ -54,7 +54,7 @@ class Probes:
 
     async def metrics(self, request: Request) -> Reply:
         del request
-        return Reply(self._metrics.render(), media_type=CONTENT_TYPE_PLAIN_0_0_4.encode())
+        return Reply(await self._metrics.page(), media_type=CONTENT_TYPE_PLAIN_0_0_4.encode())
 
     async def info(self, request: Request) -> Reply:
         del request

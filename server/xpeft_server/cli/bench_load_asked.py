@@ -33,6 +33,7 @@ from .bench_options import (
     DeviceOption,
     Dtype,
     DtypeOption,
+    HttpProcesses,
     Json,
     Plm,
     Profiles,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from xpeft_benchmarks.slo import Slo
     from xpeft_server.client_tls import ClientTls
 
-_OF_THE_STARTED: Final = ("bank", "dtype", "device", "store", "slots", "tenants")
+_OF_THE_STARTED: Final = ("bank", "dtype", "device", "store", "slots", "http_processes", "tenants")
 _LIMITS: Final = {Kind.CLASSIFY: "100ms", Kind.GENERATE: "500ms"}
 
 
@@ -85,6 +86,7 @@ class AskedLoad:
     device: DeviceOption = Device.AUTO
     store: Store = None
     slots: Slots = None
+    http_processes: HttpProcesses = 0
     tenants: Tenants = 32
     seed: Seed = 0
     plot: Plot = None
@@ -160,4 +162,6 @@ class AskedLoad:
         options = {"--plm": self.plm, "--bank": self.bank, "--device": self.device, "--dtype": self.dtype}
         if self.slots is not None:
             options["--slots"] = str(self.slots)
+        if self.http_processes:
+            options["--http-processes"] = str(self.http_processes)
         return {option: str(value) for option, value in options.items()}

@@ -65,6 +65,7 @@ StoreTenants = Annotated[int, typer.Option("--tenants", min=1, max=1_000_000, he
 Slots = Annotated[
     int | None, typer.Option(min=1, help="The server's --slots; without it, its default.", show_default=False)
 ]
+HttpProcesses = Annotated[int, typer.Option(min=0, max=64, help="The server's --http-processes.")]
 Url = Annotated[
     str | None,
     typer.Option(

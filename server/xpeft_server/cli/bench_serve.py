@@ -13,6 +13,7 @@ from .bench_options import (
     Dtype,
     DtypeOption,
     FloodSeconds,
+    HttpProcesses,
     InfinityPython,
     Json,
     Load,
@@ -42,6 +43,7 @@ def serve(
     device: DeviceOption = Device.AUTO,
     store: Store = None,
     slots: Slots = None,
+    http_processes: HttpProcesses = 0,
     url: Url = None,
     api_key: ApiKey = None,
     profiles: Profiles = 32,
@@ -69,8 +71,9 @@ def serve(
     from xpeft_benchmarks.serve import ServePlan, parse_concurrencies, run_serve
 
     with failures_told():
-        if url is not None and not (store is None and slots is None):
-            fail("--store and --slots are of a server that is started here: leave them out with --url")
+        if url is not None and not (store is None and slots is None and http_processes == 0):
+            what = "--store, --slots and --http-processes"
+            fail(f"{what} are of a server that is started here: leave them out with --url")
         device_name, dtype_name = chosen(device, dtype)
         plan = ServePlan(
             plm=plm,
@@ -89,6 +92,7 @@ def serve(
             url=url,
             api_key=api_key,
             slots=slots,
+            http_processes=http_processes,
             infinity_python=infinity_python,
             seed=seed,
         )
@@ -102,6 +106,7 @@ def tenants(
     device: DeviceOption = Device.AUTO,
     store: Store = None,
     slots: Slots = None,
+    http_processes: HttpProcesses = 0,
     registered: Registered = 100_000,
     sharers: Sharers = 10,
     load: Load = 0.6,
@@ -139,6 +144,7 @@ def tenants(
             rounds=rounds,
             texts=texts,
             slots=slots,
+            http_processes=http_processes,
             seed=seed,
         )
         run("tenants", plan.settings(), lambda pool: run_tenants(plan, pool, on_step=step), data, json)

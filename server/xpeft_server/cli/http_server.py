@@ -30,7 +30,13 @@ class HttpServer(uvicorn.Server):
     Args:
         tls: how connections are secured; None: they are not.
         closing_seconds: how long it waits, when told to end, for connections to be done.
+        shared: other processes listen on the same socket.
+
+    Attributes:
+        announce: called when it listens.
     """
+
+    announce: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(
         self,
@@ -40,7 +46,7 @@ class HttpServer(uvicorn.Server):
         limits: ConnectionLimits,
         metrics: Metrics,
         closing_seconds: int,
-        announce: Callable[[], None] = lambda: None,
+        shared: bool = False,
     ) -> None:
         config = uvicorn.Config(
             app,
@@ -58,7 +64,7 @@ class HttpServer(uvicorn.Server):
         self._tls = tls
         self._connections = Connections(limits, metrics=metrics)
         self._listeners: Sequence[Listener] = ()
-        self._announce = announce
+        self._shared = shared
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -74,10 +80,11 @@ class HttpServer(uvicorn.Server):
                 connections=self._connections,
                 connect=self._protocol,
                 no_room=lambda: last_words(_NO_ROOM, self.server_state.default_headers),
+                shared=self._shared,
             )
             for each in sockets or ()
         ]
-        self._announce()
+        self.announce()
 
     async def on_tick(self, counter: int) -> bool:
         self._connections.sweep()

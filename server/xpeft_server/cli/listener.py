@@ -32,6 +32,7 @@ class Listener:
     Args:
         connect: makes the protocol of a connection from its socket.
         no_room: makes what a client without TLS is told where there is no room; one with TLS is told nothing.
+        shared: other processes listen on the socket too, and shall have their part of those who come at once.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class Listener:
         connections: Connections,
         connect: Callable[[socket.socket], HttpProtocol],
         no_room: Callable[[], bytes],
+        shared: bool = False,
     ) -> None:
         self._listening = listening
         self._tls = tls
         self._connections = connections
         self._connect = connect
         self._no_room = no_room
+        self._at_once = 1 if shared else _AT_ONCE
         self._loop = asyncio.get_running_loop()
         self._beginning: set[asyncio.Task[None]] = set()
         self._turned_away: set[_TurnedAway] = set()
@@ -65,7 +68,7 @@ class Listener:
             task.cancel()
 
     def _accept(self) -> None:
-        for _ in range(_AT_ONCE):
+        for _ in range(self._at_once):
             try:
                 connected, _ = self._listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionError):

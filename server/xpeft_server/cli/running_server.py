@@ -7,45 +7,35 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
-import time
 from collections.abc import Mapping
+from socket import socket
 from typing import Final
 
 import typer
 import uvloop
 
 from xpeft_profiles import ProfileStore
-from xpeft_server.api.app import create_app
-from xpeft_server.api.audit_log import AuditLog
-from xpeft_server.api.auth import Keys
-from xpeft_server.api.connections import ConnectionLimits
-from xpeft_server.api.drain import Drain
-from xpeft_server.api.key_ring import KeyRing
 from xpeft_server.engine.engine import Engine
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import LimitsFile, LimitsOfTenants
 
 from .assembly import build_engine
-from .http_server import HttpServer
+from .front import Front
+from .front_processes import FrontFailed, FrontProcesses
+from .http_front import CLOSING_SECONDS, HttpFront
+from .http_parts import HttpParts
 from .listening import address_of
-from .tls import ServerTls
-from .tracing import Tracing
 from .tuner_assembly import build_tuner
 
 log = logging.getLogger(__name__)
 
-# Of the time to drain, so much is kept for telling who still waits and for closing: a second, or a quarter if less.
-_CLOSING_SECONDS: Final = 1
+# Of the time to drain, so much is kept for telling who still waits and for closing: a second, or this part if less.
 _CLOSING_SHARE: Final = 0.25
 # The store is told of interrupted tuning jobs even where there is no time to drain.
 _TELLING_SECONDS: Final = 0.5
-# Spans that wait are sent while there is time to drain, but not for long, and for a moment even where there is none.
-_FLUSH_SECONDS: Final = 2.0
-_LEAST_FLUSH_SECONDS: Final = 0.25
 _SWITCH_SECONDS: Final = 0.001
 
 
@@ -53,74 +43,70 @@ class RunningServer:
     """Everything between two signals. ``run`` gives the exit code: 0 when asked to stop, 1 if the engine died.
 
     Args:
-        connections: how many may be open.
+        parts: of HTTP, where this process speaks it; others make their own.
+        listening: bound.
+        connections: how many each process that speaks HTTP may have open.
         environ: what processes that it starts get, but for what was meant for the server itself.
     Raises: SettingsInvalid, ModelError or BankError if the engine cannot be built.
     """
 
-    _died = False
-    _drained_by = float("inf")  # monotonic seconds
+    _failed = False
 
     def __init__(
         self,
         settings: Settings,
+        parts: HttpParts,
         *,
         store: ProfileStore,
-        keys: Keys,
         tenants: LimitsOfTenants,
-        audit: AuditLog,
         metrics: Metrics,
-        tracing: Tracing | None,
-        socket: socket.socket,
+        listening: socket,
         connections: int,
-        tls: ServerTls | None,
         environ: Mapping[str, str],
     ) -> None:
         self._settings = settings
         self._store = store
-        self._keys = keys
-        self._audit = audit
-        self._tracing = tracing
-        self._socket = socket
-        self._scheme = "http" if tls is None else "https"
-        self._drain = Drain()
+        self._tenants = tenants
         self._stop = asyncio.Event()
-        self._watched = [each for each in (keys, tenants, tls) if isinstance(each, KeyRing | LimitsFile | ServerTls)]
         self._engine: Engine = build_engine(settings, store, metrics, tenants=tenants, on_death=self._engine_died)
         self._tuner = build_tuner(settings, self._engine, store, metrics, tenants=tenants, environ=environ)
-        app = create_app(
-            settings,
-            engine=self._engine,
-            store=store,
-            tuner=self._tuner,
-            keys=keys,
-            tenants=tenants,
-            metrics=metrics,
-            audit=audit,
-            drain=self._drain,
-            spans=None if tracing is None else tracing.spans,
-        )
-        self._http = HttpServer(
-            app,
-            tls=tls,
-            limits=ConnectionLimits(
-                most=connections, idle_seconds=settings.idle_seconds, send_seconds=settings.send_seconds
-            ),
-            metrics=metrics,
-            closing_seconds=_CLOSING_SECONDS,
-            announce=self._announce,
-        )
+        self._address = address_of(listening, "http" if parts.tls is None else "https")
+        self._keys = "on" if parts.keys.required else "off"
+        self._front: Front
+        if settings.http_processes:
+            parts.close(0)
+            self._front = FrontProcesses(
+                settings,
+                engine=self._engine,
+                tuner=self._tuner,
+                metrics=metrics,
+                listening=listening,
+                connections=connections,
+                environ=environ,
+            )
+        else:
+            self._front = HttpFront(
+                settings,
+                parts,
+                engine=self._engine,
+                store=store,
+                tuner=self._tuner,
+                tenants=tenants,
+                metrics=metrics,
+                listening=listening,
+                connections=connections,
+            )
 
     def run(self) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._serve())
-        return 1 if self._died else 0
+        return 1 if self._failed else 0
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
-        watching = [loop.create_task(each.watch()) for each in self._watched]
+        watching = [loop.create_task(self._tenants.watch())] if isinstance(self._tenants, LimitsFile) else []
         try:
             await self._engine.start()
             await self._tuner.start()
@@ -129,20 +115,19 @@ class RunningServer:
             gc.freeze()
             # Where both want to go on, the device's thread waits no longer for the loop's Python than this.
             sys.setswitchinterval(_SWITCH_SECONDS)
-            serving = loop.create_task(self._http.serve(sockets=[self._socket]))
+            serving = loop.create_task(self._front.serve(self._announce))
             serving.add_done_callback(lambda _: self._stop.set())
             await self._stop.wait()
             await self._leave()
             await serving
+        except FrontFailed as error:
+            log.critical("%s", error)
+            self._failed = True
         finally:
             for each in watching:
                 each.cancel()
             await self._tuner.close()
             await self._store.close()
-            self._audit.close()
-            if self._tracing is not None:
-                left = self._drained_by - time.monotonic()
-                await asyncio.to_thread(self._tracing.close, max(_LEAST_FLUSH_SECONDS, min(left, _FLUSH_SECONDS)))
 
     def _signalled(self, number: int) -> None:
         log.info("%s: stopping; another one stops at once", signal.Signals(number).name)
@@ -155,27 +140,26 @@ class RunningServer:
         log.critical(
             "the engine cannot go on: this process ends with exit code 1, to be started again by its supervisor"
         )
-        self._died = True
+        self._failed = True
         self._stop.set()
 
     async def _leave(self) -> None:
         """Let what is inside finish, tell whoever still waits, close."""
         seconds = self._settings.drain_seconds
-        self._drained_by = time.monotonic() + seconds
-        _end_by_force_after(seconds + _CLOSING_SECONDS)
-        self._drain.begin()
-        grace = seconds - min(_CLOSING_SECONDS, seconds * _CLOSING_SHARE)
+        _end_by_force_after(seconds + CLOSING_SECONDS)
+        self._front.begin_drain()
+        grace = seconds - min(CLOSING_SECONDS, seconds * _CLOSING_SHARE)
         # Who follows a tuning job is inside until it is over, and this ends them all.
-        ending = [asyncio.ensure_future(self._tuner.close()), asyncio.ensure_future(self._drain.wait_until_empty())]
+        ending = [asyncio.ensure_future(self._tuner.close()), asyncio.ensure_future(self._front.wait_until_empty())]
         await asyncio.wait(ending, timeout=max(grace, _TELLING_SECONDS))
         await self._engine.close()
-        self._http.should_exit = True
+        self._front.close()
 
     def _announce(self) -> None:
         settings = self._settings
         typer.echo(
-            f"xpeft serves at {address_of(self._socket, self._scheme)} · PLM {settings.plm} · bank {settings.bank}"
-            f" · store {settings.store_shown} · keys {'on' if self._keys.required else 'off'}"
+            f"xpeft serves at {self._address} · PLM {settings.plm} · bank {settings.bank}"
+            f" · store {settings.store_shown} · keys {self._keys}"
         )
 
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from xpeft_server.log_lines import configure_logging, format_for
 from xpeft_server.settings import SettingDescription, Settings, SettingsInvalid, describe_settings, load_settings
 
 from .open_files import choose_connections, raise_open_files
+from .server_logging import configure_server_logging
 
 app = typer.Typer(pretty_exceptions_show_locals=False)
 
@@ -31,7 +31,7 @@ def serve(**options: Any) -> None:
         settings = load_settings(options, os.environ)
     except SettingsInvalid as error:
         _refuse(error)
-    _configure_logging(settings)
+    configure_server_logging(settings)
     raise_open_files()
     try:
         connections = choose_connections(settings.connections)
@@ -45,28 +45,21 @@ def serve(**options: Any) -> None:
 def _run(settings: Settings, connections: int) -> int:
     # Settings are checked before the seconds that torch takes to be imported.
     from xpeft_profiles import StoreUrlInvalid, open_store
-    from xpeft_server.api.auth import NoKeys
     from xpeft_server.api.key_file import KeysInvalid
-    from xpeft_server.api.key_ring import KeyRing
     from xpeft_server.engine.metrics import Metrics
     from xpeft_server.tenant_limits import LimitsInvalid, choose_tenant_limits
 
-    from .audit_assembly import build_audit
+    from .http_parts import build_http_parts
     from .listening import bind
     from .profile_trace import prepare_profile_trace
-    from .tls import server_tls
-    from .tracing import build_tracing
 
     metrics = Metrics(top_profiles=settings.metrics_top_profiles)
     try:
         prepare_profile_trace(settings, os.environ)
-        tracing = build_tracing(settings, os.environ, metrics)
-        tls = server_tls(settings)
-        audit = build_audit(settings)
-        keys = NoKeys() if settings.api_keys is None else KeyRing(settings.api_keys)
+        parts = build_http_parts(settings, os.environ, metrics)
         tenants = choose_tenant_limits(settings)
         store = open_store(settings.store)
-        socket = bind(settings.host, settings.port)
+        listening = bind(settings.host, settings.port)
     except (SettingsInvalid, KeysInvalid, LimitsInvalid, StoreUrlInvalid, OSError) as error:
         _refuse(error)
     from xpeft_server.model.bank_errors import BankError
@@ -77,15 +70,12 @@ def _run(settings: Settings, connections: int) -> int:
     try:
         server = RunningServer(
             settings,
+            parts,
             store=store,
-            keys=keys,
             tenants=tenants,
-            audit=audit,
             metrics=metrics,
-            tracing=tracing,
-            socket=socket,
+            listening=listening,
             connections=connections,
-            tls=tls,
             environ=os.environ,
         )
     except BankError as error:
@@ -107,13 +97,6 @@ def _refuse(error: Exception | str) -> NoReturn:
     typer.echo(f"xpeft serve: {error}", err=True)
     typer.echo("Try xpeft serve --help.", err=True)
     raise typer.Exit(2)
-
-
-def _configure_logging(settings: Settings) -> None:
-    configure_logging(format_for(settings.log_format, sys.stderr), settings.log_level, sys.stderr)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    # Who asks for it gets it, whatever else is logged.
-    logging.getLogger("xpeft.access").setLevel(logging.INFO)
 
 
 def _option(setting: SettingDescription) -> inspect.Parameter:

@@ -85,9 +85,17 @@ class Metrics:
         for name in CAPACITIES:
             self._capacity[name].set(room[name])
 
+    async def page(self) -> bytes:
+        """What /metrics shows: this process's, where no other belongs to the server."""
+        return self.render()
+
     def render(self) -> bytes:
         """All families in Prometheus' text format, version 0.0.4."""
         return generate_latest(_WithoutCreated(self._registry))
+
+    def families(self) -> list[Metric]:
+        """What `render` writes."""
+        return list(_WithoutCreated(self._registry).collect())
 
     def _define_connections(self) -> None:
         self.connections = self._gauge("connections", "Connections that are open.")

@@ -11,10 +11,8 @@ import pytest
 from pydantic.warnings import PydanticDeprecatedSince20
 
 from xpeft_profiles import BankGeometry, MemoryStore, ProfileKey
-from xpeft_ray.refused import Refused
 from xpeft_ray.remote_engine import RemoteEngine
-from xpeft_ray.replicas import EngineReport, Outcome
-from xpeft_ray.trail import Recorder, Trail
+from xpeft_ray.replicas import EngineReport
 from xpeft_server.engine.errors import EngineError
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import (
@@ -31,6 +29,9 @@ from xpeft_server.engine.requests import (
     TextInput,
 )
 from xpeft_server.engine.store_watch import StoreWatch
+from xpeft_server.remote.answering import Outcome
+from xpeft_server.remote.refused import Refused
+from xpeft_server.remote.trail import Recorder, Trail
 
 with warnings.catch_warnings():
     # Fields of Ray's own pydantic models, as Ray is imported.

@@ -1,16 +1,16 @@
-"""What a replica's engine noted of a request, on its way back to the caller's own journey."""
+"""What was noted of a request in another process, on its way back to the caller's own journey."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from xpeft_server.engine.requests import Journey, Stage
 
 
-@dataclass(frozen=True, slots=True)
-class Trail:
-    """What was noted since the trail before. Times are in seconds since the request came to the replica.
+class Trail(NamedTuple):
+    """What was noted since the trail before. Times are in seconds since the request came to that process.
 
     Args:
         age: when this was sent.
@@ -25,7 +25,7 @@ class Trail:
 
 
 class Recorder:
-    """In the replica: tells of a journey bit by bit."""
+    """Where the engine is: tells of a journey bit by bit."""
 
     def __init__(self, journey: Journey) -> None:
         self._journey = journey

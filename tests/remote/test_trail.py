@@ -5,8 +5,8 @@ from __future__ import annotations
 import pickle
 import time
 
-from xpeft_ray.trail import Follower, Recorder
 from xpeft_server.engine.requests import Journey
+from xpeft_server.remote.trail import Follower, Recorder
 
 
 def test_a_journey_arrives_bit_by_bit_and_once() -> None:

@@ -1,0 +1,26 @@
+"""The HTTP side of a running server: in the process of its engine, or in others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Front(Protocol):
+    """For one event loop, and started once the engine is."""
+
+    async def serve(self, announce: Callable[[], None]) -> None:
+        """Listen, say so, and answer until it is closed. Raises: FrontFailed if a process of it cannot start."""
+        ...
+
+    def begin_drain(self) -> None:
+        """Let no new request in."""
+        ...
+
+    async def wait_until_empty(self) -> None:
+        """Until what is inside has been answered."""
+        ...
+
+    def close(self) -> None:
+        """Connections get a second to be done."""
+        ...

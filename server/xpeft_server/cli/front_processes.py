@@ -1,0 +1,176 @@
+"""HTTP in processes of its own, so that it takes no turns from the engine's Python."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import pickle
+import socket
+import sys
+import time
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from xpeft_server.api.engine_port import EnginePort
+from xpeft_server.api.tuner_port import TunerPort
+from xpeft_server.engine.errors import EngineError
+from xpeft_server.engine.metrics import Metrics
+from xpeft_server.remote.connected_engine import engine_methods
+from xpeft_server.remote.connected_tuner import tuner_methods
+from xpeft_server.remote.peer import Peer
+from xpeft_server.settings import Settings
+
+from .worker_process import worker_environment
+
+log = logging.getLogger(__name__)
+
+_PAUSE_SECONDS: Final = 1.0
+"""From the start of a process to that of the next in its place, at least."""
+
+_ENDING_SECONDS: Final = 2.0
+_METRICS_SECONDS: Final = 2.0
+
+
+class FrontFailed(Exception):
+    """A process that speaks HTTP could not start."""
+
+
+class FrontProcesses:
+    """A `Front` of ``settings.http_processes`` processes that share a socket. One that ends is started anew.
+
+    What they know of engine and tuner comes from here; they read the store, and the files of the settings, themselves.
+
+    Args:
+        metrics: of this process, shown with theirs.
+        listening: bound.
+        connections: how many each of them may have open.
+        environ: this process's.
+        command: what is started, with two file descriptors as its arguments.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        engine: EnginePort,
+        tuner: TunerPort,
+        metrics: Metrics,
+        listening: socket.socket,
+        connections: int,
+        environ: Mapping[str, str],
+        command: Sequence[str] = (),
+    ) -> None:
+        self._settings = settings
+        self._methods = {**engine_methods(engine), **tuner_methods(tuner), "families": self._families}
+        self._metrics = metrics
+        self._listening = listening
+        self._connections = connections
+        self._environ = worker_environment(environ)
+        # -P: the folder that the server was started in is no place to import from.
+        self._command = command or (sys.executable, "-P", "-m", "xpeft_server.cli.front_process")
+        self._peers: set[Peer] = set()
+        self._draining: list[asyncio.Task[None]] = []
+        self._closing = asyncio.Event()
+
+    async def serve(self, announce: Callable[[], None]) -> None:
+        """Raises: FrontFailed if one of the first processes cannot start."""
+        listening = [asyncio.Event() for _ in range(self._settings.http_processes)]
+        keeping = [asyncio.create_task(self._keep(each)) for each in listening]
+        announcing = asyncio.create_task(_announce_once(listening, announce))
+        try:
+            await asyncio.gather(*keeping)
+        except FrontFailed:
+            self._closing.set()
+            for peer in self._peers:
+                peer.close()
+            await asyncio.gather(*keeping, return_exceptions=True)
+            raise
+        finally:
+            announcing.cancel()
+
+    def begin_drain(self) -> None:
+        self._draining = [asyncio.create_task(_quietly(peer, "drain")) for peer in self._peers]
+
+    async def wait_until_empty(self) -> None:
+        await asyncio.gather(*self._draining)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._draining += [asyncio.create_task(_quietly(peer, "stop")) for peer in self._peers]
+
+    async def _keep(self, listens: asyncio.Event) -> None:
+        """Have a process until it is told to end."""
+        while True:
+            began = time.monotonic()
+            how = await self._run_one(listens)
+            if self._closing.is_set():
+                return
+            if not listens.is_set():
+                raise FrontFailed(f"a process that is to speak HTTP ended {how} before it listened")
+            log.error("a process that spoke HTTP ended %s: another one takes its place", how)
+            await asyncio.sleep(began + _PAUSE_SECONDS - time.monotonic())
+
+    async def _run_one(self, listens: asyncio.Event) -> str:
+        """From its start to its end. Returns: how it ended."""
+        here, there = socket.socketpair()
+        with there:
+            process = await self._start(there)
+        peer = Peer(self._methods, on_lost=lambda: None)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: peer, here)
+        self._peers.add(peer)
+        try:
+            if not self._closing.is_set():
+                await peer.call("serve", self._settings, self._connections)
+                listens.set()
+                log.info("process %d speaks HTTP", process.pid)
+            # It was not there, or not all of it, when the others were told.
+            if self._draining:
+                self._draining.append(asyncio.create_task(_quietly(peer, "drain")))
+            if self._closing.is_set():
+                await peer.call("stop")
+            await process.wait()
+        except EngineError as error:
+            # Its own words, or the connection's end, which is its own.
+            log.error("process %d does not speak HTTP: %s", process.pid, error)
+        finally:
+            self._peers.discard(peer)
+            peer.close()
+            await _end(process)
+        code = process.returncode
+        return f"by signal {-code}" if code is not None and code < 0 else f"with exit status {code}"
+
+    async def _start(self, connection: socket.socket) -> Process:
+        descriptors = connection.fileno(), self._listening.fileno()
+        return await asyncio.create_subprocess_exec(
+            *self._command, *map(str, descriptors), stdin=DEVNULL, env=self._environ, pass_fds=descriptors
+        )
+
+    async def _families(self) -> list[bytes]:
+        """The families of every process; summed where they are asked for, which is not here."""
+        asked = [asyncio.wait_for(peer.call("own_families"), _METRICS_SECONDS) for peer in self._peers]
+        told = await asyncio.gather(*asked, return_exceptions=True)
+        return [pickle.dumps(self._metrics.families()), *(each for each in told if isinstance(each, bytes))]
+
+
+async def _announce_once(listening: list[asyncio.Event], announce: Callable[[], None]) -> None:
+    for each in listening:
+        await each.wait()
+    announce()
+
+
+async def _end(process: Process) -> None:
+    """Without its connection it ends by itself; killed at once, it would not show how it ended."""
+    try:
+        await asyncio.wait_for(process.wait(), _ENDING_SECONDS)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def _quietly(peer: Peer, method: str) -> None:
+    """One that has gone has nothing left to do."""
+    with contextlib.suppress(EngineError):
+        await peer.call(method)

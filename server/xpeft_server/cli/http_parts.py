@@ -1,0 +1,48 @@
+"""What HTTP needs beside an engine, from the settings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from xpeft_server.api.audit_log import AuditLog
+from xpeft_server.api.auth import Keys, NoKeys
+from xpeft_server.api.key_ring import KeyRing
+from xpeft_server.engine.metrics import Metrics
+from xpeft_server.settings import Settings
+
+from .audit_assembly import build_audit
+from .tls import ServerTls, server_tls
+from .tracing import Tracing, build_tracing
+
+
+@dataclass(frozen=True, slots=True)
+class HttpParts:
+    """Of one process that speaks HTTP. ``tls`` and ``tracing`` are None where there is none."""
+
+    keys: Keys
+    tls: ServerTls | None
+    audit: AuditLog
+    tracing: Tracing | None
+
+    def watch(self) -> list[asyncio.Task[None]]:
+        """Read keys and certificates again when they change, until the tasks are cancelled."""
+        watched = (each for each in (self.keys, self.tls) if isinstance(each, KeyRing | ServerTls))
+        return [asyncio.create_task(each.watch()) for each in watched]
+
+    def close(self, seconds: float) -> None:
+        """Write what is to be written, send what is to be sent, and wait for that no longer than so long."""
+        self.audit.close()
+        if self.tracing is not None:
+            self.tracing.close(seconds)
+
+
+def build_http_parts(settings: Settings, environ: Mapping[str, str], metrics: Metrics) -> HttpParts:
+    """Raises: SettingsInvalid, KeysInvalid."""
+    return HttpParts(
+        tls=server_tls(settings),
+        audit=build_audit(settings),
+        keys=NoKeys() if settings.api_keys is None else KeyRing(settings.api_keys),
+        tracing=build_tracing(settings, environ, metrics),
+    )

@@ -1,0 +1,52 @@
+"""An engine's answers as values that can leave its process: errors and what was noted on the way among them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from xpeft_server.api.engine_port import EnginePort
+from xpeft_server.engine.errors import EngineError
+from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, GenerateRequest, News, Piece
+
+from .refused import Refused
+from .trail import Recorder, Trail
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a request to classify."""
+
+    result: ClassifyAnswer | Refused
+    trail: Trail
+
+
+async def classify(engine: EnginePort, request: ClassifyRequest) -> Outcome:
+    """Never raises an EngineError. Cancelling it withdraws the request."""
+    recorder = Recorder(request.journey)
+    result: ClassifyAnswer | Refused
+    try:
+        result = await engine.classify(request)
+    except EngineError as error:
+        result = Refused.of(error)
+    return Outcome(result, recorder.trail())
+
+
+async def generate(engine: EnginePort, request: GenerateRequest) -> AsyncGenerator[News | Refused | Trail, None]:
+    """A trail before the first news, before the last and after it; `Refused` is the last news that comes.
+
+    Never raises an EngineError. Closing it withdraws the request.
+    """
+    recorder = Recorder(request.journey)
+    try:
+        async with aclosing(engine.generate(request)) as news:
+            async for each in news:
+                if not isinstance(each, Piece):
+                    yield recorder.trail()
+                yield each
+    except EngineError as error:
+        yield recorder.trail()
+        yield Refused.of(error)
+    else:
+        yield recorder.trail()

@@ -1,0 +1,139 @@
+"""An engine at the other end of a connection, as the API has it, and the other end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
+
+from xpeft_profiles import BankGeometry
+from xpeft_server.api.engine_port import EnginePort
+from xpeft_server.engine.errors import Unavailable
+from xpeft_server.engine.requests import (
+    ClassifyAnswer,
+    ClassifyRequest,
+    EngineInfo,
+    EngineStatus,
+    GenerateRequest,
+    Journey,
+    News,
+)
+
+from .answering import classify, generate
+from .peer import Method, Peer
+from .plain import Plain, outcome_of, plain_outcome, plain_request, request_of
+from .refused import Refused
+from .trail import Follower, Trail
+
+_LOOK_SECONDS: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What an engine says of itself."""
+
+    info: EngineInfo
+    geometry: BankGeometry
+    status: EngineStatus
+
+
+def engine_methods(engine: EnginePort) -> Mapping[str, Method]:
+    """What a `ConnectedEngine` calls."""
+    return {
+        "classify": partial(_classify, engine),
+        "generate": partial(generate, engine),
+        "states": partial(_states, engine),
+    }
+
+
+class ConnectedEngine:
+    """An `EnginePort`: every request goes to the other end, which refuses what it cannot take.
+
+    What it says of itself is what the other end said a moment ago, and no more: whether the store answers here has
+    nothing to do with whether answers are verified there.
+    """
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._state: EngineState | None = None
+        self._states: AsyncGenerator[EngineState, None] | None = None
+        self._listening: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Wait for the first word. Raises: Unavailable."""
+        self._states = self._peer.stream("states")
+        self._state = await anext(self._states)
+        self._listening = asyncio.create_task(self._listen(self._states), name="engine-states")
+
+    async def close(self) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.wait([self._listening])
+        if self._states is not None:
+            await self._states.aclose()
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._known.info
+
+    @property
+    def geometry(self) -> BankGeometry:
+        return self._known.geometry
+
+    def status(self) -> EngineStatus:
+        return self._known.status
+
+    def check_room(self, tenant: str) -> None:
+        """Only the other end knows; here nobody is refused who might be let in there."""
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyAnswer:
+        """Raises: EngineError."""
+        follower = Follower(request.journey)
+        outcome = outcome_of(await self._peer.call("classify", *plain_request(request)))
+        follower.follow(outcome.trail)
+        if isinstance(outcome.result, Refused):
+            raise outcome.result.error()
+        return outcome.result
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[News, None]:
+        """Raises: EngineError."""
+        follower = Follower(request.journey)
+        asked = replace(request, journey=Journey(request.journey.id))
+        async with aclosing(self._peer.stream("generate", asked)) as news:
+            async for each in news:
+                if isinstance(each, Trail):
+                    follower.follow(each)
+                elif isinstance(each, Refused):
+                    raise each.error()
+                else:
+                    yield each
+
+    @property
+    def _known(self) -> EngineState:
+        if self._state is None:
+            raise Unavailable("the engine has not said anything yet")
+        return self._state
+
+    async def _listen(self, states: AsyncGenerator[EngineState, None]) -> None:
+        with contextlib.suppress(Unavailable):  # the other end is gone: whoever calls is told so
+            async for self._state in states:
+                pass
+
+
+async def _classify(engine: EnginePort, *request: Any) -> Plain:
+    return plain_outcome(await classify(engine, request_of(request)))
+
+
+async def _states(engine: EnginePort) -> AsyncGenerator[EngineState, None]:
+    """What it says of itself, and again after changes."""
+    told = None
+    while True:
+        state = EngineState(engine.info, engine.geometry, engine.status())
+        if state != told:
+            yield state
+            told = state
+        await asyncio.sleep(_LOOK_SECONDS)

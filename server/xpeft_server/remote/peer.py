@@ -1,0 +1,184 @@
+"""Two processes of one server that call each other's methods, over a socket that only they have.
+
+What travels is pickled: both ends are the same program, and nothing else can write to the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import pickle
+import struct
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, Final
+
+from xpeft_server.engine.errors import InternalError, Unavailable
+
+from .refused import TELLING, Refused
+
+logger = logging.getLogger(__name__)
+
+Method = Callable[..., Awaitable[Any]] | Callable[..., AsyncGenerator[Any, None]]
+"""Answers once, or item by item. Cancelling it, or closing it, is how a caller withdraws."""
+
+_LENGTH: Final = struct.Struct("<I")
+_CALL, _CANCEL, _ITEM, _ANSWER, _FAILED = range(5)
+
+
+class Peer(asyncio.Protocol):
+    """One end. Used from its event loop alone; what is sent in one turn of the loop leaves in one write.
+
+    Args:
+        methods: what the other end may call, by name.
+        on_lost: called when the other end is gone; by then every call has failed.
+    """
+
+    def __init__(self, methods: Mapping[str, Method], *, on_lost: Callable[[], None]) -> None:
+        self._methods = methods
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._came = bytearray()
+        self._leaves: list[bytes] = []
+        self._numbers = 0
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._streams: dict[int, asyncio.Queue[tuple[int, Any]]] = {}
+        self._working: dict[int, asyncio.Task[None]] = {}
+        self._lost = False
+
+    async def call(self, method: str, *arguments: object) -> Any:
+        """The answer; cancelling it withdraws the call.
+
+        Raises: what the method raised, if it is of the engine's, the tuner's or the store's errors; Unavailable if the
+            other end is gone.
+        """
+        number = self._begin(method, arguments)
+        answer = self._calls[number] = self._loop.create_future()
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._send((_CANCEL, number))
+            raise
+        finally:
+            del self._calls[number]
+
+    async def stream(self, method: str, *arguments: object) -> AsyncGenerator[Any, None]:
+        """Item by item; closing it withdraws the call. Raises: as `call`."""
+        number = self._begin(method, arguments)
+        items = self._streams[number] = asyncio.Queue()
+        kind = _ITEM
+        try:
+            while True:
+                kind, value = await items.get()
+                if kind == _FAILED:
+                    raise value.error()
+                if kind == _ANSWER:
+                    return
+                yield value
+        finally:
+            del self._streams[number]
+            if kind == _ITEM:
+                self._send((_CANCEL, number))
+
+    def close(self) -> None:
+        """What was sent still leaves."""
+        self._flush()
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        came = self._came
+        came += data
+        at = 0
+        while len(came) >= at + _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(came, at)
+            end = at + _LENGTH.size + length
+            if len(came) < end:
+                break
+            with memoryview(came) as view, view[at + _LENGTH.size : end] as message:
+                self._hear(*pickle.loads(message))  # noqa: S301  # see the module
+            at = end
+        del came[:at]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        for task in self._working.values():
+            task.cancel()
+        gone = Refused.of(_gone())
+        for number in list(self._calls):
+            self._hear(_FAILED, number, gone)
+        for items in self._streams.values():
+            items.put_nowait((_FAILED, gone))
+        self._on_lost()
+
+    def _begin(self, method: str, arguments: tuple[object, ...]) -> int:
+        if self._lost:
+            raise _gone()
+        self._numbers += 1
+        self._send((_CALL, self._numbers, method, arguments))
+        return self._numbers
+
+    def _hear(self, kind: int, number: int, *rest: Any) -> None:
+        if kind == _CALL:
+            task = self._working[number] = self._loop.create_task(self._work(number, *rest))
+            task.add_done_callback(lambda _: self._working.pop(number))
+        elif kind == _CANCEL:
+            if number in self._working:
+                self._working[number].cancel()
+        elif number in self._streams:
+            self._streams[number].put_nowait((kind, *rest))
+        elif number in self._calls and not self._calls[number].done():
+            (value,) = rest
+            if kind == _FAILED:
+                self._calls[number].set_exception(value.error())
+            else:
+                self._calls[number].set_result(value)
+
+    async def _work(self, number: int, method: str, arguments: tuple[object, ...]) -> None:
+        try:
+            made = self._methods[method](*arguments)
+            value = None
+            if isinstance(made, AsyncGenerator):
+                async with aclosing(made) as items:
+                    async for item in items:
+                        self._send((_ITEM, number, item))
+            else:
+                value = await made
+            self._send((_ANSWER, number, value))
+        except asyncio.CancelledError:
+            # Whoever withdrew the call waits no longer; if it was nobody, the caller must not wait for ever.
+            self._send((_FAILED, number, Refused.of(Unavailable(f"{method} was given up"))))
+            raise
+        except Exception as error:
+            self._fail(number, method, error)
+
+    def _fail(self, number: int, method: str, error: Exception) -> None:
+        if isinstance(error, TELLING):
+            with contextlib.suppress(Exception):  # of what cannot be pickled
+                self._send((_FAILED, number, Refused.of(error)))
+                return
+        logger.error("%s, called by another process of this server, failed", method, exc_info=error)
+        self._send((_FAILED, number, Refused.of(InternalError(f"{method} failed: {error!r}"))))
+
+    def _send(self, message: tuple[object, ...]) -> None:
+        if self._lost:
+            return
+        pickled = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        if not self._leaves:
+            self._loop.call_soon(self._flush)
+        self._leaves += (_LENGTH.pack(len(pickled)), pickled)
+
+    def _flush(self) -> None:
+        if self._leaves and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(self._leaves))
+            self._leaves.clear()
+
+
+def _gone() -> Unavailable:
+    return Unavailable("another process of this server went away", retry_after=5.0)

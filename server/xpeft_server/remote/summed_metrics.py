@@ -1,0 +1,78 @@
+"""The metrics of a server's processes as those of one server."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
+
+from prometheus_client import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from xpeft_server.engine.metrics import Metrics
+
+from .peer import Peer
+
+# What is a fact, or as good as its worst or its oldest; everything else is counted, and counts add up.
+_ONE_OF: Final[Mapping[str, Callable[[float, float], float]]] = {
+    "xpeft_build_info": max,
+    "xpeft_kernel_info": max,
+    "xpeft_store_up": min,
+    "process_max_fds": min,
+    "process_start_time_seconds": min,
+}
+
+
+class ConnectedMetrics(Metrics):
+    """One process's own, shown with those of all others."""
+
+    def __init__(self, peer: Peer, *, top_profiles: int) -> None:
+        super().__init__(top_profiles=top_profiles)
+        self._peer = peer
+
+    async def page(self) -> bytes:
+        """Raises: Unavailable."""
+        processes: list[bytes] = await self._peer.call("families")
+        return summed(pickle.loads(each) for each in processes)  # noqa: S301  # see peer.py
+
+
+def summed(processes: Iterable[Iterable[Metric]]) -> bytes:
+    """One page of all, in Prometheus' text format.
+
+    Args: processes: the families of each; see `Metrics.families`.
+    """
+    return generate_latest(_Summed(processes))
+
+
+class _Summed(Collector):
+    def __init__(self, processes: Iterable[Iterable[Metric]]) -> None:
+        self._processes = processes
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        values: dict[str, dict[tuple[str, frozenset[tuple[str, str]]], Sample]] = {}
+        for process in self._processes:
+            for family in process:
+                families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                series = values.setdefault(family.name, {})
+                for sample in family.samples:
+                    _add(series, sample, _ONE_OF.get(sample.name))
+        for name, family in families.items():
+            family.samples = list(values[name].values())
+            yield family
+
+
+def _add(
+    series: dict[tuple[str, frozenset[tuple[str, str]]], Sample],
+    sample: Sample,
+    choose: Callable[[float, float], float] | None,
+) -> None:
+    key = sample.name, frozenset(sample.labels.items())
+    there = series.get(key)
+    if there is None:
+        series[key] = sample
+    else:
+        both = there.value, sample.value
+        series[key] = sample._replace(value=sum(both) if choose is None else choose(*both))

@@ -1,0 +1,94 @@
+"""Processes that speak HTTP and cannot start: whoever starts them is told how they ended, and does not wait."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from xpeft_profiles import BankGeometry
+from xpeft_server.api.tuner_port import TunerPort
+from xpeft_server.cli.front_processes import FrontFailed, FrontProcesses
+from xpeft_server.engine.errors import Unavailable
+from xpeft_server.engine.metrics import Metrics
+from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, EngineStatus, GenerateRequest, News
+from xpeft_server.settings import Settings
+
+
+class Idle:
+    """An engine that is there and takes nothing."""
+
+    info = cast("Any", None)
+    geometry = BankGeometry(
+        fingerprint="sha256:0", blocks=1, adapters=2, hidden=4, width=2, layer_norm=True, shared_heads={}
+    )
+
+    def check_room(self, tenant: str) -> None: ...
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyAnswer:
+        raise Unavailable("it takes nothing")
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[News, None]:
+        raise Unavailable("it takes nothing")
+        yield
+
+    def status(self) -> EngineStatus:
+        return EngineStatus(ready=True, checks={})
+
+
+class NoJobs:
+    submit = get = follow = cancel = list = None
+
+
+async def serve(settings: Settings, *command: str) -> list[str]:
+    """What is announced before they are closed. Raises: as `FrontProcesses.serve`."""
+    announced: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        fronts = FrontProcesses(
+            settings,
+            engine=Idle(),
+            tuner=cast("TunerPort", NoJobs()),
+            metrics=Metrics(),
+            listening=listening,
+            connections=8,
+            environ=os.environ,
+            command=command,
+        )
+
+        def announce() -> None:
+            announced.append("they listen")
+            fronts.close()
+
+        async with asyncio.timeout(60):
+            await fronts.serve(announce)
+    return announced
+
+
+async def test_they_are_announced_once_all_of_them_listen(tmp_path: Path) -> None:
+    settings = Settings(http_processes=2, store=f"sqlite:///{tmp_path}/profiles.db")
+    assert await serve(settings) == ["they listen"]
+
+
+@pytest.mark.parametrize(
+    ("program", "how"),
+    [("raise SystemExit(3)", "with exit status 3"), ("import os; os.kill(os.getpid(), 9)", "by signal 9")],
+)
+async def test_one_that_ends_before_it_listens_ends_the_server(program: str, how: str) -> None:
+    with pytest.raises(FrontFailed, match=f"^a process that is to speak HTTP ended {how} before it listened$"):
+        await serve(Settings(http_processes=2), sys.executable, "-c", program)
+
+
+async def test_one_that_cannot_use_a_file_says_which(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The server itself could, a moment ago."""
+    keys = tmp_path / "keys.json"
+    settings = Settings(http_processes=1, store=f"sqlite:///{tmp_path}/profiles.db", api_keys=keys)
+    with caplog.at_level(logging.ERROR), pytest.raises(FrontFailed):
+        await serve(settings)
+    assert str(keys) in caplog.text
