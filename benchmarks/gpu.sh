@@ -2,7 +2,7 @@
 # gpu.sh OUT: what a GPU has to show, in one go: first that it computes right, then how fast. OUT is a folder for what is
 # printed and for the JSON lines. Goes on where a part fails, and ends with the number of parts that did.
 #
-# PARTS="tests shapes engine tune tenants" names those that are wanted; without it all are.
+# PARTS="tests shapes engine tune serve tenants" names those that are wanted; without it all are.
 set -uo pipefail
 
 if [ "$#" != 1 ] || [ "${1#-}" != "$1" ]; then
@@ -14,7 +14,7 @@ out=$(realpath "$1")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 failed=0
 
-part() { [[ " ${PARTS-tests shapes engine tune tenants} " == *" $1 "* ]]; }
+part() { [[ " ${PARTS-tests shapes engine tune serve tenants} " == *" $1 "* ]]; }
 
 run() {
     local name=$1
@@ -54,6 +54,12 @@ if part tune; then
             run "tune-$tokens-$dtype" xpeft bench tune --profiles 256 --batch-tokens "$tokens" --dtype "$dtype" \
                 --device cuda --json "$out/tune-$tokens-$dtype.jsonl"
         done
+    done
+fi
+if part serve; then
+    for processes in 0 1 2 4; do
+        run "serve-$processes" xpeft bench serve --device cuda --http-processes "$processes" --concurrency 256,32 \
+            --rounds 2 --json "$out/serve-$processes.jsonl"
     done
 fi
 if part tenants; then

@@ -21,7 +21,7 @@ def script(project_root: Path) -> Path:
 def test_its_options_are_those_of_the_commands(script: Path) -> None:
     text = script.read_text(encoding="utf-8").replace("\\\n", " ")
     commands = re.findall(r"xpeft bench (\w+) (.*)", text)
-    assert {name for name, _ in commands} == {"shapes", "engine", "tune", "tenants"}
+    assert {name for name, _ in commands} == {"shapes", "engine", "tune", "serve", "tenants"}
     for name, rest in commands:
         shown = CliRunner().invoke(app, ["bench", name, "--help"], env={"COLUMNS": "200"}).output
         for option in re.findall(r"--[a-z-]+", rest):
@@ -42,9 +42,9 @@ def test_parts_that_fail_are_counted_and_the_others_are_run(script: Path, tmp_pa
         (programs / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
     done = subprocess.run([script, tmp_path / "out"], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 16, done.stderr
+    assert done.returncode == 20, done.stderr
     assert done.stdout.count("python -m pytest") == 8
-    assert "16 parts failed" in done.stdout
+    assert "20 parts failed" in done.stdout
     assert (tmp_path / "out" / "bert-base-48.txt").read_text().startswith("xpeft bench shapes --shape bert-base")
 
 
