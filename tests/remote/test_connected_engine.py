@@ -22,6 +22,7 @@ from xpeft_server.engine.errors import (
     ProfileNotFound,
     Unavailable,
 )
+from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import (
     ChatMessage,
     ChosenToken,
@@ -41,7 +42,9 @@ from xpeft_server.engine.requests import (
     TextInput,
 )
 from xpeft_server.remote import connected_engine
+from xpeft_server.remote.answering import generate
 from xpeft_server.remote.connected_engine import ConnectedEngine, engine_methods
+from xpeft_server.remote.trail import Trail
 
 Until = Callable[[Callable[[], object]], Awaitable[None]]
 
@@ -79,7 +82,7 @@ class FakeEngine:
     """Notes what it does in the request's journey.
 
     ``failure`` is raised instead of an answer, or after ``tells`` news; ``hold`` is waited for before an answer, and
-    before each of the news but the first.
+    before each of the news but the first; nothing more of a tenant in ``full`` may wait.
     """
 
     def __init__(self) -> None:
@@ -94,13 +97,15 @@ class FakeEngine:
         self.waiting = asyncio.Event()
         self.withdrawn = 0
         self.ended = 0
+        self.full: set[str] = set()
 
     def status(self) -> EngineStatus:
         self.looks += 1
         return EngineStatus(set(self.checks.values()) == {"ok"}, dict(self.checks))
 
     def check_room(self, tenant: str) -> None:
-        raise Overloaded("the queue is full")
+        if tenant in self.full:
+            raise Overloaded("the queue is full", retry_after=7.0, reason="queue_seconds")
 
     async def classify(self, request: ClassifyRequest) -> ClassifyAnswer:
         self.seen.append(request)
@@ -156,7 +161,7 @@ def engine(ends: Any) -> FakeEngine:
 
 @pytest.fixture
 async def connected(ends: Any, engine: FakeEngine) -> AsyncIterator[ConnectedEngine]:
-    connected = ConnectedEngine(ends.here)
+    connected = ConnectedEngine(ends.here, metrics=Metrics())
     async with asyncio.timeout(10):
         await connected.start()
     yield connected
@@ -329,14 +334,25 @@ async def test_an_error_amid_the_news_comes_after_what_was_told(
 
 
 async def test_closing_the_news_closes_the_engines(
-    connected: ConnectedEngine, engine: FakeEngine, prompt: GenerateRequest, until: Until
+    ends: Any, connected: ConnectedEngine, engine: FakeEngine, prompt: GenerateRequest, until: Until
 ) -> None:
     engine.hold = asyncio.Event()
     async with aclosing(connected.generate(prompt)) as news:
         assert isinstance(await anext(news), Started)
         await until(engine.waiting.is_set)
         assert not engine.ended
+    # Withdrawn when it is closed, not when it is collected; what is left is what the engine says of itself.
+    assert len(ends.here._streams) == 1
     await until(lambda: engine.ended)
+
+
+async def test_where_the_engine_is_closing_the_news_closes_the_engines_at_once(
+    engine: FakeEngine, prompt: GenerateRequest
+) -> None:
+    async with aclosing(generate(engine, prompt)) as news:
+        assert [type(await anext(news)) for _ in range(2)] == [Trail, Started]
+        ended = [engine.ended]
+    assert [*ended, engine.ended] == [0, 1]
 
 
 async def test_who_no_longer_waits_for_news_withdraws_the_request(
@@ -389,24 +405,59 @@ async def test_an_engine_that_does_not_change_says_nothing(
 
 
 async def test_before_the_start_nothing_is_known_of_the_engine(ends: Any, engine: FakeEngine) -> None:
-    connected = ConnectedEngine(ends.here)
+    connected = ConnectedEngine(ends.here, metrics=Metrics())
     for look in (lambda: connected.info, lambda: connected.geometry, connected.status):
         with pytest.raises(Unavailable, match="has not said anything yet"):
             look()
     await connected.close()
 
 
-async def test_nobody_is_refused_here_who_might_be_let_in_there(
-    connected: ConnectedEngine, engine: FakeEngine, asked: ClassifyRequest
+async def test_a_tenant_of_whom_nothing_more_may_wait_is_refused_before_anything_is_done(
+    ends: Any, engine: FakeEngine, asked: ClassifyRequest, monkeypatch: pytest.MonkeyPatch, until: Until
 ) -> None:
-    with pytest.raises(Overloaded):
-        engine.check_room("acme")
-    connected.check_room("acme")
+    monkeypatch.setattr(connected_engine, "_CLOSED_SECONDS", 0.2)
+    metrics, tenant = Metrics(), asked.profile.tenant
+    connected = ConnectedEngine(ends.here, metrics=metrics)
+    engine.full.add(tenant)
+    connected.check_room(tenant)
+    with pytest.raises(Overloaded, match="the queue is full") as refused:
+        await connected.classify(asked)
+    assert (refused.value.retry_after, refused.value.reason) == (7.0, "queue_seconds")
+    assert engine.seen == []
+    # And for a moment without the other end, which counts only what it was asked itself.
+    engine.full.clear()
+    for _ in range(2):
+        with pytest.raises(Overloaded, match="the queue is full"):
+            connected.check_room(tenant)
+    assert metrics.refusals["queue_seconds"]._value.get() == 2
+    connected.check_room("another")
+
+    def is_open() -> bool:
+        try:
+            connected.check_room(tenant)
+        except Overloaded:
+            return False
+        return True
+
+    await until(is_open)
     assert await connected.classify(asked) == ANSWER
 
 
+async def test_of_tenants_that_were_refused_few_are_remembered(
+    ends: Any, engine: FakeEngine, asked: ClassifyRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connected_engine, "_MOST_CLOSED", 3)
+    connected = ConnectedEngine(ends.here, metrics=Metrics())
+    for number in range(10):
+        tenant = f"tenant-{number}"
+        engine.full.add(tenant)
+        with pytest.raises(Overloaded):
+            await connected.classify(replace(asked, profile=ProfileKey(tenant, "desk")))
+        assert len(connected._closed) <= 3
+
+
 async def test_without_the_other_end_it_does_not_start(ends: Any, until: Until) -> None:
-    connected = ConnectedEngine(ends.here)
+    connected = ConnectedEngine(ends.here, metrics=Metrics())
     ends.cut()
     await until(lambda: "here" in ends.lost)
     with pytest.raises(Unavailable, match="went away"):
@@ -444,7 +495,7 @@ async def test_closing_ends_what_was_listened_to(
 async def test_closing_right_after_the_start_ends_what_was_listened_to(
     ends: Any, engine: FakeEngine, asked: ClassifyRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connected = ConnectedEngine(ends.here)
+    connected = ConnectedEngine(ends.here, metrics=Metrics())
     states = ends.here.stream("states")
     with monkeypatch.context() as patched:
         patched.setattr(ends.here, "stream", lambda _: states)
@@ -457,18 +508,20 @@ async def test_closing_right_after_the_start_ends_what_was_listened_to(
     assert unfinished == []
 
 
-async def test_closing_after_the_other_end_went_away_leaves_no_error_behind(
-    ends: Any, engine: FakeEngine, until: Until
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "not closed"])
+async def test_when_the_other_end_went_away_no_error_is_left_behind(
+    ends: Any, engine: FakeEngine, until: Until, closed: bool
 ) -> None:
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    connected = ConnectedEngine(ends.here)
+    connected = ConnectedEngine(ends.here, metrics=Metrics())
     await connected.start()
     ends.cut()
     listening = connected._listening
     assert listening is not None
     await until(listening.done)
-    await connected.close()
+    if closed:
+        await connected.close()
     del listening
     del connected
     gc.collect()

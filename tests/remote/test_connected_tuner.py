@@ -125,12 +125,14 @@ async def test_a_job_is_followed_to_its_end_as_it_changes(connected: ConnectedTu
 
 
 async def test_a_job_that_is_followed_no_longer_is_not_followed_there_either(
-    connected: ConnectedTuner, tuner: FakeTuner, until: Until
+    ends: Any, connected: ConnectedTuner, tuner: FakeTuner, until: Until
 ) -> None:
     tuner.changes.put_nowait(QUEUED)
     async with aclosing(connected.follow(KEY)) as records:
         assert await anext(records) == QUEUED
         assert not tuner.unfollowed
+    # Withdrawn when it is closed, not when it is collected.
+    assert not ends.here._streams
     await until(lambda: tuner.unfollowed)
 
 

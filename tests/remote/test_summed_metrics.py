@@ -166,6 +166,7 @@ async def test_a_process_shows_its_own_metrics_with_those_of_all_others(ends: An
     engine = busy(1)
     front = ConnectedMetrics(ends.here, top_profiles=3)
     front.prompt_tokens.inc(7)
+    front.profile_requests.count("acme", "door")
 
     async def own_families() -> bytes:
         return pickle.dumps(front.families())
@@ -177,6 +178,7 @@ async def test_a_process_shows_its_own_metrics_with_those_of_all_others(ends: An
     ends.methods_here["own_families"] = own_families
     page = await front.page()
     assert series(page)["xpeft_prompt_tokens_total[]"] == 107
+    assert series(page)["xpeft_profile_requests_total[('profile', 'door'), ('tenant', 'acme')]"] == 1
     assert described(page) == described(engine.render())
     # Its own alone are what it tells the others.
     assert series(front.render())["xpeft_prompt_tokens_total[]"] == 7

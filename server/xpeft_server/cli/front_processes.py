@@ -71,7 +71,9 @@ class FrontProcesses:
         # -P: the folder that the server was started in is no place to import from.
         self._command = command or (sys.executable, "-P", "-m", "xpeft_server.cli.front_process")
         self._peers: set[Peer] = set()
-        self._draining: list[asyncio.Task[None]] = []
+        self._listeners: set[Peer] = set()  # of them
+        self._drains = False
+        self._telling: list[asyncio.Task[None]] = []
         self._closing = asyncio.Event()
 
     async def serve(self, announce: Callable[[], None]) -> None:
@@ -91,14 +93,18 @@ class FrontProcesses:
             announcing.cancel()
 
     def begin_drain(self) -> None:
-        self._draining = [asyncio.create_task(_quietly(peer, "drain")) for peer in self._peers]
+        self._drains = True
+        self._tell("drain")
 
     async def wait_until_empty(self) -> None:
-        await asyncio.gather(*self._draining)
+        await asyncio.gather(*self._telling)
 
     def close(self) -> None:
         self._closing.set()
-        self._draining += [asyncio.create_task(_quietly(peer, "stop")) for peer in self._peers]
+        self._tell("stop")
+
+    def _tell(self, method: str) -> None:
+        self._telling += [asyncio.create_task(_quietly(peer, method)) for peer in self._listeners]
 
     async def _keep(self, listens: asyncio.Event) -> None:
         """Have a process until it is told to end."""
@@ -123,19 +129,21 @@ class FrontProcesses:
         try:
             if not self._closing.is_set():
                 await peer.call("serve", self._settings, self._connections)
+                self._listeners.add(peer)
                 listens.set()
                 log.info("process %d speaks HTTP", process.pid)
             # It was not there, or not all of it, when the others were told.
-            if self._draining:
-                self._draining.append(asyncio.create_task(_quietly(peer, "drain")))
             if self._closing.is_set():
                 await peer.call("stop")
+            elif self._drains:
+                self._telling.append(asyncio.create_task(_quietly(peer, "drain")))
             await process.wait()
         except EngineError as error:
             # Its own words, or the connection's end, which is its own.
             log.error("process %d does not speak HTTP: %s", process.pid, error)
         finally:
             self._peers.discard(peer)
+            self._listeners.discard(peer)
             peer.close()
             await _end(process)
         code = process.returncode
@@ -149,7 +157,7 @@ class FrontProcesses:
 
     async def _families(self) -> list[bytes]:
         """The families of every process; summed where they are asked for, which is not here."""
-        asked = [asyncio.wait_for(peer.call("own_families"), _METRICS_SECONDS) for peer in self._peers]
+        asked = [asyncio.wait_for(peer.call("own_families"), _METRICS_SECONDS) for peer in self._listeners]
         told = await asyncio.gather(*asked, return_exceptions=True)
         return [pickle.dumps(self._metrics.families()), *(each for each in told if isinstance(each, bytes))]
 

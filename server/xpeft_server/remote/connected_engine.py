@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -12,7 +13,8 @@ from typing import Any, Final
 
 from xpeft_profiles import BankGeometry
 from xpeft_server.api.engine_port import EnginePort
-from xpeft_server.engine.errors import Unavailable
+from xpeft_server.engine.errors import Overloaded, Unavailable
+from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import (
     ClassifyAnswer,
     ClassifyRequest,
@@ -30,6 +32,11 @@ from .refused import Refused
 from .trail import Follower, Trail
 
 _LOOK_SECONDS: Final = 0.1
+
+_CLOSED_SECONDS: Final = 0.01
+"""For so long nobody asks again for a tenant of whom nothing more may wait: a batch takes as long, or longer."""
+
+_MOST_CLOSED: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +62,14 @@ class ConnectedEngine:
 
     What it says of itself is what the other end said a moment ago, and no more: whether the store answers here has
     nothing to do with whether answers are verified there.
+
+    Args: metrics: where refusals are counted that the other end is not asked for.
     """
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, *, metrics: Metrics) -> None:
         self._peer = peer
+        self._refusals = metrics.refusals
+        self._closed: dict[str, tuple[float, Refused]] = {}  # tenant → until when, in monotonic seconds, and why
         self._state: EngineState | None = None
         self._states: AsyncGenerator[EngineState, None] | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -88,12 +99,21 @@ class ConnectedEngine:
         return self._known.status
 
     def check_room(self, tenant: str) -> None:
-        """Only the other end knows; here nobody is refused who might be let in there."""
+        """Only the other end knows; but who was told a moment ago that nothing more may wait is told so again."""
+        closed = self._closed.get(tenant)
+        if closed is not None and time.monotonic() < closed[0]:
+            _, refused = closed
+            self._refusals[str(refused.fields["reason"])].inc()
+            raise refused.error()
 
     async def classify(self, request: ClassifyRequest) -> ClassifyAnswer:
         """Raises: EngineError."""
         follower = Follower(request.journey)
-        outcome = outcome_of(await self._peer.call("classify", *plain_request(request)))
+        answer = await self._peer.call("classify", *plain_request(request))
+        if isinstance(answer, Refused):
+            self._close(request.profile.tenant, answer)
+            raise answer.error()
+        outcome = outcome_of(answer)
         follower.follow(outcome.trail)
         if isinstance(outcome.result, Refused):
             raise outcome.result.error()
@@ -118,14 +138,25 @@ class ConnectedEngine:
             raise Unavailable("the engine has not said anything yet")
         return self._state
 
+    def _close(self, tenant: str, refused: Refused) -> None:
+        if len(self._closed) >= _MOST_CLOSED:
+            self._closed.clear()
+        self._closed[tenant] = time.monotonic() + _CLOSED_SECONDS, refused
+
     async def _listen(self, states: AsyncGenerator[EngineState, None]) -> None:
         with contextlib.suppress(Unavailable):  # the other end is gone: whoever calls is told so
             async for self._state in states:
                 pass
 
 
-async def _classify(engine: EnginePort, *request: Any) -> Plain:
-    return plain_outcome(await classify(engine, request_of(request)))
+async def _classify(engine: EnginePort, *request: Any) -> Plain | Refused:
+    """`Refused`, and nothing else, where any request of the tenant would be."""
+    asked = request_of(request)
+    try:
+        engine.check_room(asked.profile.tenant)
+    except Overloaded as error:
+        return Refused.of(error)
+    return plain_outcome(await classify(engine, asked))
 
 
 async def _states(engine: EnginePort) -> AsyncGenerator[EngineState, None]:
