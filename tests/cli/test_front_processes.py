@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
+import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +17,7 @@ import pytest
 
 from xpeft_profiles import BankGeometry
 from xpeft_server.api.tuner_port import TunerPort
+from xpeft_server.cli import front_processes
 from xpeft_server.cli.front_processes import FrontFailed, FrontProcesses
 from xpeft_server.engine.errors import Unavailable
 from xpeft_server.engine.metrics import Metrics
@@ -47,8 +50,16 @@ class NoJobs:
     submit = get = follow = cancel = list = None
 
 
-async def serve(settings: Settings, *command: str) -> list[str]:
-    """What is announced before they are closed. Raises: as `FrontProcesses.serve`."""
+async def nothing() -> None: ...
+
+
+async def serve(
+    settings: Settings, *command: str, meanwhile: Callable[[], Coroutine[None, None, None]] = nothing
+) -> list[str]:
+    """What is announced before they are closed. Raises: as `FrontProcesses.serve`.
+
+    Args: meanwhile: what happens while they listen.
+    """
     announced: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as listening:
         fronts = FrontProcesses(
@@ -61,13 +72,14 @@ async def serve(settings: Settings, *command: str) -> list[str]:
             environ=os.environ,
             command=command,
         )
-
-        def announce() -> None:
-            announced.append("they listen")
-            fronts.close()
-
+        serving = asyncio.create_task(fronts.serve(lambda: announced.append("they listen")))
         async with asyncio.timeout(60):
-            await fronts.serve(announce)
+            while not (announced or serving.done()):
+                await asyncio.sleep(0.01)
+            if announced:
+                await meanwhile()
+            fronts.close()
+            await serving
     return announced
 
 
@@ -92,3 +104,25 @@ async def test_one_that_cannot_use_a_file_says_which(tmp_path: Path, caplog: pyt
     with caplog.at_level(logging.ERROR), pytest.raises(FrontFailed):
         await serve(settings)
     assert str(keys) in caplog.text
+
+
+async def test_one_that_hangs_is_killed_and_another_takes_its_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_processes, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(front_processes, "_SILENT_SECONDS", 1.0)
+    settings = Settings(http_processes=1, store=f"sqlite:///{tmp_path}/profiles.db")
+
+    def speakers() -> list[int]:
+        return [int(each) for each in re.findall(r"process (\d+) speaks HTTP", caplog.text)]
+
+    async def paused() -> None:
+        os.kill(speakers()[0], signal.SIGSTOP)
+        while len(speakers()) < 2:
+            await asyncio.sleep(0.01)
+
+    with caplog.at_level(logging.INFO):
+        await serve(settings, meanwhile=paused)
+    assert "said nothing for 1 s" in caplog.text
+    assert "ended by signal 9: another one takes its place" in caplog.text
+    assert len(set(speakers())) == 2

@@ -52,6 +52,7 @@ class FrontProcess:
             "drain": self._drain,
             "stop": self._stop,
             "own_families": self._own_families,
+            "say_something": self._say_something,
         }
         self._peer = Peer(methods, on_lost=self._lost)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: self._peer, connection)
@@ -108,6 +109,9 @@ class FrontProcess:
 
     async def _own_families(self) -> bytes:
         return pickle.dumps(self._metrics.families())
+
+    async def _say_something(self) -> None:
+        """Whoever cannot answer this hangs."""
 
     def _lost(self) -> None:
         if not self._stopped:

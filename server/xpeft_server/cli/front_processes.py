@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 _PAUSE_SECONDS: Final = 1.0
 """From the start of a process to that of the next in its place, at least."""
 
+_LOOK_SECONDS: Final = 5.0
+_SILENT_SECONDS: Final = 30.0
+"""Who says nothing for so long hangs, and is killed: its connections could wait for ever."""
+
 _ENDING_SECONDS: Final = 2.0
 _METRICS_SECONDS: Final = 2.0
 
@@ -137,7 +141,7 @@ class FrontProcesses:
                 await peer.call("stop")
             elif self._drains:
                 self._telling.append(asyncio.create_task(_quietly(peer, "drain")))
-            await process.wait()
+            await _until_it_ends(process, peer)
         except EngineError as error:
             # Its own words, or the connection's end, which is its own.
             log.error("process %d does not speak HTTP: %s", process.pid, error)
@@ -168,14 +172,32 @@ async def _announce_once(listening: list[asyncio.Event], announce: Callable[[], 
     announce()
 
 
+async def _until_it_ends(process: Process, peer: Peer) -> None:
+    """By itself, or because it hangs."""
+    ended = asyncio.create_task(process.wait())
+    try:
+        while not (await asyncio.wait([ended], timeout=_LOOK_SECONDS))[0]:
+            try:
+                await asyncio.wait_for(peer.call("say_something"), _SILENT_SECONDS)
+            except TimeoutError:
+                log.error("process %d, which speaks HTTP, said nothing for %g s", process.pid, _SILENT_SECONDS)
+                _kill(process)
+    finally:
+        ended.cancel()
+
+
 async def _end(process: Process) -> None:
     """Without its connection it ends by itself; killed at once, it would not show how it ended."""
     try:
         await asyncio.wait_for(process.wait(), _ENDING_SECONDS)
     except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        _kill(process)
         await process.wait()
+
+
+def _kill(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
 
 
 async def _quietly(peer: Peer, method: str) -> None:
