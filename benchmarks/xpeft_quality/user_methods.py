@@ -142,7 +142,7 @@ def _one_adapter(users: UserSet, seed: int) -> BankTrainingSettings:
 
 def _many_adapters(users: UserSet, seed: int) -> BankTrainingSettings:
     """From the one adapter on: what is common is learned already, and masks may tell users apart."""
-    return replace(_one_adapter(users, seed), adapters=100, epochs=1, lr_bank=0.0003, lr_masks=0.02, gumbel=1.0)
+    return replace(_one_adapter(users, seed), adapters=100, epochs=1, lr_bank=0.0001, lr_masks=0.02, gumbel=1.0)
 
 
 def _adapter_of_all(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Bank:
