@@ -63,11 +63,11 @@ class ServerProcess:
         return sum(int(stat[11]) + int(stat[12]) for _, stat in self._group()) / os.sysconf("SC_CLK_TCK")
 
     def rss_bytes(self) -> int:
-        """Memory that its processes have resident now."""
+        """Memory that its processes have resident now. Raises: ServerFailed if there are none."""
         return self._memory("VmRSS:")
 
     def peak_rss_bytes(self) -> int:
-        """The most memory that its processes have had resident since each of them started."""
+        """The most memory that its processes have had resident since each of them started. Raises: as `rss_bytes`."""
         return self._memory("VmHWM:")
 
     def _memory(self, field: str) -> int:
@@ -76,6 +76,8 @@ class ServerProcess:
             with contextlib.suppress(OSError):
                 lines = (folder / "status").read_text().splitlines()
                 total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+        if not total:
+            raise ServerFailed(f"{self._command[0]} has ended: it has no {field} to measure")
         return total
 
     def _group(self) -> Iterator[tuple[Path, list[str]]]:

@@ -65,7 +65,7 @@ class FrontProcess:
         self._metrics = ConnectedMetrics(self._peer, top_profiles=settings.metrics_top_profiles)
         self._store = open_store(settings.store)
         self._watch = StoreWatch(self._store, self._metrics)
-        self._engine = ConnectedEngine(self._peer, metrics=self._metrics)
+        self._engine = ConnectedEngine(self._peer, metrics=self._metrics, queue_seconds=settings.queue_seconds)
         tenants = choose_tenant_limits(settings)
         await self._watch.start()
         await self._engine.start()

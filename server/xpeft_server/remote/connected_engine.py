@@ -34,7 +34,9 @@ from .trail import Follower, Trail
 _LOOK_SECONDS: Final = 0.1
 
 _CLOSED_SECONDS: Final = 0.01
-"""For so long nobody asks again for a tenant of whom nothing more may wait: a batch takes as long, or longer."""
+_CLOSED_SHARE: Final = 0.01
+"""Seconds, or the part of ``queue_seconds`` if that is less, for which nobody asks again for a tenant of whom nothing
+more may wait: what waits does not run out meanwhile."""
 
 _MOST_CLOSED: Final = 10_000
 
@@ -63,11 +65,14 @@ class ConnectedEngine:
     What it says of itself is what the other end said a moment ago, and no more: whether the store answers here has
     nothing to do with whether answers are verified there.
 
-    Args: metrics: where refusals are counted that the other end is not asked for.
+    Args:
+        metrics: where refusals are counted that the other end is not asked for.
+        queue_seconds: most computing that waits there.
     """
 
-    def __init__(self, peer: Peer, *, metrics: Metrics) -> None:
+    def __init__(self, peer: Peer, *, metrics: Metrics, queue_seconds: float) -> None:
         self._peer = peer
+        self._closed_seconds = min(_CLOSED_SECONDS, _CLOSED_SHARE * queue_seconds)
         self._refusals = metrics.refusals
         self._closed: dict[str, tuple[float, Refused]] = {}  # tenant → until when, in monotonic seconds, and why
         self._state: EngineState | None = None
@@ -141,7 +146,7 @@ class ConnectedEngine:
     def _close(self, tenant: str, refused: Refused) -> None:
         if len(self._closed) >= _MOST_CLOSED:
             self._closed.clear()
-        self._closed[tenant] = time.monotonic() + _CLOSED_SECONDS, refused
+        self._closed[tenant] = time.monotonic() + self._closed_seconds, refused
 
     async def _listen(self, states: AsyncGenerator[EngineState, None]) -> None:
         with contextlib.suppress(Unavailable):  # the other end is gone: whoever calls is told so

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from xpeft_profiles import ProfileStoreError
@@ -34,13 +35,18 @@ class Refused:
 
     def error(self) -> Telling:
         """The error again, with all its attributes; a class that is not known here is an `InternalError`."""
-        kinds = {kind.__name__: kind for root in TELLING for kind in below(root)}
-        kind = kinds.get(self.kind, InternalError)
+        kind = _kinds().get(self.kind, InternalError)
         # Not by its constructor: those take different arguments, and all that they do is set attributes.
         error: Telling = kind.__new__(kind)
         Exception.__init__(error, self.fields["message"])
         vars(error).update(self.fields)
         return error
+
+
+@cache
+def _kinds() -> Mapping[str, type[Telling]]:
+    """By name. Looked up once: a flood is answered with errors."""
+    return {kind.__name__: kind for root in TELLING for kind in below(root)}
 
 
 def below(kind: type[Telling]) -> Iterator[type[Telling]]:
