@@ -31,7 +31,7 @@ RESIDENT: Final = 32
 _FEW: Final = f"{RESIDENT} profiles"
 _ALL_AT_ONCE: Final = 32  # requests in flight where the server is to be busy
 _WARM_UP: Final = 2.0
-_TO_FILL: Final = 5
+_TO_FILL: Final = 3600.0  # seconds at most
 _COLD: Final = 100  # requests a round for profiles that nobody asked for before
 _FLOOD: Final = 5.0  # times what the server can do
 _GREED: Final = 10.0  # times the neighbour's share
@@ -147,9 +147,9 @@ class _Run:
         for name, each in owners.items():
             self._load(name, each.tolist())
         speeds: dict[str, list[float]] = {name: [] for name in owners}
+        self._fill_slots()
         for name in owners:
-            # Until slots are full of what is popular.
-            self._drive(name, _ALL_AT_ONCE, plan.seconds * (_TO_FILL if name == many else 1))
+            self._drive(name, _ALL_AT_ONCE, plan.seconds)
         for number in range(plan.rounds):
             for name in sorted(owners, reverse=bool(number % 2)):
                 if name == many:
@@ -170,6 +170,15 @@ class _Run:
                 self._resident(),
             ),
         ]
+
+    def _fill_slots(self) -> None:
+        """With the most popular profiles, each asked for by two batches, as hours of traffic leave them."""
+        slots = int(self._target.client.metrics(None)['xpeft_capacity{resource="slots"}'])
+        popular = list(range(min(slots, self._plan.registered)))[::-1]
+        self._load("popular", popular)
+        for _ in range(2):
+            self._drive("popular", _ALL_AT_ONCE, _TO_FILL, len(popular))
+        self._on_step(f"{len(popular)} popular profiles are in slots")
 
     def _resident(self) -> dict[str, float]:
         series = self._target.client.metrics(None)
