@@ -178,6 +178,17 @@ def test_who_is_ahead_with_little_waiting_is_not_held_back() -> None:
     assert sorted(tenants(queue.take(1024))) == ["hog", "hog", "q1"]
 
 
+@pytest.mark.parametrize(("quiet", "busy"), [(10, 17), (20, 35), (60, 1024 // 3 // 4)])
+def test_who_is_ahead_goes_on_with_little_more_than_the_part_that_it_had(quiet: int, busy: int) -> None:
+    shares = Shares(TenantTable(), clock=lambda: 0.0)
+    for tenant, tokens in (("busy", 500), ("q0", 250), ("q1", 250)):
+        shares.charge(tenant, tokens)
+    queue: FairQueue[Entry] = FairQueue(shares)
+    queue.put(Waiter("busy", *[4] * 190).entries())
+    queue.put(Waiter("q0", *[4] * quiet).entries())
+    assert Counter(tenants(queue.take(1024))) == {"q0": quiet, "busy": busy}
+
+
 def bulk_beside(*others: str) -> FairQueue[Entry]:
     """``others`` had as much as ``bulk``, which has plenty waiting."""
     shares = Shares(TenantTable(), clock=lambda: 0.0)

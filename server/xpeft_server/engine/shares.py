@@ -62,6 +62,10 @@ class Shares:
         """The tenant's part of the device, 0 to 1; it must have entered."""
         return self._weights[tenant] / self._all_weights
 
+    def part(self, tenant: str) -> float:
+        """What the tenant had of all that was computed lately, 0 to 1."""
+        return self._used.get(tenant, 0.0) / self._all_used if self._all_used else 0.0
+
     def is_ahead(self, tenant: str) -> bool:
         """Whether the tenant had clearly more than its share."""
         used = self._used.get(tenant)
