@@ -87,8 +87,8 @@ class Settings(BaseModel):
     )
     slots: SlotCount | Literal["auto"] = Field(
         default="auto",
-        description="profiles whose adapters are kept ready on the device; auto is what fits into half of a GPU's free"
-        " memory, or on CPU into a quarter of the machine's or the container's, at most 16384",
+        description="profiles whose adapters are kept ready on the device; auto is what fits into 1 GiB on CPU"
+        " or into half of a GPU's free memory, at most 4096 or 16384",
     )
     kv_tokens: KvTokens | Literal["auto"] = Field(
         default="auto",

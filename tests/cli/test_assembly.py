@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from xpeft_kernels import AdapterForm
-from xpeft_server.cli import assembly
 from xpeft_server.cli.assembly import choose_slots, load_classifier
 from xpeft_server.model.bank_errors import BankSpecInvalid
 from xpeft_server.model.plm import load_plm
@@ -17,16 +16,15 @@ def test_a_bad_bank_is_refused_before_anything_is_loaded() -> None:
         load_classifier(Settings(plm="/no/model/there", bank="random:N=x"))
 
 
-@pytest.mark.parametrize(
-    ("slots_of_memory", "expected"),
-    [(4 * 1000, 1000), (4 * 1000 + 3, 1000), (4 * 31, 32), (0, 32), (4 * 16384, 16384), (4 * 16385, 16384)],
-)
-def test_slots_take_a_quarter_of_a_cpu_s_memory(
-    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, slots_of_memory: int, expected: int
-) -> None:
+def test_slots_of_a_cpu_fit_into_a_gib(tiny_bert: Path) -> None:
     plm = load_plm(str(tiny_bert))
-    form = AdapterForm(hidden=plm.facts.hidden, width=8)
-    slot_bytes = plm.facts.blocks * (2 * plm.facts.hidden * 8 + 2 * 8) * 4
-    monkeypatch.setattr(assembly, "host_memory", lambda: slots_of_memory * slot_bytes)
-    assert choose_slots("auto", form, plm) == expected
-    assert choose_slots(7, form, plm) == 7
+    blocks, hidden = plm.facts.blocks, plm.facts.hidden
+
+    def chosen(width: int) -> int:
+        return choose_slots("auto", AdapterForm(hidden=hidden, width=width), plm)
+
+    slot_bytes = 4 * blocks * (2 * hidden * 4000 + 2 * 4000)
+    assert 32 < chosen(4000) == (1 << 30) // slot_bytes < 4096
+    assert chosen(8) == 4096
+    assert chosen(1 << 20) == 32
+    assert choose_slots(7, AdapterForm(hidden=hidden, width=8), plm) == 7

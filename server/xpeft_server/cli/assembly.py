@@ -22,10 +22,7 @@ from xpeft_server.model.slots import adapter_form
 from xpeft_server.settings import Settings, SettingsInvalid
 from xpeft_server.tenant_limits import ONE_TENANT, LimitsOfTenants
 
-from .host_memory import host_memory
 from .profile_trace import build_profiler
-
-_MOST_SLOTS: Final = 16384
 
 _LARGEST_STEP: Final = 512
 """Tokens of a step of generation that is a CUDA graph: larger ones are mostly prompts, and the host's part is small."""
@@ -58,11 +55,14 @@ def choose_graph_tokens(asked: int | str, most: int) -> int:
 
 
 def choose_slots(asked: int | str, form: AdapterForm, plm: Plm) -> int:
-    """``auto``: what fits into a quarter of a CPU's memory, or into half of a GPU's that is free; at least 32."""
+    """``auto``: what fits into 1 GiB on CPU, or into half of a GPU's free memory; at least 32."""
     if isinstance(asked, int):
         return asked
-    budget = torch.cuda.mem_get_info(plm.device)[0] // 2 if plm.device.type == "cuda" else host_memory() // 4
-    return max(32, min(_MOST_SLOTS, budget // (plm.facts.blocks * form.slot_row * plm.dtype.itemsize)))
+    if plm.device.type == "cuda":
+        budget, most = torch.cuda.mem_get_info(plm.device)[0] // 2, 16384
+    else:
+        budget, most = 1 << 30, 4096
+    return max(32, min(most, budget // (plm.facts.blocks * form.slot_row * plm.dtype.itemsize)))
 
 
 def choose_kv_tokens(asked: int | str, plm: Plm) -> int:
