@@ -16,8 +16,8 @@ from .shares import MARGIN, Shares
 PLENTY: Final = 2
 """A tenant has plenty waiting where it would fill one part in so many of a batch."""
 
-GREEDY: Final = 4, 3
-"""A tenant that had more than its share is greedy where it would fill three parts in four of a batch."""
+GREEDY: Final = 0.75
+"""A tenant that had more than its share is greedy where it would fill that part of a batch."""
 
 PART: Final = 4
 """Who has plenty waiting or had more than its share gets at most one part in so many of a batch, or its share if that
@@ -133,8 +133,7 @@ class FairQueue(Generic[Entry]):
     def _next_batch(self, token_budget: int) -> list[Entry]:
         ahead = self._ahead()
         plenty = {tenant for tenant in self._tenants if self._waiting[tenant] * PLENTY > token_budget}
-        parts, most_of_them = GREEDY
-        greedy = {tenant for tenant in ahead if self._waiting[tenant] * parts > most_of_them * token_budget}
+        greedy = {tenant for tenant in ahead if self._waiting[tenant] > GREEDY * token_budget}
         most = self._most(token_budget, plenty, ahead)
         batch = self._fill(_within(token_budget), self._tenants.keys() - greedy, most)
         if not batch:
