@@ -32,7 +32,7 @@ ALONE: Final = 8, 0.010
 BESIDE: Final = 64, 0.001
 """What a greedy tenant gets in a batch of its own, which whoever comes next has to wait for, and in one of others, who
 wait for it too: one part in so many, or so many seconds of the device if that is more, which is plenty on a GPU.
-Whoever has plenty waiting, greedy or not, may have as much in a batch of others."""
+Whoever has plenty waiting or had more than its share may have as much in a batch of others."""
 
 _NO_SHARE: Final = 1e-9
 
