@@ -73,8 +73,8 @@ ANSWER = ClassifyAnswer(
 TOKEN = LikelyToken(5, "Hel", b"Hel", -0.5)
 NEWS: tuple[News, ...] = (
     Started(VERSION, 3, 0.001),
-    Piece("Hel", (ChosenToken(TOKEN, (TOKEN, LikelyToken(6, "\ufffd", b"\xe2", -1.5))),)),
-    Piece("lo"),
+    Piece("Hel", (ChosenToken(TOKEN, (TOKEN, LikelyToken(6, "\ufffd", b"\xe2", -1.5))),), generated=1),
+    Piece("lo", generated=2),
     Finished("stop", 3, 2, 0.001, 0.002),
 )
 
@@ -367,6 +367,20 @@ async def test_who_no_longer_waits_for_news_withdraws_the_request(
     waiting.cancel()
     await until(lambda: engine.ended)
     assert waiting.cancelled()
+
+
+@pytest.mark.parametrize(("news", "generated"), [(1, 0), (2, 1), (4, 2)])
+async def test_what_was_heard_of_an_answer_that_is_withdrawn_is_in_the_journey(
+    connected: ConnectedEngine, engine: FakeEngine, prompt: GenerateRequest, until: Until, news: int, generated: int
+) -> None:
+    async with aclosing(connected.generate(prompt)) as answer:
+        for _ in range(news):
+            await anext(answer)
+    journey = prompt.journey
+    assert (journey.prompt_tokens, journey.completion_tokens, journey.profile_version) == (3, generated, VERSION)
+    decoded = [stage.facts["tokens"] for stage in journey.stages if stage.name == "decode"]
+    assert decoded == [generated] * (generated > 0)
+    await until(lambda: engine.ended)
 
 
 async def test_what_the_engine_says_of_itself_is_there_after_the_start(

@@ -23,8 +23,9 @@ from xpeft_server.engine.requests import (
     News,
 )
 from xpeft_server.engine.store_watch import StoreWatch
+from xpeft_server.remote.answering import heard
 from xpeft_server.remote.refused import Refused
-from xpeft_server.remote.trail import Follower, Trail
+from xpeft_server.remote.trail import Follower
 
 from .replicas import EngineReport, ReplicaLost, Replicas
 
@@ -129,9 +130,8 @@ class RemoteEngine:
         """Raises: EngineError; Unavailable if the replica went away after its first news."""
         for _ in range(TRIES):
             self._check_there()
-            begun = False
-            sent, follower = replace(request, journey=Journey(request.journey.id)), Follower(request.journey)
-            async with aclosing(self._replicas.generate(sent)) as news:
+            begun, sent = False, replace(request, journey=Journey(request.journey.id))
+            async with aclosing(heard(self._replicas.generate(sent), request.journey)) as news:
                 while True:
                     try:
                         item = await self._unless_gone(_next(news))
@@ -142,11 +142,6 @@ class RemoteEngine:
                         break
                     if item is None:
                         return
-                    if isinstance(item, Trail):
-                        follower.follow(item)
-                        continue
-                    if isinstance(item, Refused):
-                        raise item.error()
                     self._heard = time.monotonic()
                     begun = True
                     yield item

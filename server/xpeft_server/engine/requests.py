@@ -125,10 +125,16 @@ class Started(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """More of the answer: whole characters. ``tokens`` are told only if logprobs were asked for."""
+    """More of the answer: whole characters.
+
+    Args:
+        tokens: told only if logprobs were asked for.
+        generated: tokens of the whole answer so far.
+    """
 
     text: str
     tokens: tuple[ChosenToken, ...] = ()
+    generated: int = 0
 
 
 class Finished(NamedTuple):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from xpeft_server.api.engine_port import EnginePort
 from xpeft_server.engine.errors import EngineError
-from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, GenerateRequest, News, Piece
+from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, GenerateRequest, Journey, News, Piece
 
 from .refused import Refused
-from .trail import Recorder, Trail
+from .trail import Follower, Recorder, Trail
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +50,23 @@ async def generate(engine: EnginePort, request: GenerateRequest) -> AsyncGenerat
         yield Refused.of(error)
     else:
         yield recorder.trail()
+
+
+async def heard(items: AsyncGenerator[News | Refused | Trail, None], journey: Journey) -> AsyncGenerator[News, None]:
+    """In the caller: the news among what `generate` tells; the rest is noted in the journey. Closes ``items``.
+
+    Raises: EngineError.
+    """
+    follower = Follower(journey)
+    try:
+        async with aclosing(items):
+            async for item in items:
+                if isinstance(item, Trail):
+                    follower.follow(item)
+                elif isinstance(item, Refused):
+                    raise item.error()
+                else:
+                    follower.hear(item)
+                    yield item
+    finally:
+        follower.leave()

@@ -25,11 +25,11 @@ from xpeft_server.engine.requests import (
     News,
 )
 
-from .answering import classify, generate
+from .answering import classify, generate, heard
 from .peer import Method, Peer
 from .plain import Plain, outcome_of, plain_outcome, plain_request, request_of
 from .refused import Refused
-from .trail import Follower, Trail
+from .trail import Follower
 
 _LOOK_SECONDS: Final = 0.1
 
@@ -126,16 +126,10 @@ class ConnectedEngine:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[News, None]:
         """Raises: EngineError."""
-        follower = Follower(request.journey)
         asked = replace(request, journey=Journey(request.journey.id))
-        async with aclosing(self._peer.stream("generate", asked)) as news:
+        async with aclosing(heard(self._peer.stream("generate", asked), request.journey)) as news:
             async for each in news:
-                if isinstance(each, Trail):
-                    follower.follow(each)
-                elif isinstance(each, Refused):
-                    raise each.error()
-                else:
-                    yield each
+                yield each
 
     @property
     def _known(self) -> EngineState:

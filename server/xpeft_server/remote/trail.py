@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from xpeft_server.engine.requests import Journey, Stage
+from xpeft_server.engine.requests import Finished, Journey, News, Piece, Stage, Started
 
 
 class Trail(NamedTuple):
@@ -64,6 +64,9 @@ class Follower:
     journey: Journey
     _sent: float = field(default_factory=time.monotonic)
     _came: float | None = None
+    _started: float | None = None
+    _generated: int = 0
+    _followed: int = 0
 
     def follow(self, trail: Trail) -> None:
         if self._came is None:
@@ -74,3 +77,22 @@ class Follower:
             self.journey.profile_version = trail.profile_version
         self.journey.prompt_tokens += trail.prompt_tokens
         self.journey.completion_tokens += trail.completion_tokens
+        self._followed += trail.completion_tokens
+
+    def hear(self, news: News) -> None:
+        """What an answer's news say themselves, for `leave`."""
+        match news:
+            case Started():
+                self._started = time.monotonic()
+            case Piece(generated=generated):
+                self._generated = generated
+            case Finished(completion_tokens=generated):
+                self._generated = generated
+
+    def leave(self) -> None:
+        """Nobody waits for more. Who withdraws an answer never gets its last trail: what was heard stands in for it."""
+        missing = self._generated - self._followed
+        if self._started is not None and missing > 0:
+            self.journey.note("decode", self._started, time.monotonic(), tokens=missing)
+            self.journey.completion_tokens += missing
+            self._followed = self._generated

@@ -44,7 +44,7 @@ async def test_a_stop_text_that_shows_in_the_held_back_rest_is_the_reason(stops:
     assert answer.advance(Advance(SEQUENCE, 13.0, token=6, finish_reason="length"))
     news = [await answer.next() for _ in range(3)]
     assert news[0] == Started("v", 3, 2.0)
-    assert news[1] == Piece("rest")
+    assert news[1] == Piece("rest", generated=2)
     assert isinstance(news[2], Finished)
     assert (news[2].finish_reason, news[2].completion_tokens) == (reason, 2)
     assert answer.told_all

@@ -85,7 +85,7 @@ class Answer:
             () if advance.token is None or advance.logprobs is None else (self._told(advance.token, advance.logprobs),)
         )
         if text or tokens:
-            self._news.put_nowait(Piece(text, tokens))
+            self._news.put_nowait(Piece(text, tokens, self._tokens))
         if reason is not None:
             self._finish(reason)
         return self.done
