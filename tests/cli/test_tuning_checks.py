@@ -29,10 +29,12 @@ def check(
     examples: tuple[TuningExample, ...] = rows("a", "b"),
     labels: tuple[str, ...] | None = None,
     geometry: BankGeometry = GEOMETRY,
+    completions: bool = False,
+    generates: bool = True,
     **settings: Any,
 ) -> None:
-    request = TuningRequest(ProfileKey("acme", "desk"), examples, labels, settings)
-    TuningChecks(geometry, most_rows=2000, max_profile_bytes=1 << 14)(request)
+    request = TuningRequest(ProfileKey("acme", "desk"), examples, labels, settings, completions=completions)
+    TuningChecks(geometry, generates=generates, most_rows=2000, max_profile_bytes=1 << 14)(request)
 
 
 def test_the_wire_takes_every_setting_that_is_not_the_servers_with_its_type_and_default() -> None:
@@ -57,6 +59,8 @@ def test_the_wire_takes_every_setting_that_is_not_the_servers_with_its_type_and_
         (rows(1.0, 2.0, 3.0, 4.0, 5.0), {"labels": ("stars",), "stop_on": "loss", "held_out": 0}),
         (rows("a", "b", split="train") + rows("a", split="test"), {}),
         (rows("a", "b", split="train") + rows("a", split="dev"), {"stop_on": "accuracy"}),
+        (rows("x"), {"completions": True}),
+        (rows("x", split="train") + rows("y", split="dev"), {"completions": True, "stop_on": "loss"}),
     ],
 )
 def test_what_can_be_tuned_passes(examples: tuple[TuningExample, ...], options: dict[str, Any]) -> None:
@@ -82,6 +86,12 @@ def test_what_can_be_tuned_passes(examples: tuple[TuningExample, ...], options: 
         (rows("a", "b"), {"stop_on": "loss"}, "examples", "rows enough to choose an epoch"),
         (rows(*(f"label {n}" for n in range(1500))), {}, "labels", "the profile would be refused"),
         (rows("a", ""), {}, "examples[1].label", "is empty"),
+        (rows("x", ""), {"completions": True}, "examples[1].completion", "is empty"),
+        (rows("x"), {"completions": True, "generates": False}, "examples", "does not generate text"),
+        (rows("x"), {"completions": True, "labels": ("x",)}, "labels", "the examples have completions"),
+        (rows("x"), {"completions": True, "shared_head": "mood"}, "settings.shared_head", "completions, not labels"),
+        (rows("x"), {"completions": True, "stop_on": "accuracy"}, "settings.stop_on", "have completions: it must be"),
+        (rows("x", split="test"), {"completions": True}, "examples", "there are no train rows"),
     ],
 )
 def test_what_would_die_of_its_input_is_refused_by_field_and_value(

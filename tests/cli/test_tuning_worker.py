@@ -27,11 +27,17 @@ def ask(tiny_bert: Path) -> Ask:
     """Whether a worker goes on after a job, and what it said."""
 
     def run(
-        *, examples: list[dict[str, Any]] = EXAMPLES, labels: list[str] | None = None, plm: str = "", **settings: Any
+        *,
+        examples: list[dict[str, Any]] = EXAMPLES,
+        labels: list[str] | None = None,
+        completions: bool = False,
+        plm: str = "",
+        **settings: Any,
     ) -> tuple[bool, list[Frame]]:
         answers = io.BytesIO()
         setup = {"plm": plm or str(tiny_bert), "bank": BANK, "device": "cpu", "share": 1.0}
-        job = {"examples": examples, "labels": labels or ["low", "high"], "settings": settings}
+        named = [] if completions else labels or ["low", "high"]
+        job = {"examples": examples, "labels": named, "completions": completions, "settings": settings}
         goes_on = Worker(setup, answers).tune(job)
         answers.seek(0)
         return goes_on, list(iter(lambda: read_frame(answers), None))
@@ -63,11 +69,22 @@ def test_numbers_have_a_correlation_and_no_accuracy(ask: Ask) -> None:
     assert report["loss"]["train"] >= 0
 
 
+def test_completions_have_a_loss_and_nothing_else(ask: Ask, tiny_llama: Path) -> None:
+    goes_on, (*_, last) = ask(examples=EXAMPLES, completions=True, plm=str(tiny_llama), epochs=1)
+    report = last.message["report"]
+    assert goes_on
+    assert (report["accuracy"], report["correlation"]) == (None, None)
+    assert report["loss"]["train"] > 0
+    profile = read_profile_file(last.attached, max_bytes=1 << 20)
+    assert (profile.labels, profile.head_weight) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "param", "word"),
     [
         ({"examples": EXAMPLES[:2]}, "invalid_examples", "examples", "label"),
         ({"k": 13}, "invalid_settings", "settings", "N=12"),
+        ({"completions": True}, "invalid_examples", "examples", "no language-model head"),
         ({"plm": "/no/such/model"}, "tuning_failed", None, "/no/such/model"),
     ],
 )

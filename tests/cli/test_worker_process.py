@@ -87,6 +87,7 @@ async def test_a_job_goes_to_the_worker_and_its_words_come_back(start: StartWork
             {"text": "b", "label": "y", "text_pair": "c", "split": "dev"},
         ],
         "labels": ["x", "y"],
+        "completions": False,
         "settings": {"epochs": 3},
     }
 

@@ -118,6 +118,29 @@ def test_a_job_is_followed_to_its_end_and_its_profile_answers_at_once(server: An
     assert job_of(server, job) == done
 
 
+def test_what_a_job_learned_to_write_is_written_at_once(server_of: Any, tiny_llama: Path) -> None:
+    """A prompt's first word decides what follows, which the bare model knows nothing of."""
+    rows = [{"prompt": f"w{row % 2} w{50 + row % 7}", "completion": f"w{10 + row % 2}"} for row in range(40)]
+    server = server_of("--plm", str(tiny_llama), "--bank", "random:N=64,R=16,seed=1,std=0.5", "--store", "memory://")
+    try:
+        server.wait_until_ready()
+        settings = {"epochs": 40, "lr_norm": 0.3, "held_out": 0}
+        answer = server.client.post("/v1/profiles/author/tune", json={"examples": rows, "settings": settings})
+        assert answer.status_code == 202, answer.text
+        done = wait_for(server, answer.json(), "succeeded")
+        assert (done["result"]["accuracy"], done["result"]["rows"]) == (None, {"train": 40, "held_out": 0})
+        written = {"author": 0, "base": 0}
+        for profile in written:
+            for row in rows[:28]:
+                asked = {"profile": profile, "prompt": row["prompt"], "max_new_tokens": 1}
+                text = server.client.post("/v1/generate", json=asked).json()["text"]
+                written[profile] += text.strip() == row["completion"]
+        assert written["author"] >= 10, written  # by chance it would be one in a hundred
+        assert written["base"] <= 3, written
+    finally:
+        assert server.stop() == 0
+
+
 def test_a_worker_has_no_secrets_and_only_runs_on_idle_processors(server: Any) -> None:
     wait_for(server, tune(server, epochs=1), "succeeded")
     worker = server.worker()

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Scope
 
 from xpeft_profiles import JobKey, ProfileKey
+from xpeft_server.jobs.errors import InvalidTuning
 from xpeft_server.jobs.requests import TuningExample, TuningRequest
 from xpeft_server.settings import Settings
 
@@ -23,7 +24,7 @@ from .names import profile_to_write
 from .paging import asked_limit, known_parameters
 from .replies import JSON, Reply, json_reply
 from .tuner_port import TunerPort
-from .tuning_wire import TuneBody, job_document
+from .tuning_wire import TuneBody, TuningCompletionBody, TuningExampleBody, job_document
 
 _VARY = (b"vary", b"accept")
 
@@ -49,10 +50,11 @@ class Jobs:
         body = await asyncio.to_thread(parse_json, data, TuneBody)
         asked = TuningRequest(
             profile=profile,
-            examples=tuple(TuningExample(row.text, row.label, row.text_pair, row.split) for row in body.examples),
+            examples=tuple(map(_example, body.examples)),
             labels=None if body.labels is None else tuple(body.labels),
             settings=body.settings.given(),
             match=match,
+            completions=_completions(body),
         )
         record = await self._tuner.submit(asked)
         context_of(scope).change = Change(job=record.id)
@@ -86,6 +88,23 @@ class Jobs:
         )
         jobs = [job_document(record) for record in records]
         return json_reply({"object": "list", "data": jobs, "next_cursor": next_cursor})
+
+
+def _example(row: TuningExampleBody | TuningCompletionBody) -> TuningExample:
+    if isinstance(row, TuningCompletionBody):
+        return TuningExample(row.prompt, row.completion, split=row.split)
+    return TuningExample(row.text, row.label, row.text_pair, row.split)
+
+
+def _completions(body: TuneBody) -> bool:
+    """Whether the examples are prompts with completions. Raises: InvalidTuning if only some are."""
+    first, *rest = (isinstance(row, TuningCompletionBody) for row in body.examples)
+    for number, each in enumerate(rest, start=1):
+        if each is not first:
+            has, wanted = ("a completion", "labels") if each else ("a label", "completions")
+            where = f"examples[{number}]"
+            raise InvalidTuning(f"{where} has {has}, but the examples before it have {wanted}", param=where)
+    return first
 
 
 def _key(scope: Scope) -> JobKey:

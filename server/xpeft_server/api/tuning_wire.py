@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from xpeft_profiles import JobRecord, JobStatus
 from xpeft_profiles.texts import DESCRIPTION_BYTES
 
+from .union_tags import COMPLETED, LABELLED
 from .wire import MOST_ITEMS, ErrorBody, LabelBody, Text, WireBody
 
 _VERSION: Final = "sha256:" + "4f" * 32
@@ -41,6 +42,30 @@ class TuningExampleBody(WireBody):
     split: Literal["train", "dev", "test"] | None = None
 
 
+class TuningCompletionBody(WireBody):
+    """What a decoder learns to write after a prompt. Either every example has a ``split`` or none does."""
+
+    prompt: Text
+    completion: Text
+    split: Literal["train", "dev", "test"] | None = None
+
+
+def _kind_of_example(value: object) -> str | None:
+    if isinstance(value, TuningCompletionBody) or (isinstance(value, dict) and value.keys() & {"prompt", "completion"}):
+        return COMPLETED
+    return LABELLED if isinstance(value, TuningExampleBody | dict) else None
+
+
+_Example = Annotated[
+    Annotated[TuningExampleBody, Tag(LABELLED)] | Annotated[TuningCompletionBody, Tag(COMPLETED)],
+    Discriminator(
+        _kind_of_example,
+        custom_error_type="example_type",
+        custom_error_message='must be {"text", "label"} or {"prompt", "completion"}',
+    ),
+]
+
+
 class TuningSettingsBody(WireBody):
     """What a tenant may set, by the names and with the defaults of ``xpeft tune``: this is all that passes."""
 
@@ -71,7 +96,11 @@ class TuningSettingsBody(WireBody):
 
 
 class TuneBody(WireBody):
-    """``labels``: the order that they shall have; else as the examples have them. Of numbers, the one name."""
+    """Examples of one kind: texts with labels, or, where the model generates, prompts with completions.
+
+    ``labels``: the order that they shall have; else as the examples have them. Of numbers, the one name; of completions
+    none.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -83,12 +112,18 @@ class TuneBody(WireBody):
                     ],
                     "labels": ["refund", "baggage"],
                     "settings": {"epochs": 10, "k": 8},
-                }
+                },
+                {
+                    "examples": [
+                        {"prompt": "Subject: your suitcase\n\n", "completion": "Dear guest, we have found it."}
+                    ],
+                    "settings": {"epochs": 10},
+                },
             ]
         }
     )
 
-    examples: Annotated[list[TuningExampleBody], Field(min_length=1, max_length=_MOST_ROWS, fail_fast=True)]
+    examples: Annotated[list[_Example], Field(min_length=1, max_length=_MOST_ROWS, fail_fast=True)]
     labels: Annotated[list[Text], Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True)] | None = None
     settings: TuningSettingsBody = TuningSettingsBody()
 
@@ -122,10 +157,10 @@ class TuningMeasureBody(BaseModel):
 
 
 class TuningResultBody(BaseModel):
-    """``accuracy`` is null where labels are numbers, and ``correlation`` where they are not.
+    """``accuracy`` is null where labels are numbers, ``correlation`` where they are not, both of completions.
 
-    ``loss`` is the mean cross-entropy in nats or the mean squared error, ``epoch`` the one that was kept, ``cut`` the
-    number of texts that were longer than the model takes.
+    ``loss`` is the mean cross-entropy in nats, of completions that of a token, or the mean squared error; ``epoch`` the
+    one that was kept; ``cut`` the number of texts that were longer than the model takes.
     """
 
     profile_version: str

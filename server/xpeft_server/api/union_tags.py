@@ -11,4 +11,6 @@ PARTS: Final = ":parts"
 NUMBER: Final = ":number"
 TOKENS: Final = ":tokens"
 LISTS: Final = ":lists"
-UNION_TAGS: Final = frozenset({TEXT, TEXTS, PAIRS, PARTS, NUMBER, TOKENS, LISTS})
+LABELLED: Final = ":labelled"
+COMPLETED: Final = ":completed"
+UNION_TAGS: Final = frozenset({TEXT, TEXTS, PAIRS, PARTS, NUMBER, TOKENS, LISTS, LABELLED, COMPLETED})

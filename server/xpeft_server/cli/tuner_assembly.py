@@ -44,7 +44,10 @@ def build_tuner(
         worker=WorkerProcess(setup, environ=worker_environment(environ)),
         publisher=Publisher(store, geometry=engine.geometry, max_bytes=settings.max_profile_bytes, tenants=tenants),
         check=TuningChecks(
-            engine.geometry, most_rows=settings.max_tuning_rows, max_profile_bytes=settings.max_profile_bytes
+            engine.geometry,
+            generates=engine.info.generates,
+            most_rows=settings.max_tuning_rows,
+            max_profile_bytes=settings.max_profile_bytes,
         ),
         most=settings.tuning_jobs_per_tenant,
         metrics=metrics,

@@ -21,6 +21,8 @@ def dataset_of(request: TuningRequest) -> Dataset:
     examples = tuple(
         Example(row.text, row.label, row.text_pair, cast("Split | None", row.split)) for row in request.examples
     )
+    if request.completions:
+        return Dataset(examples, (), completions=True)
     if request.labels is not None:
         return Dataset(examples, request.labels)
     names = dict.fromkeys(row.label for row in examples)
@@ -32,11 +34,13 @@ class TuningChecks:
 
     Args:
         geometry: of the bank that is served.
+        generates: whether the model can learn completions.
         most_rows, max_profile_bytes: see the settings of the same meaning.
     """
 
-    def __init__(self, geometry: BankGeometry, *, most_rows: int, max_profile_bytes: int) -> None:
+    def __init__(self, geometry: BankGeometry, *, generates: bool, most_rows: int, max_profile_bytes: int) -> None:
         self._geometry = geometry
+        self._generates = generates
         self._most_rows = most_rows
         self._max_profile_bytes = max_profile_bytes
 
@@ -44,8 +48,7 @@ class TuningChecks:
         check_examples(request, self._most_rows)
         settings = self._settings(request)
         dataset = dataset_of(request)
-        if dataset.task == "regress" and settings.stop_on == "accuracy":
-            raise _wrong_setting("stop_on", "accuracy", "the labels are numbers: it must be loss or none")
+        self._check_task(dataset, settings)
         shared = None if settings.shared_head is None else self._geometry.shared_heads[settings.shared_head]
         try:
             labels = head_labels(dataset, settings, shared)
@@ -55,6 +58,18 @@ class TuningChecks:
         except DataTooSmall as error:
             raise InvalidTuning(str(error), param="examples") from None
         self._check_profile(settings, labels)
+
+    def _check_task(self, dataset: Dataset, settings: TuningSettings) -> None:
+        if dataset.task != "classify" and settings.stop_on == "accuracy":
+            what = "the labels are numbers" if dataset.task == "regress" else "the examples have completions"
+            raise _wrong_setting("stop_on", "accuracy", f"{what}: it must be loss or none")
+        if not dataset.completions:
+            return
+        if not self._generates:
+            message = "the examples have completions, which this server's model cannot learn: it does not generate text"
+            raise InvalidTuning(message, param="examples")
+        if settings.shared_head is not None:
+            raise _wrong_setting("shared_head", settings.shared_head, "the examples have completions, not labels")
 
     def _settings(self, request: TuningRequest) -> TuningSettings:
         try:
@@ -76,7 +91,7 @@ class TuningChecks:
             mask = np.broadcast_to(np.arange(geometry.adapters) < settings.chosen(geometry.adapters), shape)
         else:
             mask = np.full(shape, 1 / geometry.adapters, np.float32)
-        own = settings.has_own_head
+        own = settings.has_own_head and len(labels) > 0  # completions have no labels
         try:
             profile = Profile(
                 bank=geometry.fingerprint,

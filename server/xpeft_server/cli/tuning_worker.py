@@ -24,6 +24,7 @@ from .worker_frames import Frame, encode_frame, read_frame
 if TYPE_CHECKING:
     from xpeft_server.model.bank import Bank
     from xpeft_server.model.plm import Plm
+    from xpeft_tuning.dataset import Dataset, Task
     from xpeft_tuning.mask_tuner import TunedProfile, TuningProgress
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ class Worker:
         from xpeft_tuning.errors import TuningError
 
         try:
-            tuned = self._tuned(job)
+            dataset = _dataset(job)
+            tuned = self._tuned(dataset, job["settings"])
         except TuningSettingsInvalid as error:
             self._fail(error, code="invalid_settings", type_="invalid_request_error", param="settings")
         except TuningError as error:
@@ -70,17 +72,14 @@ class Worker:
             self._fail(f"{type(error).__name__}: {error}", code="tuning_failed", type_="server_error", last=True)
             return False
         else:
-            self._deliver(tuned)
+            self._deliver(tuned, dataset.task)
         return True
 
-    def _tuned(self, job: dict[str, Any]) -> TunedProfile:
-        from xpeft_tuning.dataset import Dataset, Example
+    def _tuned(self, dataset: Dataset, asked: dict[str, Any]) -> TunedProfile:
         from xpeft_tuning.mask_tuner import tune_profile
         from xpeft_tuning.settings import TuningSettings
 
-        examples = tuple(Example(**row) for row in job["examples"])
-        dataset = Dataset(examples, tuple(job["labels"]))
-        settings = TuningSettings(**job["settings"])
+        settings = TuningSettings(**asked)
         plm, bank = self._loaded()
         share = DeviceShare(self._setup["share"], finish=_finish(plm))
 
@@ -108,10 +107,10 @@ class Worker:
             fields = ("epoch", "epochs", "step", "steps", "loss")
             self._answer(Frame({"progress": {field: getattr(progress, field) for field in fields}}))
 
-    def _deliver(self, tuned: TunedProfile) -> None:
+    def _deliver(self, tuned: TunedProfile, task: Task) -> None:
         from xpeft_profiles import write_profile_file
 
-        self._answer(Frame({"report": _report(tuned)}, write_profile_file(tuned.profile)))
+        self._answer(Frame({"report": _report(tuned, task)}, write_profile_file(tuned.profile)))
 
     def _fail(
         self, error: Exception | str, *, code: str, type_: str, param: str | None = None, last: bool = False
@@ -124,18 +123,24 @@ class Worker:
         self._answers.flush()
 
 
-def _report(tuned: TunedProfile) -> dict[str, Any]:
+def _dataset(job: dict[str, Any]) -> Dataset:
+    from xpeft_tuning.dataset import Dataset, Example
+
+    examples = tuple(Example(**row) for row in job["examples"])
+    return Dataset(examples, tuple(job["labels"]), completions=job["completions"])
+
+
+def _report(tuned: TunedProfile, task: Task) -> dict[str, Any]:
     """`TuningResultBody` of the API, but for the version."""
     scores = {"train": tuned.train, "held_out": tuned.held_out, "head_alone": tuned.head_alone}
 
     def measured(name: str, majority: float | None = None) -> dict[str, Any]:
         return {part: score and getattr(score, name) for part, score in scores.items()} | {"majority": majority}
 
-    labels_are_numbers = tuned.train.accuracy is None
     return {
         "rows": {"train": tuned.train.rows, "held_out": tuned.held_out.rows if tuned.held_out else 0},
-        "accuracy": None if labels_are_numbers else measured("accuracy", tuned.majority),
-        "correlation": measured("correlation") if labels_are_numbers else None,
+        "accuracy": measured("accuracy", tuned.majority) if task == "classify" else None,
+        "correlation": measured("correlation") if task == "regress" else None,
         "loss": measured("loss"),
         "epoch": tuned.epoch,
         "cut": tuned.cut,

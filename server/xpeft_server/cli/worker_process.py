@@ -139,4 +139,10 @@ class WorkerProcess:
 def _job(request: TuningRequest) -> dict[str, Any]:
     dataset = dataset_of(request)
     examples = [asdict(example) for example in dataset.examples]
-    return {"examples": examples, "labels": dataset.labels, "settings": dict(request.settings)}
+    settings = dict(request.settings)
+    return {
+        "examples": examples,
+        "labels": dataset.labels,
+        "completions": dataset.completions,
+        "settings": settings,
+    }

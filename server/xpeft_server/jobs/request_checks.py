@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Final
 
 from xpeft_profiles.errors import shown
@@ -10,6 +11,8 @@ from xpeft_profiles.errors import shown
 from .errors import InvalidTuning, TooManyRows
 from .requests import TuningExample, TuningRequest
 
+_LABELLED: Final = {"text": "text", "label": "label", "text_pair": "text_pair"}
+_COMPLETED: Final = {"text": "prompt", "label": "completion"}
 _LARGEST: Final = 65_504.0  # of float16, in which a profile keeps its head
 
 
@@ -17,19 +20,25 @@ def check_examples(request: TuningRequest, most: int) -> None:
     """Raises: InvalidTuning, naming field and value."""
     rows = request.examples
     if not rows:
-        raise InvalidTuning("examples are empty: give at least one of each label", param="examples")
+        raise InvalidTuning("examples are empty: give at least one of each label, or one completion", param="examples")
     if len(rows) > most:
         raise TooManyRows(f"there are {len(rows)} examples, more than the {most} of one job", param="examples")
+    names = _COMPLETED if request.completions else _LABELLED
     for number, row in enumerate(rows):
-        _check_example(number, row, rows[0])
-    if request.labels is not None:
-        _check_labels(request.labels, rows)
+        _check_example(number, row, rows[0], names)
+    if request.labels is None:
+        return
+    if request.completions:
+        raise InvalidTuning(
+            f"labels are {shown(list(request.labels))}, but the examples have completions", param="labels"
+        )
+    _check_labels(request.labels, rows)
 
 
-def _check_example(number: int, row: TuningExample, first: TuningExample) -> None:
-    for field in ("text", "label", "text_pair"):
+def _check_example(number: int, row: TuningExample, first: TuningExample, names: Mapping[str, str]) -> None:
+    for field, name in names.items():
         if getattr(row, field) == "":
-            raise _wrong(number, field, "is empty")
+            raise _wrong(number, name, "is empty")
     if isinstance(row.label, float) is not isinstance(first.label, float):
         raise _wrong(number, "label", f"is {shown(row.label)}; either all labels are numbers or none is")
     if isinstance(row.label, float) and not abs(row.label) <= _LARGEST:

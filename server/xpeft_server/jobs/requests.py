@@ -24,7 +24,8 @@ class TuningRequest:
     """Examples to tune a profile on.
 
     ``labels`` None: those of the examples, as they first appear; of numbers, the tuning's own name. ``settings`` has
-    what the tenant has set, by the names of the tuning package. ``match`` is asked when the profile is stored.
+    what the tenant has set, by the names of the tuning package. ``match`` is asked when the profile is stored. With
+    ``completions`` texts are prompts, and labels are what a decoder learns to write after them.
     """
 
     profile: ProfileKey
@@ -32,3 +33,4 @@ class TuningRequest:
     labels: tuple[str, ...] | None
     settings: Mapping[str, Any]
     match: Match = NO_CONDITION
+    completions: bool = False

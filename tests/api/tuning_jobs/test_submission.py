@@ -76,6 +76,19 @@ async def test_labels_may_be_numbers(client, worker, tune):
     assert all(isinstance(row.label, float) for row in worker.seen[0].examples)
 
 
+async def test_examples_may_be_completions(client, worker, tune):
+    prompts = [
+        {"prompt": "Dear", "completion": " guest", "split": "train"},
+        {"prompt": "Hi", "completion": "!", "split": "dev"},
+    ]
+    await tune(client, examples=prompts, settings={"epochs": 2})
+    await worker.begins()
+    (request,) = worker.seen
+    assert request.completions
+    assert [tuple(row) for row in request.examples] == [("Dear", " guest", None, "train"), ("Hi", "!", None, "dev")]
+    assert request.labels is None
+
+
 def rows(**last):
     return {"examples": [*EXAMPLES, {"text": "c", "label": "refund", **last}]}
 
@@ -99,6 +112,12 @@ def rows(**last):
         ({"examples": [{"text": "a", "label": 1e9}]}, "examples[0].label", "1000000000.0"),
         (rows(split="eval"), "examples[2].split", "eval"),
         (rows(split="train"), "examples[2].split", "either every example has a split"),
+        (rows(prompt="a", completion="b"), "examples[2].text", "no field"),
+        ({"examples": [*EXAMPLES, {"prompt": "a", "completion": "b"}]}, "examples[2]", "has a completion, but"),
+        ({"examples": [{"prompt": "a", "completion": "b"}, *EXAMPLES]}, "examples[1]", "has a label, but"),
+        ({"examples": [{"prompt": "a"}]}, "examples[0].completion", "missing"),
+        ({"examples": [{"prompt": "a", "completion": ""}]}, "examples[0].completion", "at least 1"),
+        ({"examples": ["a"]}, "examples[0]", '{"prompt", "completion"}'),
         ({"examples": EXAMPLES * 5}, "examples", "10 examples, more than the 8"),
         ({**BODY, "labels": []}, "labels", "at least 1"),
         ({**BODY, "labels": ["refund", ""]}, "labels[1]", "at least 1"),
