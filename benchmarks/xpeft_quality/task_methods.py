@@ -73,8 +73,15 @@ def trained_bank(kind: Literal["hard", "soft"]) -> Method:
 
 
 def _settings(task: TaskSet, kind: Literal["hard", "soft"], seed: int) -> TuningSettings:
-    spread = 0.5 if kind == "hard" else 0.01
-    return TuningSettings(kind=kind, epochs=_EPOCHS[task.name], batch_rows=32, mask_spread=spread, seed=seed)
+    """Where the metric is Matthews' correlation, labels weigh the same: it asks for the rare one, too."""
+    return TuningSettings(
+        kind=kind,
+        epochs=_EPOCHS[task.name],
+        batch_rows=32,
+        mask_spread=0.5 if kind == "hard" else 0.01,
+        class_weights="balanced" if task.metric == "matthews" else None,
+        seed=seed,
+    )
 
 
 TASK_METHODS: dict[str, Method] = {

@@ -93,7 +93,7 @@ def random_bank(kind: Literal["hard", "soft"]) -> Method:
     """Masks over a random bank, a head of one's own."""
 
     def learn(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Answers:
-        bank = open_bank(f"random:N=100,R=48,seed={seed},std=0.25", plm.facts)
+        bank = open_bank(f"random:N=100,R=48,seed={seed},std=0.1", plm.facts)
         settings = TuningSettings(kind=kind, mask_spread=0.5 if kind == "hard" else 0.01, epochs=8, seed=seed)
         return _tuned(plm, bank, users, settings, f"random bank N=100, {kind}", show)
 
