@@ -114,7 +114,8 @@ def test_a_method_gives_a_cell_of_its_name_over_all_test_rows(
         score = _score(cell)
         assert (cell.set, cell.seed, cell.context) == ("CoLA", 0, {"of": "a test"})
         assert score["rows"] == TEST
-        assert 0.75 <= score["accuracy"] <= 1 - len(WRONG) / TEST
+        # A text that is not sure of its label may be given the wrong one, but not all that are wrong.
+        assert 0.75 <= score["accuracy"] <= 1 - (len(WRONG) - 1) / TEST
         assert 0 < cell.value < score["accuracy"]
         assert cell.value == score["correlation"]
         assert 0 < score["loss"] < np.log(2) + 0.1
@@ -174,14 +175,11 @@ def test_the_seed_decides(run: _Measure, straight: TaskSet, method: str) -> None
 
 
 @pytest.mark.parametrize("method", [each for each in TASK_METHODS if each.startswith("random")])
-def test_the_average_of_half_of_a_random_bank_is_as_strong_for_every_size(
-    run: _Measure, straight: TaskSet, method: str
-) -> None:
+def test_values_of_a_random_bank_are_as_large_for_every_size(run: _Measure, straight: TaskSet, method: str) -> None:
     bank = run(straight, method).bank
     assert bank is not None
     for part in (bank.down, bank.up):
-        half = part[:, : bank.adapters // 2].float().mean(dim=1)
-        assert half.std().item() == pytest.approx(0.035, rel=0.05)
+        assert part.float().std().item() == pytest.approx(0.1, rel=0.05)
 
 
 @pytest.mark.parametrize("method", TASK_METHODS)
