@@ -139,10 +139,9 @@ class WorkerProcess:
 def _job(request: TuningRequest) -> dict[str, Any]:
     dataset = dataset_of(request)
     examples = [asdict(example) for example in dataset.examples]
-    settings = dict(request.settings)
     return {
         "examples": examples,
         "labels": dataset.labels,
         "completions": dataset.completions,
-        "settings": settings,
+        "settings": dict(request.settings),
     }
