@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -14,6 +16,8 @@ from .checks import check_aggregate
 _LEAST_PIECE = 64
 _MOST_PIECE = 1024
 """Elements of a piece of a bank's row: worth a look-up of its own, and all N of them in a core's own cache."""
+_MOST_AT_ONCE = 32
+"""Profiles that are added up in one call: their sums take memory before they are in their slots."""
 
 
 def aggregate_adapters_ref(bank: Tensor, masks: Tensor, slots: Tensor, slot_ids: Tensor, *, split: int) -> None:
@@ -28,36 +32,46 @@ def aggregate_adapters_ref(bank: Tensor, masks: Tensor, slots: Tensor, slot_ids:
     if masks.dtype != torch.uint8:
         _multiply(bank, masks.float(), slots, slot_ids, split)
         return
-    bits = _bits(masks, adapters)
+    chosen = _chosen(masks, adapters)
     piece = _piece(math.gcd(split, row - split))
-    few = bits.sum(-1).amax((1, 2)) * 2 <= adapters
-    if bank.dtype != torch.float32 or piece < _LEAST_PIECE:
-        few.zero_()
-    if few.any():
-        _add_up(bank, bits[few], slots, slot_ids[few], split, piece)
-    if not few.all():
-        _multiply(bank, bits[~few].float(), slots, slot_ids[~few], split, bits[~few].sum(-1).float().reciprocal())
+    if bank.dtype == torch.float32 and piece >= _LEAST_PIECE:
+        (few,) = (chosen.sum(-1).max((1, 2)) * 2 <= adapters).nonzero()
+    else:
+        few = np.arange(0)
+    for start in range(0, len(few), _MOST_AT_ONCE):
+        some = few[start : start + _MOST_AT_ONCE]
+        _add_up(bank, chosen[some], slots, slot_ids[some], split, piece)
+    many = np.delete(np.arange(len(chosen)), few)
+    if len(many):
+        weights = torch.from_numpy(chosen[many]).to(bank.device, torch.float32)
+        _multiply(bank, weights, slots, slot_ids[many], split, weights.sum(-1).reciprocal())
 
 
-def _add_up(bank: Tensor, bits: Tensor, slots: Tensor, slot_ids: Tensor, split: int, piece: int) -> None:
-    """``bits`` ``[P, 2, L, N]``. A row is cut into pieces of one length, so that none belongs to both masks.
+def _add_up(bank: Tensor, chosen: NDArray[np.bool_], slots: Tensor, slot_ids: Tensor, split: int, piece: int) -> None:
+    """A row is cut into pieces of one length, so that none belongs to both masks.
 
-    Piece by piece: what several profiles choose of one is in the cache when the next profile asks for it.
+    Piece by piece: what several profiles choose of one is in the cache when the next profile asks for it. Which pieces
+    those are NumPy says: on so few numbers an operator of torch costs more than what it does.
     """
     blocks, adapters, row = bank.shape
-    profiles, pieces = slot_ids.numel(), bank.view(-1, piece)
-    for side, (begin, end) in enumerate(((0, split), (split, row))):
-        chosen = bits[:, side].transpose(0, 1)
-        where = chosen.nonzero()
-        rows = (where[:, 0] * adapters + where[:, 2]) * (row // piece)
-        counts = chosen.sum(-1)
-        starts = counts.flatten().cumsum(0) - counts.flatten()
-        places = torch.arange(begin // piece, end // piece)[:, None]
-        offsets = (places - begin // piece) * rows.numel() + starts
-        total = embedding_bag((places + rows).flatten(), pieces, offsets.flatten(), mode="sum")
-        total = total.view(-1, blocks, profiles, piece).mul_(counts.float().reciprocal()[..., None])
-        into = slots[:, :, begin:end].view(blocks, slots.shape[1], -1, piece)
-        into.index_copy_(1, slot_ids, total.permute(1, 2, 0, 3).to(slots.dtype))
+    places, of_first = row // piece, split // piece
+    sides = chosen.transpose(1, 2, 0, 3)
+    side, block, _, adapter = sides.nonzero()
+    rows = (block * adapters + adapter) * places
+    rows = np.concatenate(
+        [
+            np.add.outer(range(of_first), rows[side == 0]).ravel(),
+            np.add.outer(range(of_first, places), rows[side == 1]).ravel(),
+        ]
+    )
+    counts = sides.sum(-1).reshape(2, -1).repeat([of_first, places - of_first], axis=0).ravel()
+    which, starts, sizes = (
+        torch.from_numpy(each).to(bank.device) for each in (rows, counts.cumsum() - counts, counts.astype(np.float32))
+    )
+    total = embedding_bag(which, bank.view(-1, piece), starts, mode="sum").mul_(sizes.reciprocal()[:, None])
+    total = total.view(places, blocks, len(chosen), piece).permute(1, 2, 0, 3)
+    into = slots[:, :, :row].view(blocks, slots.shape[1], places, piece)
+    into.index_copy_(1, slot_ids, total.to(slots.dtype))
 
 
 def _multiply(
@@ -82,7 +96,6 @@ def _piece(size: int) -> int:
     return next(size // parts for parts in range(1, size + 1) if size % parts == 0 and size // parts <= _MOST_PIECE)
 
 
-def _bits(masks: Tensor, adapters: int) -> Tensor:
-    """``[P, 2, L, N]`` bool."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=masks.device)
-    return ((masks.unsqueeze(-1) >> shifts) & 1).flatten(-2)[..., :adapters].bool()
+def _chosen(masks: Tensor, adapters: int) -> NDArray[np.bool_]:
+    """``[P, 2, L, N]``."""
+    return np.unpackbits(masks.cpu().numpy(), axis=-1, count=adapters, bitorder="little").view(np.bool_)
