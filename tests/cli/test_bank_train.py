@@ -3,7 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from xpeft_server.cli.bank import app
-from xpeft_server.model.bank_file import read_bank_file
+from xpeft_server.model.bank_file import read_bank_file, write_bank_file
 from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.plm import open_plm_facts
 from xpeft_tuning.bank_training.mixture import MixtureTrainer
@@ -279,6 +279,17 @@ def test_training_starts_from_another_bank(train: Call, out: Path, tmp_path: Pat
         assert (many.down[:, number] == one.down[:, 0]).all()
     assert (many.heads["shared"].weight == one.heads["shared"].weight).all()
     assert json.loads(many.provenance)["start"] == one.fingerprint
+
+
+def test_a_bank_that_names_no_pooling_has_the_models(train: Call, out: Path, tmp_path: Path) -> None:
+    named, unnamed = tmp_path / "named.safetensors", tmp_path / "unnamed.safetensors"
+    assert train("--by", "user", "--pooling", "cls", out=named).exit_code == 0
+    write_bank_file(replace(read_bank_file(named), pooling="cls", pooling_by_default=True), unnamed)
+    refused = train("--by", "user", "--pooling", "cls", "--start", unnamed)
+    assert refused.exit_code == 1
+    assert "pooling is cls, and the bank to start from has mean" in refused.output
+    assert train("--by", "user", "--start", unnamed).exit_code == 0
+    assert read_bank_file(out).pooling == "mean"
 
 
 def test_a_bank_to_start_from_that_is_missing_or_too_wide_is_said_before_training(

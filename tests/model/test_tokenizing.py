@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers.decoders import CTC
+from tokenizers.processors import TemplateProcessing
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from xpeft_server.model.errors import ModelUnusable
@@ -145,3 +146,10 @@ def test_one_whose_texts_cannot_be_streamed_still_encodes(lab: Any) -> None:
     assert len(tokenizer.encode([(words(1), None)])[0]) == 3
     with pytest.raises(ModelUnusable, match=r"decoder \(CTC\)"):
         tokenizer.token_text(5)
+
+
+def test_special_tokens_before_a_text_are_counted(tokenizer: TextTokenizer, lab: Any) -> None:
+    assert tokenizer.beginning == 1
+    bare = lab.tokenizer()
+    bare.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    assert TextTokenizer(bare, 12).beginning == 0

@@ -51,3 +51,13 @@ def test_equal_accuracy_is_told_apart_by_loss() -> None:
 
 def test_where_there_is_no_accuracy_loss_decides() -> None:
     assert _run("loss", [(None, 0.6), (None, 0.5), (None, 0.7)])[0] == 1
+
+
+@pytest.mark.parametrize(("stop_on", "kept"), [("loss", True), (None, False)])
+def test_where_no_later_epoch_has_a_profile_the_best_one_before_is_kept(stop_on: StopOn | None, kept: bool) -> None:
+    best = BestEpoch(stop_on, 9)
+    assert not best.end()
+    best.offer(1, cast(Profile, "first"), Score(0.5, 9, accuracy=0.5))
+    assert not best.given_up(1)
+    assert (best.end(), best.given_up(2)) == (kept, kept)
+    assert best.profile == cast(Any, "first")

@@ -248,3 +248,21 @@ def test_whether_profiles_are_made_at_every_epoch_changes_no_outcome(
         assert min(epochs) > 1
     else:
         assert failures == ["None"] * 3
+
+
+def test_a_later_epoch_that_cannot_be_served_costs_no_profile_where_the_best_is_kept(
+    plm: Plm, bank: Bank, make_dataset: MakeDataset
+) -> None:
+    wild = {"lr_norm": 4e4, "epochs": 9, "batch_rows": 64}
+    ends = []
+    for stop_on in (None, "loss"):
+        chosen = TuningSettings(**(QUICK | wild | {"stop_on": stop_on, "patience": 9}))
+        dataset = make_dataset(24, seed=24)
+        trainee = enrol(plm, "0", dataset, dataset.labels, chosen)
+        ends += _ended(Cohort(plm, bank, chosen, places=1, classes=4), [trainee])
+    lost, kept = ends
+    assert "beyond float16" in str(lost.failure)
+    assert kept.failure is None
+    assert kept.epoch == lost.epoch
+    assert kept.best.epoch < kept.epoch
+    assert kept.best.profile is not None

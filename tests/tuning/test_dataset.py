@@ -228,3 +228,14 @@ def test_a_file_without_rows_that_is_missing_or_is_no_text_is_named(tmp_path: Pa
     path.write_bytes(b"ab\xff")
     with pytest.raises(DatasetInvalid, match=r"data.jsonl is not UTF-8 at byte 2"):
         read_dataset(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\ufeff" + GOOD + "\n", encoding="utf-8")
+    assert read_dataset(path) == parse_dataset([GOOD])
+
+
+def test_a_line_that_is_nested_too_deep_is_named() -> None:
+    with pytest.raises(DatasetInvalid, match="line 2 is not JSON: "):
+        parse_dataset([GOOD, '{"text": ' + "[" * 200_000])

@@ -247,6 +247,21 @@ def test_a_label_that_a_fold_lacks_is_no_trouble() -> None:
     assert _chosen(features, targets, ZERO) in PENALTIES
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_row_whose_label_no_other_has_does_not_choose_the_penalty(seed: int) -> None:
+    """However much it weighs: what a fold without it would give it says when the solver stopped, and nothing else."""
+    features = _normal(41, 5, seed=seed)
+    targets = ((features[:, 0] + _normal(41, seed=50 + seed)) > 0).long()
+    targets[40] = 2
+    weights = torch.ones(41)
+    chosen = []
+    for weight in (1e-6, 40.0):
+        weights[40] = weight
+        chosen += choose_penalties(rotate([_rows(features, targets, ZERO, weights)]), seeds=[seed])
+    known = _cross_validated(_rows(features, targets, ZERO, weights), seed, without=40)
+    assert chosen[1] == PENALTIES[known.index(min(known))]
+
+
 def test_weights_count_a_row_as_often_as_they_say() -> None:
     features, targets = _normal(40, 5, seed=8), torch.arange(40) % 3
     weights = torch.tensor([2.0, 0.0]).repeat_interleave(20)
@@ -273,8 +288,8 @@ def _minimum(rows: HeadRows, kept: Tensor, penalty: float) -> list[Tensor]:
     return [each.detach() for each in head]
 
 
-def _cross_validated(rows: HeadRows, seed: int) -> list[float]:
-    """Loss under each penalty by the textbook, a fold at a time."""
+def _cross_validated(rows: HeadRows, seed: int, *, without: int | None = None) -> list[float]:
+    """Loss under each penalty by the textbook, a fold at a time; of all rows, or without one's."""
     order = torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).permutation(len(rows.targets)))
     weights, losses = rows.weights.double(), []
     for penalty in PENALTIES:
@@ -282,7 +297,10 @@ def _cross_validated(rows: HeadRows, seed: int) -> list[float]:
         for fold in range(5):
             out = torch.zeros_like(weights).index_fill(0, order[fold::5], 1.0)
             weight, bias = _minimum(rows, weights * (1 - out), penalty)
-            losses[-1] += float(_objective(rows, weight, bias, 0.0, weights * out))
+            asked = weights * out
+            if without is not None:
+                asked[without] = 0
+            losses[-1] += float(_objective(rows, weight, bias, 0.0, asked))
     return losses
 
 

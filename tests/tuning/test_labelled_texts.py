@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,3 +94,22 @@ def test_what_is_too_long_loses_the_answers_end_and_the_prompts_beginning(
     assert (given, len(text) - given) == kept
     assert text.ids[given - 1 : given + 1].tolist() == [4, 5]
     assert texts.cut == int(prompt + answer + 1 > 64)
+
+
+def test_a_prompt_that_is_cut_keeps_the_special_tokens_before_it(decoder: Plm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder.tokenizer, "beginning", 2, raising=False)
+    words = [f"w{number}" for number in range(90)]
+    (text,) = _completions(decoder, (" ".join(words), "w1")).texts
+    whole = decoder.tokenizer.encode([(" ".join(words), None)])[0].ids.tolist()
+    assert text.ids.tolist()[:-2] == [*whole[:2], *whole[-60:]]
+
+
+def test_a_completion_ends_with_a_token_at_which_the_server_stops(decoder: Plm) -> None:
+    def ids(ends: set[int]) -> list[int]:
+        plm = replace(decoder, ends=frozenset(ends))
+        return [int(token) for token in _completions(plm, ("w1", "w2")).texts[0].ids]
+
+    words = [3, 4]
+    assert ids({1, 7}) == [*words, 1]  # the tokenizer's own
+    assert ids({9, 8}) == [*words, 8]
+    assert ids(set()) == words

@@ -20,6 +20,7 @@ class BestEpoch:
         self._stop_on = stop_on
         self._patience = patience
         self._rank: tuple[float, ...] | None = None
+        self._over = False
         self.epoch = 0
         self.profile: Profile | None = None
 
@@ -36,5 +37,10 @@ class BestEpoch:
             return (-score.loss,)
         return (score.accuracy, -score.loss)
 
+    def end(self) -> bool:
+        """No later epoch will have a profile. Returns: whether there is one to keep, of the epochs before."""
+        self._over = self._stop_on is not None and self.profile is not None
+        return self._over
+
     def given_up(self, epoch: int) -> bool:
-        return self._stop_on is not None and epoch - self.epoch >= self._patience
+        return self._over or (self._stop_on is not None and epoch - self.epoch >= self._patience)

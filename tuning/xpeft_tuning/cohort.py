@@ -138,7 +138,7 @@ class Cohort:
             try:
                 profile = self._stack.profile(trainee.place, trainee.labels, trainee.temperature)
             except Unservable as failure:
-                trainee.failure = failure
+                trainee.failure = None if trainee.best.end() else failure
             else:
                 seen.append((trainee, Scored(profile, self._watched(trainee))))
         scores = iter(self._evaluator.scores([offered for _, offered in seen if len(offered.texts)]))

@@ -134,7 +134,7 @@ def parse_datasets(lines: Iterable[str], by: str | None, labels: Sequence[str] |
 
 def _text(path: Path) -> str:
     data = path.read_bytes()
-    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
 
 
 def _objects(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -144,7 +144,7 @@ def _objects(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DatasetInvalid(f"line {number} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise DatasetInvalid(f"line {number} is {_shown(row)}, it must be an object with text and label")

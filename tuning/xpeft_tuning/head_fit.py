@@ -125,6 +125,9 @@ def _losses(group: RotatedRows, tell: Tensor, left_out: Tensor) -> Tensor:
     penalties = _column(_DESCENDING, left_out).repeat(len(tell))
     weights = group.weights[:, None]
     kept = weights * (1 - left_out)
+    asked = weights * left_out
+    if not group.numbers and not group.draws_bias:
+        asked = asked * _known(group, kept)
     found = []
     for part in _parts(len(units), group, weightings=_FOLDS):
         own = units[part]
@@ -134,8 +137,15 @@ def _losses(group: RotatedRows, tell: Tensor, left_out: Tensor) -> Tensor:
             losses = (logits - targets)[:, :, 0].square() / 2
         else:
             losses = logits.logsumexp(dim=2) - (targets * logits).sum(dim=2)
-        found.append((losses * (weights * left_out)[own]).sum(dim=(1, 2)))
+        found.append((losses * asked[own]).sum(dim=(1, 2)))
     return torch.cat(found).view(len(tell), len(_DESCENDING))
+
+
+def _known(group: RotatedRows, kept: Tensor) -> Tensor:
+    """``[P, F, Q]``, 1 where a fold keeps a row of the same label. Of one that it has not seen, a free bias falls until
+    the solver stops, and that is all that such a row's loss would tell."""
+    seen = torch.einsum("pfq,pcq->pfc", kept, group.targets) > 0
+    return torch.einsum("pfc,pcq->pfq", seen.to(kept), group.targets)
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ class LabelledTexts:
         if completions:
             answers = _answers(plm, examples)
             self.cut = sum(len(text) + len(answer) > limit for text, answer in zip(texts, answers, strict=True))
-            joined = [_joined(text, answer, limit) for text, answer in zip(texts, answers, strict=True)]
+            beginning = plm.tokenizer.beginning
+            joined = [_joined(text, answer, limit, beginning) for text, answer in zip(texts, answers, strict=True)]
             self.texts = [text for text, _ in joined]
             self.targets = torch.tensor([prompt for _, prompt in joined], dtype=torch.int64)
             return
@@ -95,19 +96,21 @@ def _targets(examples: Sequence[Example], labels: Sequence[str]) -> torch.Tensor
 
 
 def _answers(plm: Plm, examples: Sequence[Example]) -> list[NDArray[np.int32]]:
-    """Tokens of each completion, with the one that ends a text."""
-    end = [] if plm.tokenizer.end is None else [plm.tokenizer.end]
-    texts = plm.tokenizer.encode_bare([str(row.label) for row in examples])
+    """Tokens of each completion, with one at which the server ends a text."""
+    end = [plm.tokenizer.end] if plm.tokenizer.end in plm.ends else sorted(plm.ends)[:1]
+    texts = plm.tokenizer.encode_behind([str(row.label) for row in examples])
     _check_tokens([str(row.label) for row in examples], texts)
     return [np.concatenate([text.ids, np.array(end, np.int32)]) for text in texts]
 
 
-def _joined(prompt: TokenizedText, answer: NDArray[np.int32], limit: int) -> tuple[TokenizedText, int]:
+def _joined(prompt: TokenizedText, answer: NDArray[np.int32], limit: int, beginning: int) -> tuple[TokenizedText, int]:
     """Prompt and answer in one row of at most ``limit`` tokens, and how many of them are the prompt's.
 
-    What is too long loses the answer's end down to half of the row, and then the prompt's beginning.
+    What is too long loses the answer's end down to half of the row, and then the prompt's first words, which stand
+    behind ``beginning`` special tokens.
     """
     kept = answer[: max(limit - len(prompt), limit // 2)]
-    given = prompt.ids[max(0, len(prompt) + len(kept) - limit) :]
+    lost = max(0, len(prompt) + len(kept) - limit)
+    given = np.delete(prompt.ids, slice(beginning, beginning + lost))
     ids = np.concatenate([given, kept])
     return TokenizedText(ids, np.zeros_like(ids)), len(given)

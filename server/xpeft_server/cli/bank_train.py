@@ -175,9 +175,11 @@ def _plm(name: str, device: str, dtype: str) -> Plm:
 def _train(
     plm: Plm, datasets: Mapping[str, Dataset], settings: BankTrainingSettings, method: Method, start: Bank | None
 ) -> TrainedBank:
+    from xpeft_server.model.bank_source import with_pooling
     from xpeft_tuning.bank_training.mixture import MixtureTrainer
     from xpeft_tuning.bank_training.warm_start import WarmStart
 
+    start = None if start is None else with_pooling(start, plm.facts)
     trainer: WarmStart | MixtureTrainer
     if method == "users":
         trainer = WarmStart(plm, datasets, settings, start)

@@ -48,6 +48,9 @@ def open_bank(spec_or_path: str, plm: PlmFacts) -> Bank:
             f"bank {spec_or_path} was made for another model of this shape: it is for {bank.plm}, "
             f"the {plm.model_type} model is {plm.fingerprint}"
         )
-    if bank.pooling_by_default:
-        return replace(bank, pooling="last" if plm.decoder else "mean")
-    return bank
+    return with_pooling(bank, plm)
+
+
+def with_pooling(bank: Bank, plm: PlmFacts) -> Bank:
+    """The bank of a file, with the model's pooling where it names none."""
+    return replace(bank, pooling="last" if plm.decoder else "mean") if bank.pooling_by_default else bank

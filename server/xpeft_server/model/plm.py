@@ -58,7 +58,7 @@ class Plm:
 
     ``feed_forward`` is the width inside a block's feed-forward on CPU, 0 elsewhere (see `even_rows`).
     ``vocabulary_head`` is None for encoders, and for decoders whose checkpoint brings no head and ties none.
-    ``ends`` are the tokens that end a generated text, none where the checkpoint names none.
+    ``ends`` are the tokens that end a generated text: what the checkpoint names, or else its tokenizer.
     """
 
     name: str
@@ -116,6 +116,8 @@ def load_plm(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtyp
         config = AutoConfig.from_pretrained(source)
         model, vocabulary_head, ends = _load_model(source, family, dtype)
         tokenizer = TextTokenizer(AutoTokenizer.from_pretrained(source), position_limit(config))
+        if vocabulary_head is not None and tokenizer.end is not None:
+            ends = ends or frozenset([tokenizer.end])
     except ModelError:
         raise
     except Exception as error:  # four libraries read these files, and each has its own errors for damaged ones

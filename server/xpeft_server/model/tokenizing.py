@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from .chat_template import ChatTemplate
 from .errors import ModelUnusable
 from .token_texts import TokenText, TokenTexts
+
+_NEIGHBOURS: Final = ("\n", "a", ".")
+"""No word begins with two of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +75,37 @@ class TextTokenizer:
         """Token lists without special tokens, as long as the texts are."""
         return [_tokenized(each) for each in self._whole.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_behind(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Token lists without special tokens, of texts that stand behind another: those that put a space before every
+        text (Llama 2) put none there."""
+        found = self.encode_bare(texts)
+        for place, (text, tokens) in enumerate(zip(texts, found, strict=True)):
+            if self._written_behind(tokens) != text:
+                found[place] = self._without_neighbour(text) or tokens
+        return found
+
+    @cached_property
+    def beginning(self) -> int:
+        """Special tokens that it puts before a text."""
+        return int(np.argmin(self._whole.encode("a").special_tokens_mask))
+
     @cached_property
     def texts(self) -> TokenTexts:
         """What each token adds to a text. Raises: ModelUnusable if that cannot be told token by token."""
         return TokenTexts(self._whole)
+
+    def _written_behind(self, tokens: TokenizedText) -> str:
+        parts = [self.texts.part(int(token)) for token in tokens.ids]
+        return b"".join(part.encode() if isinstance(part, str) else part for part in parts).decode(errors="replace")
+
+    def _without_neighbour(self, text: str) -> TokenizedText | None:
+        """None if it melts into whatever stands before it."""
+        for neighbour in _NEIGHBOURS:
+            before, both = self.encode_bare([neighbour, neighbour + text])
+            count = len(before)
+            if len(both) > count and np.array_equal(both.ids[:count], before.ids):
+                return TokenizedText(both.ids[count:], both.type_ids[count:])
+        return None
 
     def token_text(self, token: int) -> TokenText:
         """The text and the bytes that a token adds to a text, a special token's name."""

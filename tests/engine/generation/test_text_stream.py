@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -292,3 +292,33 @@ def test_the_tokenizer_of_a_trained_model_streams_the_same_text(project_root: Pa
             rest = "".join(stream.push(token) for token in tokens[split:]) + stream.end()
             before = backend.decode(tokens[:split]).rstrip(UNKNOWN)
             assert before + rest == text
+
+
+def llama_2(*, prepends: bool) -> TextTokenizer:
+    """Words of letters and bytes; as Llama 2's own, or as Gemma's, which puts no space before a text."""
+    backend = spelt(*SPELT, decoders.Strip(" ", 1, 0)) if prepends else spelt(*SPELT)
+    steps: list[normalizers.Normalizer] = [normalizers.Prepend("▁")] if prepends else []
+    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    return wrapped(backend)
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [TOKENIZERS["byte_level"], llama_2(prepends=True), llama_2(prepends=False)],
+    ids=["bytes", "llama", "gemma"],
+)
+@pytest.mark.parametrize("prompt", ["a b", "4", "a\n", "a "])
+@pytest.mark.parametrize("text", ["b", " b", "  b", "\n", "\n\nb", "42", "éb.", "日本 a", " "])
+def test_what_is_learned_behind_a_prompt_is_shown_as_it_was_written(
+    tokenizer: TextTokenizer, prompt: str, text: str
+) -> None:
+    (before,), (learned,) = tokenizer.encode_bare([prompt]), tokenizer.encode_behind([text])
+    stream = TextStream(tokenizer, before.ids.tolist())
+    assert "".join([*map(stream.push, learned.ids.tolist()), stream.end()]) == text
+
+
+def test_a_text_alone_would_be_learned_with_a_space() -> None:
+    tokenizer = llama_2(prepends=True)
+    alone, behind = tokenizer.encode_bare(["b"]), tokenizer.encode_behind(["b"])
+    names = BACKENDS["llama_2"].id_to_token
+    assert [[names(token) for token in each.ids] for each in (*alone, *behind)] == [["▁", "b"], ["b"]]
