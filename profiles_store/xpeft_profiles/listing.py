@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Final
 
 from .errors import CursorInvalid, RecordDamaged, shown
 from .names import NAME_PATTERN
 from .record_reader import read_summary
 from .store import ListPage, ProfileListing, StoredProfile
+
+PAGE_BYTES: Final = 16 << 20
+"""Of the records that a page reads: it ends early behind the one that reaches it, and the cursor goes on from there."""
 
 
 def encode_cursor(last_name: str) -> str:
@@ -36,10 +40,16 @@ def check_limit(limit: int) -> None:
         raise ValueError(f"limit: {limit} is less than 1")
 
 
-def page_of(names: Sequence[str], limit: int, lines: Iterable[ProfileListing]) -> ListPage:
-    """A page from up to ``limit + 1`` names in order; the one too many only says that there is another page."""
-    next_cursor = encode_cursor(names[limit - 1]) if len(names) > limit else None
-    return ListPage(tuple(lines), next_cursor)
+def page_of(found: Iterable[tuple[str, StoredProfile]], limit: int) -> ListPage:
+    """A page from up to ``limit + 1`` profiles in order; the one too many only says that there is another page."""
+    lines: list[ProfileListing] = []
+    size = 0
+    for name, stored in found:
+        if len(lines) == limit or size >= PAGE_BYTES:
+            return ListPage(tuple(lines), encode_cursor(lines[-1].name))
+        lines.append(listing_of(name, stored))
+        size += lines[-1].bytes
+    return ListPage(tuple(lines), None)
 
 
 def listing_of(name: str, stored: StoredProfile) -> ProfileListing:

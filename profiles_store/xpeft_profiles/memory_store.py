@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from .errors import TooManyProfiles
 from .job_store import JobStore
-from .listing import check_limit, decode_cursor, listing_of, page_of
+from .listing import check_limit, decode_cursor, page_of
 from .memory_job_store import MemoryJobStore
 from .names import ProfileKey, check_keys, check_name
 from .profile import Profile
@@ -76,8 +76,7 @@ class MemoryStore:
         after = decode_cursor(cursor)
         there = (key.name for key in self._profiles if key.tenant == tenant)
         names = sorted(name for name in there if name > after and name.startswith(prefix))[: limit + 1]
-        lines = (listing_of(name, self._profiles[ProfileKey(tenant, name)]) for name in names[:limit])
-        return page_of(names, limit, lines)
+        return page_of(((name, self._profiles[ProfileKey(tenant, name)]) for name in names), limit)
 
     async def tenants(self) -> AsyncIterator[str]:
         for tenant in sorted({key.tenant for key in self._profiles}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from redis.backoff import NoBackoff
 
 from .errors import PreconditionFailed, StoreUnavailable, TooManyProfiles
 from .job_store import JobStore
-from .listing import check_limit, decode_cursor, listing_of, page_of
+from .listing import PAGE_BYTES, check_limit, decode_cursor, encode_cursor, listing_of
 from .names import ProfileKey, check_keys, check_name
 from .profile import Profile
 from .record_writer import encode_record
@@ -131,12 +132,14 @@ class RedisStore:
         )
         names = [name.decode() for name in found]
         lines: list[ProfileListing] = []
-        for start in range(0, min(limit, len(names)), LIST_CHUNK):
-            chunk = names[start : min(start + LIST_CHUNK, limit)]
+        done = 0
+        while done < min(limit, len(names)) and sum(line.bytes for line in lines) < PAGE_BYTES:
+            chunk = names[done : min(done + LIST_CHUNK, limit)]
             profiles = await self.get_many([ProfileKey(tenant, name) for name in chunk])
-            # One that was deleted since the names were read is left out.
-            lines += [listing_of(name, stored) for name, stored in zip(chunk, profiles, strict=True) if stored]
-        return page_of(names, limit, lines)
+            # The checksums of large records take a while, in which the event loop has others to serve.
+            lines += await asyncio.to_thread(_lines, chunk, profiles)
+            done += len(chunk)
+        return ListPage(tuple(lines), encode_cursor(names[done - 1]) if len(names) > done else None)
 
     async def tenants(self) -> AsyncIterator[str]:
         """Found by their sets of names, among all keys that the database has."""
@@ -205,6 +208,11 @@ class RedisStore:
             return await _sent(command)
         except (redis.RedisError, OSError) as error:
             raise StoreUnavailable(f"redis at {self._place} failed: {error}") from error
+
+
+def _lines(names: Sequence[str], profiles: Sequence[StoredProfile | None]) -> list[ProfileListing]:
+    """Without those that were deleted since the names were read."""
+    return [listing_of(name, stored) for name, stored in zip(names, profiles, strict=True) if stored]
 
 
 async def _sent(command: Callable[[], Awaitable[T]]) -> T:

@@ -10,7 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from .errors import StoreUnavailable, TooManyProfiles
-from .listing import listing_of, page_of
+from .listing import page_of
 from .names import ProfileKey
 from .sqlite_jobs import SCHEMA as JOBS_SCHEMA
 from .store import KeyedRecord, ListPage, Match, PutOutcome, StoredProfile
@@ -207,11 +207,5 @@ def tenants(connection: sqlite3.Connection, after: str, limit: int) -> list[str]
 
 def page(connection: sqlite3.Connection, tenant: str, after: str, prefix: str, limit: int) -> ListPage:
     """Records pass through one at a time, so that a page of large profiles costs no more memory than one."""
-    names: list[str] = []
-    lines = []
     with closing(connection.execute(PAGE, (tenant, after, prefix, prefix, limit + 1))) as rows:
-        for name, *stored in rows:
-            names.append(name)
-            if len(names) <= limit:
-                lines.append(listing_of(name, StoredProfile(*stored)))
-    return page_of(names, limit, lines)
+        return page_of(((name, StoredProfile(*stored)) for name, *stored in rows), limit)

@@ -22,13 +22,14 @@ class InThread(Protocol):
 
 
 class SqliteJobStore:
-    """``read`` and ``write`` are the profile store's; what is written runs inside a transaction.
+    """``read``, ``walk`` (for lists) and ``write`` are the profile store's; a write runs inside a transaction.
 
     ``clock`` gives seconds since 1970.
     """
 
-    def __init__(self, read: InThread, write: InThread, clock: Callable[[], float]) -> None:
+    def __init__(self, read: InThread, walk: InThread, write: InThread, clock: Callable[[], float]) -> None:
         self._read = read
+        self._walk = walk
         self._write = write
         self._clock = clock
 
@@ -55,4 +56,4 @@ class SqliteJobStore:
     async def list(self, tenant: str, *, limit: int, cursor: str | None = None) -> JobPage:
         check_limit(limit)
         before = decode_cursor(cursor)
-        return await self._read(lambda connection: jobs.page(connection, tenant, before, limit, self._clock()))
+        return await self._walk(lambda connection: jobs.page(connection, tenant, before, limit, self._clock()))

@@ -36,7 +36,10 @@ class Lane(NamedTuple):
 
 
 class OpenFile(NamedTuple):
+    """``lister`` walks many rows, so that nothing that a batch or a probe asks ``reader`` waits behind a list."""
+
     reader: Lane
+    lister: Lane
     writer: WriteLane
     cache: VersionCache
     identity: tuple[int, int]
@@ -59,7 +62,7 @@ class SqliteStore:
         self._path = path.absolute()
         self._busy_seconds = busy_seconds
         self._clock = clock
-        self.jobs: JobStore = SqliteJobStore(self._read, self._write, clock)
+        self.jobs: JobStore = SqliteJobStore(self._read, self._walk, self._write, clock)
         self._opening = asyncio.Lock()
         self._file: OpenFile | None = None
 
@@ -71,11 +74,13 @@ class SqliteStore:
 
     async def _open_file(self) -> OpenFile:
         reader = ThreadPoolExecutor(1, "xpeft-sqlite-reader")
+        lister = ThreadPoolExecutor(1, "xpeft-sqlite-lister")
         writer = ThreadPoolExecutor(1, "xpeft-sqlite-writer")
         opened: list[sqlite3.Connection] = []
 
         def connect() -> None:
             opened.append(database.connect_writer(self._path, self._busy_seconds))
+            opened.append(database.connect_reader(self._path, self._busy_seconds))
             opened.append(database.connect_reader(self._path, self._busy_seconds))
             opened.append(database.connect_reader(self._path, 0.0))
 
@@ -84,11 +89,17 @@ class SqliteStore:
         except BaseException:
             for connection in opened:
                 connection.close()
-            reader.shutdown(wait=False)
-            writer.shutdown(wait=False)
+            for thread in (reader, lister, writer):
+                thread.shutdown(wait=False)
             raise
-        to_write, to_read, probe = opened
-        return OpenFile(Lane(to_read, reader), WriteLane(to_write, writer), VersionCache(probe), self._identity())
+        to_write, to_read, to_list, probe = opened
+        return OpenFile(
+            Lane(to_read, reader),
+            Lane(to_list, lister),
+            WriteLane(to_write, writer),
+            VersionCache(probe),
+            self._identity(),
+        )
 
     async def get(self, key: ProfileKey) -> StoredProfile | None:
         (stored,) = await self._read(database.get_many, [key])
@@ -127,11 +138,11 @@ class SqliteStore:
 
     async def list(self, tenant: str, *, limit: int, cursor: str | None = None, prefix: str = "") -> ListPage:
         check_limit(limit)
-        return await self._read(database.page, tenant, decode_cursor(cursor), prefix, limit)
+        return await self._walk(database.page, tenant, decode_cursor(cursor), prefix, limit)
 
     async def tenants(self) -> AsyncIterator[str]:
         after = ""
-        while some := await self._read(database.tenants, after, TENANTS_AT_ONCE):
+        while some := await self._walk(database.tenants, after, TENANTS_AT_ONCE):
             for tenant in some:
                 yield tenant
             after = some[-1]
@@ -145,7 +156,7 @@ class SqliteStore:
         if file is None:
             return
         file.cache.close()
-        for connection, thread in (file.reader, (file.writer.connection, file.writer.thread)):
+        for connection, thread in (file.reader, file.lister, (file.writer.connection, file.writer.thread)):
             await self._in_thread(thread, connection.close)
             thread.shutdown(wait=False)
 
@@ -169,6 +180,13 @@ class SqliteStore:
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         lane = self._opened().reader
+        return await self._in_thread(lane.thread, lambda: work(lane.connection, *args, **kwargs))
+
+    async def _walk(
+        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """A read of many rows, which only its like wait for."""
+        lane = self._opened().lister
         return await self._in_thread(lane.thread, lambda: work(lane.connection, *args, **kwargs))
 
     async def _write(

@@ -52,7 +52,7 @@ class ProfileListing(NamedTuple):
 
 
 class ListPage(NamedTuple):
-    """``next_cursor`` is None on the last page."""
+    """``next_cursor`` is None on the last page; another may have fewer lines than were asked for, if they are large."""
 
     profiles: tuple[ProfileListing, ...]
     next_cursor: str | None

@@ -113,6 +113,18 @@ async def test_get_answers_304_to_who_has_the_version(client, profile_file):
     assert (await client.get(URL, headers={"if-none-match": '"old"'})).status_code == 200
 
 
+@pytest.mark.parametrize("star", ['"*"', 'W/"*"', '"*", "other"'])
+async def test_a_star_in_quotes_is_a_version_that_nobody_has(client, profile_file, star):
+    tag = (await put(client, profile_file(1))).headers["etag"]
+    assert (await client.get(URL, headers={"if-none-match": star})).status_code == 200
+    assert (await client.get(URL, headers={"if-none-match": f"{star}, {tag}"})).status_code == 304
+    assert (await put(client, profile_file(2), **{"if-match": star})).status_code == 412
+    assert (await client.delete(URL, headers={"if-match": star})).status_code == 412
+    assert (await client.get(URL)).headers["etag"] == tag
+    assert (await put(client, profile_file(2), **{"if-match": f"{star}, {tag}"})).status_code == 200
+    assert (await put(client, profile_file(3), **{"if-none-match": star})).status_code == 200
+
+
 async def test_preconditions_of_an_upload(client, profile_file):
     refused = await put(client, profile_file(1), **{"if-match": "*"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (412, "precondition_failed")

@@ -6,13 +6,22 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from xpeft_profiles import Match, PreconditionFailed, ProfileKey, SqliteStore, StoreUnavailable
+from xpeft_profiles import (
+    Match,
+    PreconditionFailed,
+    ProfileKey,
+    SqliteStore,
+    StoreUnavailable,
+    sqlite_database,
+    sqlite_jobs,
+)
 
 KEY = ProfileKey("acme", "support")
 MakeProfile = Callable[..., Any]
@@ -73,8 +82,51 @@ async def test_commits_are_synced_to_the_disk(store: SqliteStore) -> None:
 
 
 async def test_readers_cannot_write(store: SqliteStore) -> None:
-    with pytest.raises(StoreUnavailable, match="readonly"):
-        await store._read(lambda connection: connection.execute("DELETE FROM profiles"))
+    for read in (store._read, store._walk):
+        with pytest.raises(StoreUnavailable, match="readonly"):
+            await read(lambda connection: connection.execute("DELETE FROM profiles"))
+
+
+@pytest.mark.parametrize("walk", ["profiles", "tenants", "jobs"])
+async def test_nothing_else_waits_behind_a_list(
+    store: SqliteStore, make_profile: MakeProfile, monkeypatch: pytest.MonkeyPatch, walk: str
+) -> None:
+    began, goes_on = threading.Event(), threading.Event()
+
+    def held(answer: Callable[..., Any]) -> Callable[..., Any]:
+        def wait(*arguments: Any) -> Any:
+            began.set()
+            assert goes_on.wait(30)
+            return answer(*arguments)
+
+        return wait
+
+    async def tenants() -> list[str]:
+        return [tenant async for tenant in store.tenants()]
+
+    await store.put(KEY, make_profile(1))
+    for module, name in ((sqlite_database, "page"), (sqlite_database, "tenants"), (sqlite_jobs, "page")):
+        monkeypatch.setattr(module, name, held(getattr(module, name)))
+    lists: dict[str, Callable[[], Any]] = {
+        "profiles": lambda: store.list("acme", limit=10),
+        "tenants": tenants,
+        "jobs": lambda: store.jobs.list("acme", limit=10),
+    }
+    waiting = asyncio.ensure_future(lists[walk]())
+    try:
+        assert await asyncio.to_thread(began.wait, 10)
+        async with asyncio.timeout(10):
+            assert await store.versions([KEY]) == [make_profile(1).version]
+            assert await store.get(KEY) is not None
+            assert (await store.put(KEY, make_profile(2))).status == "replaced"
+            assert await store.jobs.unfinished() == []
+            await store.ping()
+        assert not waiting.done()
+    finally:
+        goes_on.set()
+        found = await waiting
+    if walk == "profiles":
+        assert [line.version for line in found.profiles] == [make_profile(2).version]
 
 
 async def test_known_versions_are_answered_without_a_thread(store: SqliteStore, make_profile: MakeProfile) -> None:
@@ -89,7 +141,8 @@ async def test_known_versions_are_answered_without_a_thread(store: SqliteStore, 
 async def test_a_closed_store_is_unavailable_and_opens_again(store: SqliteStore, make_profile: MakeProfile) -> None:
     await store.put(KEY, make_profile())
     await store.close()
-    for call in (store.get(KEY), store.versions([KEY]), store.put(KEY, make_profile()), store.ping()):
+    calls = (store.get(KEY), store.versions([KEY]), store.put(KEY, make_profile()), store.ping())
+    for call in (*calls, store.list("acme", limit=1), store.jobs.list("acme", limit=1)):
         with pytest.raises(StoreUnavailable, match="not open"):
             await call
     await store.open()

@@ -15,6 +15,7 @@ from xpeft_profiles import (
     ProfileStore,
     RecordDamaged,
     encode_record,
+    listing,
     redis_store,
 )
 
@@ -83,6 +84,24 @@ async def test_paging_neither_skips_nor_repeats_while_names_come_and_go(
         turn += 1
     assert [name for name in seen if name in stay] == stay
     assert len(seen) == len(set(seen))
+
+
+@pytest.mark.parametrize("limit", [4, 7, 1000])
+async def test_a_page_of_large_records_ends_early(
+    store: ProfileStore, make_profile: MakeProfile, names_of: NamesOf, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    profile = make_profile(labels=("a", "b"))
+    names = [f"p{n}" for n in range(7)]
+    for name in names:
+        await store.put(ProfileKey("acme", name), profile)
+    for module in (listing, redis_store):
+        monkeypatch.setattr(module, "PAGE_BYTES", 2 * len(encode_record(profile)))
+    monkeypatch.setattr(redis_store, "LIST_CHUNK", 1)
+    page = await store.list("acme", limit=limit)
+    assert [line.name for line in page.profiles] == names[:2]
+    assert page.next_cursor is not None
+    assert await names_of(store, "acme", limit) == names
+    assert (await store.list("acme", limit=limit, prefix="p6")).next_cursor is None
 
 
 async def test_tenants_are_those_that_have_profiles_each_once(store: ProfileStore, make_profile: MakeProfile) -> None:

@@ -39,6 +39,7 @@ def is_known(scope: Scope, version: str) -> bool:
 
 
 def _versions(scope: Scope, name: bytes, *, strong: bool) -> tuple[str, ...] | None:
+    """The header's versions, or ``(ANY,)`` for an unquoted star; None without the header."""
     lines = [value for header, value in scope["headers"] if header == name]
     if not lines:
         return None
@@ -51,7 +52,8 @@ def _versions(scope: Scope, name: bytes, *, strong: bool) -> tuple[str, ...] | N
         tag = _TAG.match(value, position)
         if tag is None:
             raise _malformed(name, value)
-        if not (strong and tag[1]):
+        # A star in quotes is a tag like others; no version is called so, and to Match it would be any version.
+        if not (strong and tag[1]) and tag[2] != ANY.encode():
             versions.append(tag[2].decode("latin-1"))
         position = tag.end()
         if position == len(value):
