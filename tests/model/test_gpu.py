@@ -24,7 +24,11 @@ from xpeft_server.model.sampling import Draw, choose_tokens, launch_choice
 from xpeft_server.model.sampling_rule import SamplingRule
 from xpeft_server.model.sampling_weights import token_weights
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    # What torch says once when it is asked to tell who waits for the device.
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
+]
 
 FAMILIES = ("bert", "roberta", "modernbert", "distilbert", "gpt2", "llama", "qwen3", "mistral", "gemma")
 PROFILES = 32
@@ -55,8 +59,8 @@ def largest_difference(a: list[NDArray[np.float32]], b: list[NDArray[np.float32]
 
 @contextmanager
 def waiting_is_an_error() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")

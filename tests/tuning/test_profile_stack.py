@@ -218,3 +218,11 @@ def test_numbers_of_float16s_whole_range_fit_a_profile(bank: Bank) -> None:
     assert stack.fit_float16([]) == []
     stack.profile(1, LABELS, 1.0)
     stack.profile(2, LABELS, 1.0)
+
+
+def test_a_head_of_the_bank_goes_to_wherever_the_stack_is(bank: Bank) -> None:
+    elsewhere = torch.device("meta")
+    stack = ProfileStack(bank, TuningSettings(), places=1, classes=2, device=elsewhere)
+    head = LinearHead(_normal(2, bank.hidden), _normal(2))
+    stack.begin_head(0, head, head)
+    assert stack.learned.head_weight.device == elsewhere

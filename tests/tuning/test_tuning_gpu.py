@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xpeft_server.model.bank import Bank
+from xpeft_server.model.bank import Bank, SharedHead
 from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.plm import Plm, load_plm
 from xpeft_tuning.cohort import Cohort
@@ -20,7 +20,11 @@ from xpeft_tuning.placed_step import PlacedStep
 from xpeft_tuning.settings import TuningSettings
 from xpeft_tuning.trainee import Trainee, enrol
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    # What torch says once when it is asked to tell who waits for the device.
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
+]
 
 QUICK: dict[str, Any] = {"epochs": 3, "batch_rows": 4, "head_penalty": 1.0, "held_out": 0.0}
 
@@ -88,8 +92,8 @@ def test_steps_wait_for_nothing_but_where_an_epoch_is_looked_at(tiny_bert: Path)
     cohort, trainees = _cohort(plm, bank, [_rows(40, labels, longest=12) for labels in (("a", "b"), ("x", "y"))])
     while trainees[0].epochs_done < 1:
         cohort.step()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         while trainees[0].epochs_done < 2:
             cohort.step()
     finally:
@@ -114,3 +118,16 @@ def test_a_whole_tuning_learns_and_places_are_used_again(tiny_bert: Path) -> Non
     for each in (*trainees, later):
         assert each.best.profile is not None
         assert each.total_loss < first[each.name]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_head_that_the_bank_has_on_the_cpu_is_learned_with(tiny_bert: Path, own: bool) -> None:
+    plm = load_plm(str(tiny_bert), device="cuda")
+    bank = open_bank("random:N=8,R=8,seed=1,std=0.3", plm.facts)
+    shared = SharedHead(torch.ones(2, bank.hidden), torch.zeros(2), ("a", "b"))
+    bank = replace(bank, heads={"both": shared})
+    cohort, (trainee,) = _cohort(plm, bank, [_rows(12, ("a", "b"))], shared_head="both", own_head=own)
+    while cohort.trainees:
+        cohort.step()
+    assert trainee.failure is None
+    assert trainee.best.profile is not None

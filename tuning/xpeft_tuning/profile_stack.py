@@ -82,8 +82,10 @@ class ProfileStack:
         self._centre_bias[place] = -torch.inf
         self._centre_weight[place, :own] = drawn_to.weight
         self._centre_bias[place, :own] = drawn_to.bias
-        self.learned.head_weight[place, :own] = start.weight - self._centre_weight[place, :own]
-        self.learned.head_bias[place, :own] = start.bias - self._centre_bias[place, :own]
+        # A bank's head is on the CPU, whatever the device of the stack.
+        weight, bias = start.weight.to(self._centre_weight), start.bias.to(self._centre_bias)
+        self.learned.head_weight[place, :own] = weight - self._centre_weight[place, :own]
+        self.learned.head_bias[place, :own] = bias - self._centre_bias[place, :own]
 
     def leaves(self, places: Tensor) -> Learned:
         """Copies of some places' rows that gradients can be asked for."""

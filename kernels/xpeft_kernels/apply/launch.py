@@ -22,11 +22,12 @@ class Launch(NamedTuple):
     def of(cls, tokens: int, form: AdapterForm, itemsize: int) -> Launch:
         """Few tokens are cut into small tiles, so that all of a GPU has work; many into larger ones, which read a
         profile's adapter less often. Both multiply with the same instructions, so that a row's bits are the same; from
-        64 rows on sm_90 would take others.
+        64 rows on sm_90 would take others. Of adapters wider than 128 tiles stay small: so few columns of H at a time
+        are laid out over threads by the number of rows, and a LayerNorm's sums would be added up in another order.
         """
         width = max(16, 1 << (form.width - 1).bit_length())
         columns = max(16, min(256, 16384 // width) // itemsize)
-        rows = 16 if tokens <= FEW_TOKENS or itemsize == 4 else 32
+        rows = 16 if tokens <= FEW_TOKENS or itemsize == 4 or width > 128 else 32
         return cls(rows=rows, columns=columns, width=width, warps=4, stages=3)
 
 
