@@ -46,6 +46,8 @@ class WatchedFile(Generic[T]):
             self.value = self._read(self._path)
         except self._invalid as error:
             log.error("the %s stay as they were: %s", self._content, error)
+        except Exception:
+            log.exception("the %s stay as they were: %s cannot be read", self._content, self._path)
         else:
             log.info("read the %s of %s", self._content, self._path)
 
@@ -75,7 +77,10 @@ def file_stamp(path: Path) -> FileStamp | None:
 
 
 async def refresh_for_ever(refresh: Callable[[], None]) -> None:
-    """Once a second, off the event loop, until cancelled."""
+    """Once a second, off the event loop, until cancelled, whatever happens."""
     while True:
         await asyncio.sleep(CHECK_SECONDS)
-        await asyncio.to_thread(refresh)
+        try:
+            await asyncio.to_thread(refresh)
+        except Exception:
+            log.exception("whether files have changed cannot be found out now")

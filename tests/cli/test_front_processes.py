@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import re
@@ -126,3 +127,31 @@ async def test_one_that_hangs_is_killed_and_another_takes_its_place(
     assert "said nothing for 1 s" in caplog.text
     assert "ended by signal 9: another one takes its place" in caplog.text
     assert len(set(speakers())) == 2
+
+
+async def test_one_that_cannot_be_started_again_is_tried_again_and_the_server_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine may have no room for a process now, and a second later it has."""
+    monkeypatch.setattr(front_processes, "_PAUSE_SECONDS", 0.05)
+    settings = Settings(http_processes=1, store=f"sqlite:///{tmp_path}/profiles.db")
+    spawn, refused = asyncio.create_subprocess_exec, []
+
+    def speakers() -> list[int]:
+        return [int(each) for each in re.findall(r"process (\d+) speaks HTTP", caplog.text)]
+
+    async def no_room(*arguments: Any, **options: Any) -> Any:
+        refused.append(1)
+        if len(refused) <= 2:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return await spawn(*arguments, **options)
+
+    async def killed() -> None:
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", no_room)
+        os.kill(speakers()[0], signal.SIGKILL)
+        while len(speakers()) < 2:
+            await asyncio.sleep(0.01)
+
+    with caplog.at_level(logging.INFO):
+        await serve(settings, meanwhile=killed)
+    assert caplog.text.count("temporarily unavailable: another one takes its place") == 2

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from xpeft_profiles import ProfileKey
+from xpeft_server.cli import worker_process
 from xpeft_server.cli.worker_process import WorkerProcess, worker_environment
 from xpeft_server.jobs.errors import TuningFailed, WorkerDied
 from xpeft_server.jobs.requests import TuningExample, TuningRequest
@@ -178,3 +180,26 @@ def test_a_worker_gets_nothing_that_was_meant_for_the_server() -> None:
         "XPEFT_API_KEYS": "/keys.json",
     }
     assert worker_environment(server) == {name: value for name, value in server.items() if "XPEFT" not in name}
+
+
+async def test_an_idle_worker_ends_although_a_job_was_cancelled_before_it_began(
+    start: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = start(ECHO, idle_seconds=0.2)
+    pid = (await tune(worker))["pid"]
+    preparing, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(request: TuningRequest) -> dict[str, Any]:
+        loop.call_soon_threadsafe(preparing.set)
+        go_on.wait(20)
+        return {}
+
+    monkeypatch.setattr(worker_process, "_job", slow)
+    job = asyncio.create_task(worker.tune(REQUEST, lambda _: None))
+    await preparing.wait()
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    go_on.set()
+    await until_gone(pid)

@@ -317,6 +317,25 @@ async def test_an_exploding_store_answer_is_an_error_and_not_a_hang(
             await ask(engine, "t", "p", "w1")
 
 
+async def test_a_profile_that_cannot_be_decoded_for_want_of_a_thread_is_an_error_and_not_a_hang(
+    start_engine: Any, store: Any, profile: MakeProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start_engine()
+    await put_many(store, engine, profile, 4)
+
+    async def no_thread(*_: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    async with asyncio.timeout(20):
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "to_thread", no_thread)
+            asked = [ask(engine, f"tenant{number}", "p", "w1") for number in range(4)]
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert any(isinstance(each, InternalError) for each in answers)
+        assert {type(each) for each in answers} <= {InternalError, ClassifyAnswer}
+        assert isinstance(await ask(engine, "tenant3", "p", "w1"), ClassifyAnswer)
+
+
 async def test_what_runs_is_what_is_told(start_engine: Any) -> None:
     engine = await start_engine()
     assert engine.info.kernels == dict.fromkeys(("aggregate_adapters", "apply_adapters", "apply_heads"), "reference")

@@ -126,3 +126,27 @@ async def test_a_text_that_cannot_be_tokenised_fails_alone() -> None:
     told = [[len(each) for each in answer] for answer in answers if not isinstance(answer, BaseException)]
     assert told == [[5], [4], [4, 3]]
     stage.close()
+
+
+class Panicking(Picky):
+    """As Rust does, by an exception that is no Exception."""
+
+    def encode(self, texts: Any, *, truncate: bool = False) -> list[TokenizedText]:
+        if any(text == "bad" for text, _ in texts):
+            raise PanicException("index out of bounds")
+        return super().encode(texts, truncate=truncate)
+
+
+class PanicException(BaseException): ...
+
+
+async def test_a_panic_is_that_texts_error_and_the_next_one_is_tokenised() -> None:
+    tokenizer = Panicking()
+    tokenizer.free.set()
+    stage = TokenizerStage(tokenizer)  # type: ignore[arg-type]
+    async with asyncio.timeout(20):
+        with pytest.raises(RuntimeError, match="index out of bounds"):
+            await stage.encode(ClassifyRequest(ProfileKey("t", "p"), (TextInput("bad"),)))
+        (good,) = await stage.encode(ClassifyRequest(ProfileKey("t", "p"), (TextInput("good"),)))
+    assert len(good) == 4
+    stage.close()

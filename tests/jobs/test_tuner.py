@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from xpeft_profiles import JobRecord, StoreUnavailable, new_job_id
+from xpeft_profiles import JobRecord, ProfileKey, StoreUnavailable, new_job_id
 from xpeft_server.jobs.errors import JobFinished, JobNotFound
 from xpeft_server.jobs.process_identity import this_process
 from xpeft_server.jobs.records import LEASE
@@ -143,6 +143,24 @@ async def test_a_job_can_be_cancelled_at_another_server(server: Any, new_server:
     await server.submit("c")
     await server.worker.begins(2)
     assert server.worker.seen == ["a", "c"]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "interrupted"])
+async def test_a_job_that_another_server_ended_publishes_nothing(
+    server: Any, new_server: Any, tuned: Any, store: Any, clock: Any, how: str
+) -> None:
+    """Also where the worker is done before this server has heard of it."""
+    other = new_server()
+    job = await server.submit()
+    future = await server.worker.begins()
+    if how == "cancelled":
+        assert (await other.tuner.cancel(job.key)).status == "cancelled"
+    else:
+        clock.now += LEASE + 1
+        assert (await other.tuner.get(job.key)).error["code"] == "interrupted"
+    future.set_result(tuned)
+    await server.becomes(job.key, "cancelled" if how == "cancelled" else "failed")
+    assert await store.versions([ProfileKey("acme", "desk")]) == [None]
 
 
 async def test_a_finished_job_cannot_be_cancelled_at_another_server(server: Any, new_server: Any, tuned: Any) -> None:

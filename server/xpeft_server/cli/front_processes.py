@@ -114,7 +114,10 @@ class FrontProcesses:
         """Have a process until it is told to end."""
         while True:
             began = time.monotonic()
-            how = await self._run_one(listens)
+            try:
+                how = await self._run_one(listens)
+            except OSError as error:
+                how = f"with {error}"
             if self._closing.is_set():
                 return
             if not listens.is_set():
@@ -126,7 +129,11 @@ class FrontProcesses:
         """From its start to its end. Returns: how it ended."""
         here, there = socket.socketpair()
         with there:
-            process = await self._start(there)
+            try:
+                process = await self._start(there)
+            except BaseException:
+                here.close()
+                raise
         peer = Peer(self._methods, on_lost=lambda: None)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: peer, here)
         self._peers.add(peer)

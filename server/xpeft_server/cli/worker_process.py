@@ -66,8 +66,12 @@ class WorkerProcess:
         """Raises: TuningFailed, WorkerDied."""
         if self._idle is not None:
             self._idle.cancel()
-        frame = await asyncio.to_thread(lambda: encode_frame(Frame(_job(request))))
-        process = await self._running()
+        try:
+            frame = await asyncio.to_thread(lambda: encode_frame(Frame(_job(request))))
+            process = await self._running()
+        except BaseException:
+            self._rest()
+            raise
         try:
             tuned = await self._tuned(process, frame, progress)
         except (asyncio.IncompleteReadError, OSError) as error:

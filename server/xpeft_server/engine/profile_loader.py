@@ -105,7 +105,12 @@ class ProfileLoader:
         try:
             while self._wanted:
                 wanted, self._wanted = self._wanted, {}
-                for future, answer in zip(wanted.values(), await self._round(list(wanted)), strict=True):
+                try:
+                    answers = await self._round(list(wanted))
+                except Exception as error:
+                    logger.exception("%d profiles could not be loaded", len(wanted))
+                    answers = [InternalError(f"the profile could not be loaded: {error!r}") for _ in wanted]
+                for future, answer in zip(wanted.values(), answers, strict=True):
                     future.set_result(answer)
         finally:
             self._rounds = None

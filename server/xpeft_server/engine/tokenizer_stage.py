@@ -80,12 +80,14 @@ class _Lane:
 
 def _encoded(some: list[_Waiting]) -> list[Result]:
     """By one call: every return from the tokenizer has to wait for Python, which the event loop may hold. Where that
-    fails, by one for each, so that it is known whose fault it was."""
+    fails, by one for each, so that it is known whose fault it was. A panic of the tokenizer is no Exception."""
     try:
         encoded = iter(some[0].encode([each for waiting in some for each in waiting.inputs]))
         return [list(islice(encoded, len(waiting.inputs))) for waiting in some]
-    except Exception as error:
-        return [error] if len(some) == 1 else [result for waiting in some for result in _encoded([waiting])]
+    except BaseException as error:
+        if len(some) > 1:
+            return [result for waiting in some for result in _encoded([waiting])]
+        return [error if isinstance(error, Exception) else RuntimeError(f"the tokenizer failed: {error!r}")]
 
 
 class TokenizerStage:

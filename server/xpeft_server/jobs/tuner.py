@@ -190,6 +190,10 @@ class Tuner:
         for tries in range(1, _PUBLISH_TRIES + 1):
             async with job.deciding:
                 try:
+                    # Another server may have ended it since its lease was renewed.
+                    await self._save(job)
+                    if job.finished:
+                        return
                     version = await self._publisher.put(job.request, profile, again=tries > 1)
                     result = {"profile_version": version, **tuned.report}
                     await self._finish(job, status="succeeded", result=result)
