@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 import tracemalloc
 
 import pytest
 
+from xpeft_profiles import ProfileKey
+from xpeft_server.api import jobs
+from xpeft_server.api.chat_wire import ChatBody
+from xpeft_server.api.completions_wire import CompletionBody
 from xpeft_server.api.sampling_wire import MOST_STOP_CHARACTERS, MOST_STOPS
-from xpeft_server.api.wire import MOST_ITEMS
+from xpeft_server.api.tuning_wire import TuneBody
+from xpeft_server.api.wire import MOST_ITEMS, ClassifyBody
+from xpeft_server.jobs.errors import TooManyRows
+from xpeft_server.jobs.request_checks import check_examples
+from xpeft_server.jobs.requests import TuningExample, TuningRequest
 
 TUNE = "/v1/profiles/p/tune"
 # A body that each route takes.
@@ -119,3 +128,67 @@ async def test_a_million_unknown_fields_cost_no_more_than_their_body(client, pat
     tracemalloc.stop()
     assert answer.status_code == 422
     assert peak < 40 * len(body)
+
+
+MESSAGE = {"role": "user", "content": "a"}
+PART = {"type": "text", "text": "a"}
+ROW = {"text": "a", "label": "b"}
+# Far more items than the server takes; its limits are 4 texts and 8 rows.
+FAR_TOO_MANY = {
+    "texts": ("/v1/classify", ClassifyBody, {"input": ["a"] * 60_000}, "too_many_inputs", (60_000, 4)),
+    "pairs": ("/v1/classify", ClassifyBody, {"input": [{"text": "a"}] * 60_000}, "too_many_inputs", (60_000, 4)),
+    "prompts": ("/v1/completions", CompletionBody, {"prompt": ["a"] * 60_000}, "too_many_inputs", (60_000, 4)),
+    "lists of ids": ("/v1/completions", CompletionBody, {"prompt": [[1]] * 60_000}, "too_many_inputs", (60_000, 4)),
+    "messages": ("/v1/chat/completions", ChatBody, {"messages": [MESSAGE] * 58_000}, "invalid_field", (58_000, 2048)),
+    "parts": (
+        "/v1/chat/completions",
+        ChatBody,
+        {"messages": [{**MESSAGE, "content": [PART] * 500}] * 100},
+        "invalid_field",
+        (50_000, 4096),
+    ),
+    "rows": (TUNE, TuneBody, {"examples": [ROW] * 250_000}, "too_many_rows", (250_000, 8)),
+}
+
+
+@pytest.mark.parametrize("case", FAR_TOO_MANY)
+async def test_a_list_of_far_too_many_is_refused_by_its_length_alone(client, monkeypatch, case):
+    path, wire_type, fields, code, (count, most) = FAR_TOO_MANY[case]
+    monkeypatch.setattr(wire_type, "model_validate", lambda document: pytest.fail("its items were looked at"))
+    answer = await post(client, path, json.dumps({**BODIES[path], **fields}, separators=(",", ":")))
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    (field,) = fields
+    assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", code, field)
+    assert str(count) in error["message"]
+    assert f"more than the {most} of one" in error["message"]
+
+
+async def test_too_many_rows_are_refused_in_the_tuners_words(client):
+    rows = (TuningExample("a", "b"),) * 9
+    with pytest.raises(TooManyRows) as tuners:
+        check_examples(TuningRequest(ProfileKey("acme", "p"), rows, None, {}), 8)
+    error = (await post(client, TUNE, json.dumps({"examples": [ROW] * 9}))).json()["error"]
+    assert (error["message"], error["code"], error["param"]) == (str(tuners.value), "too_many_rows", "examples")
+
+
+async def test_examples_become_rows_beside_the_event_loop(client, monkeypatch):
+    threads = set()
+
+    def example(row, real=jobs._example):
+        threads.add(threading.current_thread())
+        return real(row)
+
+    monkeypatch.setattr(jobs, "_example", example)
+    assert (await post(client, TUNE, json.dumps(BODIES[TUNE]))).status_code == 202
+    assert threads
+    assert threading.current_thread() not in threads
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("value", [1, [], {"x" * 5000: 1}])
+async def test_a_key_of_a_megabyte_does_not_travel_back(client, path, value):
+    answer = await post(client, path, json.dumps({**BODIES[path], "metadata": {"k" * (1 << 20): value}}))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_field")
+    assert answer.json()["error"]["param"].startswith("metadata.kkk")
+    assert len(answer.content) < 1000

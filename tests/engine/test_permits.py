@@ -78,14 +78,62 @@ def test_a_request_larger_than_the_limit_is_let_in_when_it_is_alone(make: Any, e
 
 
 def test_who_leaves_takes_everything_along(make: Any) -> None:
-    permits = make(texts=1, tokens=10)
+    permits = make(texts=2, tokens=10)
     for _ in range(3):
-        with permits.admitted("a", 1) as permit:
+        with permits.admitted("a", 1) as permit, permits.admitted("b", 1) as other:
             permit.admit_tokens(10)
-            assert (permits.texts, permits.tokens) == (1, 10)
+            assert (permits.texts, permits.tokens) == (2, 10)
             with pytest.raises(Overloaded):
-                permit.admit_tokens(1)
+                other.admit_tokens(1)
     assert (permits.texts, permits.tokens) == (0, 0)
+
+
+def test_texts_that_share_a_permit_are_one_request(make: Any, clock: Clock) -> None:
+    permits = make(texts=8, limits=for_all(requests_per_second=1, concurrent_requests=1, queue_share=0.5))
+    for _ in range(2):
+        with ExitStack() as stack:
+            for _ in range(8):
+                stack.enter_context(permits.shared("a", 8, "first"))
+            assert permits.texts == 8
+            with pytest.raises(Overloaded, match="8 texts are waiting"):
+                stack.enter_context(permits.shared("b", 1, "first"))
+        assert permits.texts == 0
+        clock.now += 1
+
+
+def test_a_shared_permit_is_left_when_the_last_one_goes(make: Any, enter: Enter) -> None:
+    permits = make(limits=for_all(concurrent_requests=1))
+    first = permits.shared("a", 2, "x")
+    first.__enter__().admit_tokens(3)
+    second = permits.shared("a", 2, "x")
+    second.__enter__().admit_tokens(4)
+    first.__exit__(None, None, None)
+    assert (permits.texts, permits.tokens) == (2, 7)
+    with pytest.raises(LimitReached):
+        enter(permits.shared("a", 1, "y"))
+    second.__exit__(None, None, None)
+    assert (permits.texts, permits.tokens, permits._shared) == (0, 0, {})
+    enter(permits.shared("a", 2, "x")).admit_tokens(5)
+    assert (permits.texts, permits.tokens) == (2, 5)
+
+
+def test_a_shared_permit_that_is_refused_leaves_nothing(make: Any, enter: Enter) -> None:
+    permits = make(texts=3)
+    enter(permits.admitted("a", 2))
+    for _ in range(2):
+        with pytest.raises(Overloaded, match="2 texts are waiting and 2 more"):
+            enter(permits.shared("a", 2, "x"))
+    assert (permits.texts, permits._shared) == (2, {})
+
+
+def test_tokens_that_come_one_after_the_other_are_checked_as_one_request(make: Any, enter: Enter) -> None:
+    permits = make(tokens=100, limits=for_all(queue_share=0.5))
+    for _ in range(3):
+        enter(permits.shared("a", 3, "x")).admit_tokens(40)
+    assert permits.tokens == 120
+    late = enter(permits.admitted("b", 1))
+    with pytest.raises(Overloaded, match="120 tokens"):
+        late.admit_tokens(1)
 
 
 def test_a_tenant_holds_only_its_share_of_what_others_leave(make: Any, enter: Enter) -> None:

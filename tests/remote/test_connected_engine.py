@@ -38,6 +38,7 @@ from xpeft_server.engine.requests import (
     LikelyToken,
     News,
     Piece,
+    PromptGroup,
     SamplingRule,
     Started,
     TextInput,
@@ -186,6 +187,7 @@ def prompt() -> GenerateRequest:
         sampling=SamplingRule(temperature=0.5, logprobs=2),
         seed=3,
         stop=("\n",),
+        group=PromptGroup("group", 2),
         journey=Journey("id"),
     )
 

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from xpeft_server.engine.requests import ChosenToken, Finished, FinishReason, GenerateRequest, Piece, Started
 
-from .chat_wire import ChatBody
+from .chat_wire import ChatBody, check_counts
 from .departure import unless_client_leaves
 from .event_stream import Document, Events, EventStream, Opening
 from .generation import Answer, Generation, generate_request, headers_of, usage
@@ -48,7 +48,7 @@ class Chat:
         self._generation = generation
 
     async def complete(self, request: Request) -> ASGIApp:
-        body = await self._generation.read(request, ChatBody)
+        body = await self._generation.read(request, ChatBody, check_counts)
         name = asked_model(None, body.model)
         asked = _Asked(
             generate_request(

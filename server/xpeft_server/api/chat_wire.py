@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from xpeft_server.engine.requests import ChatMessage
 
+from .counts import check_count, length_of
 from .openai_wire import NullableBody, OpenAiFields
 from .refused_fields import Refused, unsupported
 from .sampling_wire import Logprobs, NewTokens
 from .union_tags import PARTS, TEXT
-from .wire import MOST_ITEMS
 
+# Not what the context has room for: that may be more than can be looked at without holding up everybody else, and a
+# part may have no token at all.
+MOST_MESSAGES: Final = 2048
+# Of all messages together.
+MOST_PARTS: Final = 4096
 _ROLES_OF_TOOLS: Final = ("tool", "function")
 # What OpenAI calls the developer's message the templates of open models call the system's.
 _ROLES: Final = {"developer": "system"}
@@ -49,7 +55,7 @@ class TextPartBody(NullableBody):
 _Part = Annotated[TextPartBody, BeforeValidator(_only_text)]
 ContentBody = Annotated[
     Annotated[str, Tag(TEXT)]
-    | Annotated[list[_Part], Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True), Tag(PARTS)],
+    | Annotated[list[_Part], Field(min_length=1, max_length=MOST_PARTS, fail_fast=True), Tag(PARTS)],
     Discriminator(
         _kind_of_content, custom_error_type="content_type", custom_error_message="must be a text or a list of parts"
     ),
@@ -103,7 +109,7 @@ class ChatBody(OpenAiFields):
         }
     )
 
-    messages: Annotated[list[MessageBody], Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True)]
+    messages: Annotated[list[MessageBody], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
     max_tokens: NewTokens | None = None
     max_completion_tokens: NewTokens | None = None
     logprobs: bool = False
@@ -125,16 +131,6 @@ class ChatBody(OpenAiFields):
     reasoning_effort: Annotated[object, Refused("none")] = None
     verbosity: Annotated[object, Refused("medium")] = None
     web_search_options: Annotated[object, Refused()] = None
-
-    @field_validator("messages", mode="before")
-    @classmethod
-    def _few_parts(cls, value: object) -> object:
-        # Of all messages together, before any part is looked at.
-        contents = [each.get("content") for each in value if isinstance(each, dict)] if isinstance(value, list) else []
-        parts = sum(len(each) for each in contents if isinstance(each, list))
-        if parts > MOST_ITEMS:
-            raise ValueError(f"have {parts} parts, at most {MOST_ITEMS} are allowed")
-        return value
 
     @field_validator("max_completion_tokens")
     @classmethod
@@ -159,3 +155,13 @@ class ChatBody(OpenAiFields):
     def told_logprobs(self) -> int | None:
         """How many likely tokens are told with each; None if nothing is."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+
+def check_counts(document: Mapping[str, object]) -> None:
+    """Raises: ApiError 422 if there are more messages than `MOST_MESSAGES`, or more parts in them than `MOST_PARTS`."""
+    messages = document.get("messages")
+    if not isinstance(messages, list):
+        return
+    check_count("messages", len(messages), MOST_MESSAGES, "messages are {count}, more than the {most} of one request")
+    parts = sum(length_of(each.get("content")) for each in messages if isinstance(each, dict))
+    check_count("messages", parts, MOST_PARTS, "messages have {count} parts, more than the {most} of one request")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from starlette.requests import Request
 
@@ -13,9 +14,9 @@ from xpeft_server.settings import Settings
 
 from .bodies import read_body
 from .context import context_of
+from .counts import check_count, length_of
 from .departure import unless_client_leaves
 from .engine_port import EnginePort
-from .errors import ApiError
 from .ids import new_id
 from .json_bodies import parse_json
 from .names import asked_profile
@@ -42,25 +43,26 @@ class Classifier:
         tenant = context.principal.tenant
         # Before it costs anything to know what is asked: what is refused takes processors from what is computed.
         self._engine.check_room(tenant)
-        body = parse_json(data, ClassifyBody)
+        body = parse_json(data, ClassifyBody, self._check_counts)
         name = context.profile = asked_profile(body.profile, body.model)
-        inputs = self._inputs(body)
-        asked = ClassifyRequest(ProfileKey(tenant, name), inputs, body.truncate, context.journey)
+        asked = ClassifyRequest(ProfileKey(tenant, name), _inputs(body), body.truncate, context.journey)
         answer = await unless_client_leaves(scope, request.receive, self._engine.classify(asked))
         self._metrics.profile_requests.count(tenant, name)
         return json_reply(_document(name, answer), headers=_headers(answer))
 
-    def _inputs(self, body: ClassifyBody) -> tuple[TextInput, ...]:
-        given = body.input
-        if isinstance(given, str):
-            return (TextInput(given),)
-        if len(given) > self._max_inputs:
-            message = f"input has {len(given)} texts, more than the {self._max_inputs} of one request"
-            raise ApiError(422, "too_many_inputs", message, param="input")
-        return tuple(
-            TextInput(item.text, item.text_pair) if isinstance(item, TextPairBody) else TextInput(item)
-            for item in given
-        )
+    def _check_counts(self, document: Mapping[str, object]) -> None:
+        texts = length_of(document.get("input"))
+        message = "input has {count} texts, more than the {most} of one request"
+        check_count("input", texts, self._max_inputs, message, code="too_many_inputs")
+
+
+def _inputs(body: ClassifyBody) -> tuple[TextInput, ...]:
+    given = body.input
+    if isinstance(given, str):
+        return (TextInput(given),)
+    return tuple(
+        TextInput(item.text, item.text_pair) if isinstance(item, TextPairBody) else TextInput(item) for item in given
+    )
 
 
 def _document(name: str, answer: ClassifyAnswer) -> dict[str, object]:

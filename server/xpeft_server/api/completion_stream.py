@@ -21,6 +21,7 @@ class CompletionStream:
 
     Args:
         head: what every chunk begins with.
+        logprobs: makes those of one answer; None tells none.
         answered: called once, when every answer is complete.
     """
 
@@ -29,13 +30,13 @@ class CompletionStream:
         head: Mapping[str, object],
         *,
         prompts: int,
-        logprobs: bool,
+        logprobs: Callable[[], LegacyLogprobs] | None,
         include_usage: bool,
         answered: Callable[[], None],
     ) -> None:
         self._head = head
         self._prompts = prompts
-        self._logprobs = [LegacyLogprobs() for _ in range(prompts)] if logprobs else None
+        self._logprobs = None if logprobs is None else [logprobs() for _ in range(prompts)]
         self._include_usage = include_usage
         self._answered = answered
         self._finished: list[Finished] = []

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from xpeft_server.engine.requests import PromptGroup
+
 from .completion_stream import CompletionStream, choice
-from .completions_wire import CompletionBody
+from .completions_wire import CompletionBody, count_of_prompts
+from .counts import check_count
 from .departure import unless_client_leaves
-from .errors import ApiError
 from .event_stream import EventStream
 from .generation import Answer, Generation, generate_request, headers_of, usage
 from .ids import new_id
@@ -31,49 +34,51 @@ class Completions:
         self._generation = generation
 
     async def complete(self, request: Request) -> ASGIApp:
-        body = await self._generation.read(request, CompletionBody)
+        body = await self._generation.read(request, CompletionBody, self._check_counts)
         name = asked_model(None, body.model)
-        prompts = self._prompts(body)
-        asked = [
-            generate_request(request, name, prompt, body, max_new_tokens=body.max_tokens, logprobs=body.logprobs)
-            for prompt in prompts.values()
-        ]
+        prompts = body.prompts()
+        id_ = new_id()
+        ask = partial(
+            generate_request,
+            max_new_tokens=body.max_tokens,
+            logprobs=body.logprobs,
+            group=PromptGroup(id_, len(prompts)) if len(prompts) > 1 else None,
+        )
+        asked = [ask(request, name, prompt, body) for prompt in prompts.values()]
         fields = [{**_FIELDS, "prompt": place} for place in prompts]
         head = {
-            "id": "cmpl-" + new_id(),
+            "id": "cmpl-" + id_,
             "object": "text_completion",
             "created": int(time.time()),
             "model": name,
         }
+        logprobs = None if body.logprobs is None else partial(LegacyLogprobs, body.stops())
         if not body.stream:
             works = map(self._generation.answer, asked, fields)
             answers = await unless_client_leaves(request.scope, request.receive, all_of(works))
             self._generation.count(asked[0])
-            return _reply(head, answers, logprobs=body.logprobs is not None)
+            return _reply(head, answers, logprobs=logprobs)
         stream = CompletionStream(
             head,
             prompts=len(asked),
-            logprobs=body.logprobs is not None,
+            logprobs=logprobs,
             include_usage=body.include_usage,
             answered=partial(self._generation.count, asked[0]),
         )
         return EventStream(stream.events(interleaved([*map(self._generation.news, asked, fields)])))
 
-    def _prompts(self, body: CompletionBody) -> dict[str, str | tuple[int, ...]]:
-        prompts = body.prompts()
-        most = self._generation.max_inputs
-        if len(prompts) > most:
-            message = f"prompt has {len(prompts)} prompts, more than the {most} of one request"
-            raise ApiError(422, "too_many_inputs", message, param="prompt")
-        return prompts
+    def _check_counts(self, document: Mapping[str, object]) -> None:
+        prompts = count_of_prompts(document.get("prompt"))
+        message = "prompt has {count} prompts, more than the {most} of one request"
+        check_count("prompt", prompts, self._generation.max_inputs, message, code="too_many_inputs")
 
 
-def _reply(head: dict[str, object], answers: list[Answer], *, logprobs: bool) -> Reply:
+def _reply(head: dict[str, object], answers: list[Answer], *, logprobs: Callable[[], LegacyLogprobs] | None) -> Reply:
     choices = [
         choice(
             index,
             answer.text,
-            logprobs=LegacyLogprobs().of_all(answer.pieces) if logprobs else None,
+            logprobs=None if logprobs is None else logprobs().of_all(answer.pieces),
             finish_reason=answer.finished.finish_reason,
         )
         for index, answer in enumerate(answers)

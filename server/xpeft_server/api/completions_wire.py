@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from xpeft_server.engine.requests import FinishReason
 
+from .counts import length_of
 from .openai_wire import OpenAiFields
 from .refused_fields import Refused
 from .sampling_wire import NewTokens, TokenIds
@@ -27,6 +28,11 @@ def _kind_of_prompts(value: object) -> str | None:
     if isinstance(first, list):
         return LISTS
     return TOKENS if isinstance(first, int) else TEXTS
+
+
+def count_of_prompts(value: object) -> int:
+    """Of the field's value as it came; a list of token ids is one prompt."""
+    return 1 if _kind_of_prompts(value) == TOKENS else length_of(value)
 
 
 PromptsBody = Annotated[

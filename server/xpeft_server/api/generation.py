@@ -11,11 +11,12 @@ from starlette.requests import Request
 from xpeft_profiles import ProfileKey
 from xpeft_server.engine.errors import EngineError
 from xpeft_server.engine.metrics import Metrics
-from xpeft_server.engine.requests import Finished, GenerateRequest, News, Piece, Prompt, Started
+from xpeft_server.engine.requests import Finished, GenerateRequest, News, Piece, Prompt, PromptGroup, Started
 from xpeft_server.settings import Settings
 
 from .bodies import read_body
 from .context import context_of
+from .counts import CountsCheck
 from .engine_port import EnginePort
 from .errors import ApiError
 from .json_bodies import parse_json
@@ -49,7 +50,7 @@ class Generation:
         self._engine = engine
         self._metrics = metrics
 
-    async def read(self, request: Request, body_type: type[Body]) -> Body:
+    async def read(self, request: Request, body_type: type[Body], check_counts: CountsCheck | None = None) -> Body:
         """Raises: ApiError 400 before all else if the model does not generate; what `parse_json` raises."""
         info = self._engine.info
         if not info.generates:
@@ -60,7 +61,7 @@ class Generation:
         data = await read_body(
             request.scope, request.receive, limit=self._max_bytes, media_type=JSON, seconds=self._body_seconds
         )
-        return parse_json(data, body_type)
+        return parse_json(data, body_type, check_counts)
 
     async def news(self, asked: GenerateRequest, fields: Mapping[str, str]) -> AnswerNews:
         """The engine's news up to the last, `Finished`.
@@ -104,6 +105,7 @@ def generate_request(
     *,
     max_new_tokens: int | None,
     logprobs: int | None,
+    group: PromptGroup | None = None,
 ) -> GenerateRequest:
     """What the caller's tenant asks of one of its profiles, or of the bare model by the name ``base``."""
     context = context_of(request.scope)
@@ -117,6 +119,7 @@ def generate_request(
         sampling=body.rule(logprobs),
         seed=body.seed,
         stop=body.stops(),
+        group=group,
         journey=context.journey,
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Scope
 
-from xpeft_profiles import JobKey, ProfileKey
-from xpeft_server.jobs.errors import InvalidTuning
+from xpeft_profiles import JobKey, Match, ProfileKey
+from xpeft_server.jobs.errors import InvalidTuning, TooManyRows
 from xpeft_server.jobs.requests import TuningExample, TuningRequest
 from xpeft_server.settings import Settings
 
@@ -17,6 +18,7 @@ from .access import JOBS_PREFIX
 from .bodies import read_body
 from .conditions import match_of
 from .context import Change, context_of
+from .counts import check_count, length_of
 from .event_stream import Document, Events, EventStream
 from .json_bodies import parse_json
 from .media import prefers_events
@@ -35,6 +37,7 @@ class Jobs:
     def __init__(self, settings: Settings, *, tuner: TunerPort) -> None:
         self._max_bytes = settings.max_body_bytes
         self._body_seconds = settings.body_seconds
+        self._max_rows = settings.max_tuning_rows
         self._tuner = tuner
 
     async def submit(self, request: Request) -> Reply:
@@ -47,8 +50,16 @@ class Jobs:
             scope, request.receive, limit=self._max_bytes, media_type=JSON, seconds=self._body_seconds
         )
         # Thousands of rows take longer than the event loop has time for.
-        body = await asyncio.to_thread(parse_json, data, TuneBody)
-        asked = TuningRequest(
+        asked = await asyncio.to_thread(self._asked, data, profile, match)
+        record = await self._tuner.submit(asked)
+        context_of(scope).change = Change(job=record.id)
+        location = (b"location", f"{JOBS_PREFIX}{record.id}".encode())
+        return json_reply(job_document(record), status=202, headers=[location])
+
+    def _asked(self, data: bytes, profile: ProfileKey, match: Match) -> TuningRequest:
+        """Raises: what `parse_json` raises; InvalidTuning."""
+        body = parse_json(data, TuneBody, self._check_counts)
+        return TuningRequest(
             profile=profile,
             examples=tuple(map(_example, body.examples)),
             labels=None if body.labels is None else tuple(body.labels),
@@ -56,10 +67,12 @@ class Jobs:
             match=match,
             completions=_completions(body),
         )
-        record = await self._tuner.submit(asked)
-        context_of(scope).change = Change(job=record.id)
-        location = (b"location", f"{JOBS_PREFIX}{record.id}".encode())
-        return json_reply(job_document(record), status=202, headers=[location])
+
+    def _check_counts(self, document: Mapping[str, object]) -> None:
+        # In the words of the tuner, which checks it again.
+        examples = length_of(document.get("examples"))
+        message = "there are {count} examples, more than the {most} of one job"
+        check_count("examples", examples, self._max_rows, message, code=TooManyRows.code)
 
     async def get(self, request: Request) -> ASGIApp:
         key = _key(request.scope)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from xpeft_profiles.errors import shown
 
+from .counts import CountsCheck
 from .errors import ApiError
 from .refused_fields import UNSUPPORTED
 from .union_tags import UNION_TAGS
@@ -19,11 +20,13 @@ Body = TypeVar("Body", bound=BaseModel)
 _SHOWN: Final = 80
 
 
-def parse_json(data: bytes, wire_type: type[Body]) -> Body:
+def parse_json(data: bytes, wire_type: type[Body], check_counts: CountsCheck | None = None) -> Body:
     """The body as a value of the type.
 
+    Args:
+        check_counts: refuses lists that are too long, before the type looks at their items.
     Raises: ApiError 400 if this is not JSON or asks by name for what is not supported, 422 naming the field if it is
-        not what the type says.
+        not what the type says; what ``check_counts`` raises.
     """
     if not data:
         raise ApiError(400, "invalid_json", "the body is empty; send a JSON object")
@@ -31,6 +34,8 @@ def parse_json(data: bytes, wire_type: type[Body]) -> Body:
         document = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from None
+    if check_counts is not None and isinstance(document, dict):
+        check_counts(document)
     try:
         return wire_type.model_validate(document)
     except ValidationError as error:
@@ -44,9 +49,11 @@ def _invalid_field(error: ValidationError, document: object) -> ApiError:
     if kind == UNKNOWN_FIELD:
         name = str(first["ctx"]["name"])
         inner = f"{param}.{name}" if param else name
-        return ApiError(422, UNKNOWN_FIELD, f"there is no field {shown(inner)}", param=inner[:_SHOWN])
+        return ApiError(422, UNKNOWN_FIELD, f"there is no field {shown(inner)}", param=_cut(inner))
     if not first["loc"]:
         return ApiError(422, "invalid_body", f"the body is {_kind(document)}, not a JSON object")
+    # The keys of a dict are the client's own, and as long as it likes.
+    param = _cut(param)
     if kind == UNSUPPORTED:
         return ApiError(400, UNSUPPORTED, f"{param}: {first['msg']}", param=param)
     if kind == "missing":
@@ -64,6 +71,10 @@ def _param(location: tuple[int | str, ...]) -> str:
         elif part not in UNION_TAGS:
             param += f".{part}" if param else part
     return param
+
+
+def _cut(param: str) -> str:
+    return param[:_SHOWN]
 
 
 def _kind(document: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from xpeft_server.engine.requests import ChosenToken, LikelyToken, Piece
@@ -35,23 +35,29 @@ class LegacyLogprobs:
 
     ``text_offset`` counts the characters of the answer's text before the token; a token that goes on with a character
     begins where that character does not end yet. ``top_logprobs`` always has the chosen token in it.
+
+    Args:
+        stop: the request's texts that end an answer: what may be the beginning of one is text that no piece has yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self._stop = stop
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._length = 0
+        self._held = ""
 
     def of(self, piece: Piece) -> LegacyLines:
         """The lists of this piece."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         lines: LegacyLines = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-        characters = 0
+        text = self._held
         for chosen in piece.tokens:
             lines["tokens"].append(_name(chosen.token))
             lines["token_logprobs"].append(_finite(chosen.token.logprob))
             lines["top_logprobs"].append(_by_name(chosen))
-            lines["text_offset"].append(self._length + min(characters, len(piece.text)))
-            characters += len(decoder.decode(chosen.token.bytes))
+            lines["text_offset"].append(self._length + len(text))
+            text += self._decoder.decode(chosen.token.bytes)
         self._length += len(piece.text)
+        self._held = self._beginning(text)
         return lines
 
     def of_all(self, pieces: Iterable[Piece]) -> LegacyLines:
@@ -61,6 +67,14 @@ class LegacyLogprobs:
             for name, line in self.of(piece).items():
                 lines[name] += line
         return lines
+
+    def _beginning(self, text: str) -> str:
+        """The longest end of the text that a stop text begins with."""
+        if self._stop:
+            for place in range(len(text)):
+                if any(stop.startswith(text[place:]) for stop in self._stop):
+                    return text[place:]
+        return ""
 
 
 def _by_name(chosen: ChosenToken) -> Mapping[str, float]:

@@ -116,7 +116,7 @@ def profile_operations(profiles: Profiles) -> list[Operation]:
             handler=profiles.put,
             summary="Upload a profile file",
             answers={201: ProfileBody, 200: ProfileBody},
-            errors=(400, 408, 409, 412, 413, 415, 422),
+            errors=(400, 408, 409, 412, 413, 415, 422, 429),
             takes_file=True,
             parameters=(path_name(), _IF_MATCH, _IF_NONE_MATCH),
         ),

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from .union_tags import NUMBER, PAIRS, TEXT, TEXTS
 
 UNKNOWN_FIELD: Final = "unknown_field"
-# No list of texts or messages is read further than the largest --max-inputs.
+# No list of texts is read further than the largest --max-inputs.
 MOST_ITEMS: Final = 1 << 16
 _VERSION: Final = "sha256:" + "4f" * 32
 Text = Annotated[str, Field(min_length=1)]
@@ -251,6 +251,15 @@ class BankBody(BaseModel):
     shared_heads: dict[str, list[str]]
 
 
+class CudaGraphsBody(BaseModel):
+    """Most tokens of a batch and of a step of generation that are graphs; 0 where there are none."""
+
+    count: int
+    tokens: int
+    step_tokens: int
+    bytes: int
+
+
 class InfoBody(BaseModel):
     """Lengths in tokens, sizes in bytes, requests or slots."""
 
@@ -260,6 +269,7 @@ class InfoBody(BaseModel):
     device: str
     dtype: str
     kernels: dict[str, str]
+    cuda_graphs: CudaGraphsBody
     generates: bool
     store: str
     bank: BankBody

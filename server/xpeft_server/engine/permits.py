@@ -41,8 +41,8 @@ class Permit:
         self._permits.leave(self._account, self.tenant, self._texts, self.tokens)
 
     def admit_tokens(self, count: int) -> None:
-        """Raises: Overloaded, LimitReached."""
-        self._permits.admit_tokens(self.tenant, count)
+        """More tokens of this request, which is one with those that it has. Raises: Overloaded, LimitReached."""
+        self._permits.admit_tokens(self.tenant, count, beside=self.tokens)
         self.tokens += count
         self.spend(count)
 
@@ -53,6 +53,33 @@ class Permit:
     def spend(self, tokens: int) -> None:
         """Tokens that count against the tenant's rate."""
         self._account.spend(tokens)
+
+
+class SharedPermit:
+    """A permit of several: the first that comes enters, and the last that goes leaves."""
+
+    __slots__ = ("_holders", "_key", "_open", "_permit")
+
+    def __init__(self, permit: Permit, key: tuple[str, str], opened: dict[tuple[str, str], SharedPermit]) -> None:
+        self._permit = permit
+        self._key = key
+        self._open = opened
+        self._holders = 0
+
+    def __enter__(self) -> Permit:
+        if not self._holders:
+            self._permit.__enter__()
+            self._open[self._key] = self
+        self._holders += 1
+        return self._permit
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._holders -= 1
+        if not self._holders:
+            del self._open[self._key]
+            self._permit.__exit__(kind, error, trace)
 
 
 class WaitingPermit:
@@ -102,6 +129,7 @@ class Permits:
         self._refusals = metrics.refusals
         self._clock = clock
         self._accounts: dict[str, TenantAccount] = {}
+        self._shared: dict[tuple[str, str], SharedPermit] = {}  # by tenant and name
         self._sweep_at = _ACCOUNTS
 
     @property
@@ -127,6 +155,14 @@ class Permits:
         account = self._accounts.get(tenant) or self._open(tenant, self._clock())
         return Permit(self, account, tenant, texts)
 
+    def shared(self, tenant: str, texts: int, name: str) -> SharedPermit:
+        """As `admitted`, for a request whose texts come one by one: those inside by the same name have one permit.
+
+        Their tokens stay until the last has gone. Who comes after that enters anew. To be entered at once.
+        """
+        key = tenant, name
+        return self._shared.get(key) or SharedPermit(self.admitted(tenant, texts), key, self._shared)
+
     def enter(self, account: TenantAccount, tenant: str, texts: int) -> None:
         """See `admitted`."""
         self._check(self._texts, tenant, texts)
@@ -144,9 +180,13 @@ class Permits:
         self._texts.leave(tenant, texts)
         self._tokens.leave(tenant, tokens)
 
-    def admit_tokens(self, tenant: str, count: int) -> None:
-        """See `Permit.admit_tokens`."""
-        self._check(self._tokens, tenant, count)
+    def admit_tokens(self, tenant: str, count: int, *, beside: int) -> None:
+        """See `Permit.admit_tokens`; ``beside``: what the request has."""
+        self._tokens.leave(tenant, beside)
+        try:
+            self._check(self._tokens, tenant, beside + count)
+        finally:
+            self._tokens.take(tenant, beside)
         self._tokens.take(tenant, count)
 
     def begin_waiting(self, tenant: str, tokens: int) -> None:

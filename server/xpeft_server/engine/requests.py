@@ -73,6 +73,16 @@ Prompt = str | tuple[int, ...] | tuple[ChatMessage, ...]
 FinishReason = Literal["stop", "length"]
 
 
+class PromptGroup(NamedTuple):
+    """The prompts of one HTTP request: for rates and concurrency they are one, in the queue ``size`` texts.
+
+    ``id``: no other group's, and nothing that a client chooses.
+    """
+
+    id: str
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One prompt to go on with.
@@ -83,6 +93,7 @@ class GenerateRequest:
         max_new_tokens: most tokens to generate; None goes on to the end of the context.
         seed: of what is drawn at random; None draws another one each time.
         stop: texts that end the answer and are no part of it.
+        group: this prompt and those that came with it; they share a permit. None for one that came alone.
         journey: the caller's; the engine writes into it.
     """
 
@@ -93,6 +104,7 @@ class GenerateRequest:
     sampling: SamplingRule = field(default_factory=SamplingRule)
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    group: PromptGroup | None = None
     journey: Journey = field(default_factory=Journey, compare=False, repr=False)
 
 

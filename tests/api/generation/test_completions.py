@@ -55,6 +55,17 @@ async def test_every_form_of_prompt_reaches_the_engine(client, script, given, se
     assert [choice["index"] for choice in answer.json()["choices"]] == list(range(len(seen)))
 
 
+async def test_prompts_of_one_request_are_one_group_whatever_id_the_client_chooses(client, script):
+    for prompts in (["a", "b", "c"], ["a", "b"], ["a"]):
+        await client.post(URL, json={"model": "p", "prompt": prompts}, headers={"x-request-id": "mine"})
+    first, *others, alone = [asked.group for asked in script.asked]
+    assert others[:2] == [first, first]
+    assert others[2] == others[3]
+    assert (first.size, others[2].size) == (3, 2)
+    assert len({first.id, others[2].id, "mine"}) == 3
+    assert alone is None
+
+
 async def test_base_asks_for_the_bare_model(client, script):
     answer = await client.post(URL, json={"model": "base", "prompt": "a"})
     assert (answer.json()["model"], script.asked[0].profile) == ("base", None)
@@ -188,6 +199,22 @@ async def test_logprobs_of_a_stream_are_the_same_lists_in_parts(client, script, 
         assert end is None
         assert {name: [entry for part in parts for entry in part[name]] for name in LOGPROBS} == LOGPROBS
     assert script.asked[0].sampling.logprobs == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_offsets_of_logprobs_do_not_wait_for_text_that_is_held_back(client, script, events, stream):
+    words = [(" Shipped ", " Shipped "), ("on", ""), (" Oct", ""), ("\xfcb", ""), (" 24", "on Oct\xfcb 24"), (".", ".")]
+    script.lines[1:] = [
+        *(Piece(shown, (ChosenToken(LikelyToken(5, word, word.encode(), -1.0), ()),)) for word, shown in words),
+        Finished("stop", 3, 6, 0.001, 0.002),
+    ]
+    body = {"model": "p", "prompt": "x", "logprobs": 0, "stop": ["nowhere", "on Oct\xfcb 25"], "stream": stream}
+    answer = await client.post(URL, json=body)
+    told = [
+        choice["logprobs"] for each in (events(answer) if stream else [answer.json()]) for choice in each["choices"]
+    ]
+    offsets = [offset for part in told if part for offset in part["text_offset"]]
+    assert offsets == [0, 9, 11, 15, 17, 20]
 
 
 @pytest.mark.parametrize("logprobs", [-1, 6, True, "1"])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from xpeft_server.api.chat_wire import ChatBody
+from xpeft_server.api.chat_wire import MOST_MESSAGES, MOST_PARTS, ChatBody, check_counts
 from xpeft_server.api.completions_wire import CompletionBody
+from xpeft_server.api.errors import ApiError
 
 BAD = {
     "missing": ({}, "missing_field", "prompt"),
@@ -132,8 +133,22 @@ def test_a_list_of_prompts_without_end_is_not_read_to_its_end(item):
 
 def test_a_chat_without_end_is_not_read_to_its_end():
     message = {"role": "user", "content": "a"}
-    with pytest.raises(ValidationError, match="at most 65536"):
-        ChatBody.model_validate({"model": "p", "messages": [message] * 65537})
+    with pytest.raises(ValidationError, match="at most 2048"):
+        ChatBody.model_validate({"model": "p", "messages": [message] * 2049})
+
+
+def test_a_chat_may_have_as_many_messages_and_parts_as_its_limits_say():
+    half = {"role": "user", "content": [TEXT] * (MOST_PARTS // 2)}
+    check_counts({"messages": [{"role": "user", "content": "a"}] * MOST_MESSAGES})
+    check_counts({"messages": [half, half]})
+    with pytest.raises(ApiError, match="messages have 4097 parts, more than the 4096"):
+        check_counts({"messages": [half, half, {"role": "user", "content": [TEXT]}]})
+
+
+async def test_more_token_ids_than_texts_are_allowed_are_one_prompt(client, script):
+    answer = await client.post("/v1/completions", json={"model": "p", "prompt": [1] * 9})
+    assert answer.status_code == 200
+    assert script.asked[0].prompt == (1,) * 9
 
 
 def test_of_many_bad_messages_only_the_first_costs_anything():

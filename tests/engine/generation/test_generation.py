@@ -20,7 +20,16 @@ from xpeft_server.engine.errors import (
     ProfileNotFound,
     Unavailable,
 )
-from xpeft_server.engine.requests import ChatMessage, ClassifyRequest, Finished, Piece, SamplingRule, Started, TextInput
+from xpeft_server.engine.requests import (
+    ChatMessage,
+    ClassifyRequest,
+    Finished,
+    Piece,
+    PromptGroup,
+    SamplingRule,
+    Started,
+    TextInput,
+)
 
 PROMPT = tuple(range(10, 22))
 
@@ -273,6 +282,37 @@ async def test_more_than_the_queue_holds_is_turned_away(open_studio: Any) -> Non
     answers = await asyncio.gather(*(studio.told(key, PROMPT, 20) for _ in range(5)), return_exceptions=True)
     assert sum(isinstance(answer, Overloaded) for answer in answers) == 3
     await studio.until(studio.empty)
+
+
+async def test_prompts_of_one_request_are_let_in_together_or_not_at_all(open_studio: Any) -> None:
+    studio = await open_studio(queue_limit=2, max_sequences=2)
+    key = await studio.put("p", 1)
+    groups = [PromptGroup(name, 5) for name in ("first", "second")]
+    answers = await asyncio.gather(
+        *(studio.told(key, PROMPT, 20, group=group) for group in groups for _ in range(5)), return_exceptions=True
+    )
+    assert [isinstance(answer, Overloaded) for answer in answers] == [False] * 5 + [True] * 5
+    assert len({answer.text for answer in answers[:5]}) == 1
+    await studio.until(studio.empty)
+
+
+async def test_a_request_is_inside_until_the_last_of_its_prompts_has_ended(open_studio: Any) -> None:
+    studio = await open_studio(queue_limit=4)
+    key, group = await studio.put("p", 1), PromptGroup("x", 4)
+    permits = studio.engine._permits
+    long = [asyncio.create_task(studio.told(key, PROMPT, new, group=group)) for new in (100, 150)]
+    failing = asyncio.create_task(studio.told(key, (5,) * 192, group=group))
+    assert (await studio.told(key, PROMPT, 2, group=group)).finished.completion_tokens == 2
+    with pytest.raises(InputTooLong):
+        await failing
+    long[1].cancel()
+    await asyncio.wait(long[1:])
+    assert (permits.texts, permits.tokens) == (4, 3 * len(PROMPT))
+    with pytest.raises(Overloaded):
+        await studio.told(key, PROMPT)
+    await long[0]
+    await studio.until(studio.empty)
+    await studio.told(key, PROMPT)
 
 
 async def test_closing_the_engine_tells_everybody(open_studio: Any) -> None:

@@ -14,7 +14,7 @@ from xpeft_server.model.decoder import Decoder
 from ..engine_limits import EngineLimits
 from ..errors import EngineError, InputTooLong, InvalidInput
 from ..metrics import Metrics
-from ..permits import Permits
+from ..permits import Permit, Permits, SharedPermit
 from ..profile_cache import CachedProfile
 from ..profile_loader import ProfileLoader
 from ..queue import FairQueue
@@ -90,7 +90,7 @@ class Generation:
         accepted = time.monotonic()
         journey = request.journey
         _check(request)
-        with self._permits.admitted(request.tenant, 1) as permit:
+        with self._permit(request) as permit:
             with journey.stage("tokenise", texts=1):
                 prompt = await self._tokenizer.encode_prompt(request.prompt)
             _check_length(prompt, self._limit)
@@ -135,6 +135,11 @@ class Generation:
         for sequence in list(self._sequences):
             sequence.answer.fail(error)
             sequence.withdrawn = True
+
+    def _permit(self, request: GenerateRequest) -> Permit | SharedPermit:
+        if request.group is None:
+            return self._permits.admitted(request.tenant, 1)
+        return self._permits.shared(request.tenant, request.group.size, request.group.id)
 
     def _sequence(
         self, request: GenerateRequest, prompt: list[int], profile: CachedProfile | None, accepted: float
