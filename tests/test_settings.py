@@ -119,8 +119,20 @@ def test_processes_need_a_store_that_they_share():
 
 
 def test_a_misspelt_variable_is_refused_with_the_nearest_one():
-    with pytest.raises(SettingsInvalid, match=r"XPEFT_QUEUE_LIMITS = '5' .*XPEFT_QUEUE_LIMIT$"):
+    said = "XPEFT_QUEUE_LIMITS is not a setting; the nearest is XPEFT_QUEUE_LIMIT"
+    with pytest.raises(SettingsInvalid, match=f"^{said}$"):
         load_settings({}, {"XPEFT_QUEUE_LIMITS": "5"})
+
+
+def test_what_a_misspelt_variable_holds_is_not_said():
+    with pytest.raises(SettingsInvalid) as refused:
+        load_settings({}, {"XPEFT_APIKEY": "xp_secret"})
+    assert "xp_secret" not in str(refused.value)
+
+
+def test_variables_of_other_commands_are_none_of_the_servers():
+    theirs = {"XPEFT_TUNE_STORE": "sqlite:///t.db", "XPEFT_TUNE_EPOCHS": "3", "XPEFT_BANK_TRAIN_EPOCHS": "1"}
+    assert load_settings({}, theirs) == load_settings({}, {})
 
 
 def test_an_empty_variable_is_refused():

@@ -57,6 +57,9 @@ def _sqlite_store(url: str) -> SqliteStore:
         raise _invalid(url, "for profiles that are not kept there is memory://")
     if any(sign in path for sign in "?#\0"):
         raise _invalid(url, "it takes no options after the file")
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise _invalid(url, f"there is no folder {folder}")
     return SqliteStore(Path(path))
 
 

@@ -17,6 +17,8 @@ PREFIX = "XPEFT_"
 CLIENT_VARIABLES = frozenset(
     {"XPEFT_URL", "XPEFT_API_KEY", "XPEFT_CLIENT_CERTIFICATE", "XPEFT_CLIENT_KEY", "XPEFT_AUTHORITY"}
 )
+# What the variables of other commands begin with.
+_OF_OTHERS = ("XPEFT_TUNE_", "XPEFT_BANK_TRAIN_", "XPEFT_AGAINST_")
 # In a URL: from the colon after the user's name to the last "@" before the path, or a parameter.
 _PASSWORD = re.compile(r"(?<=password=)[^&]+|(?<=:)[^/]+(?=@)")
 
@@ -289,11 +291,12 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
     known = {setting.variable: setting.name for setting in describe_settings()}
     values: dict[str, object] = {}
     for variable, value in environ.items():
-        if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES:
+        if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES or variable.startswith(_OF_OTHERS):
             continue
         if variable not in known:
             near = difflib.get_close_matches(variable, [*known, *CLIENT_VARIABLES], n=1, cutoff=0.0)
-            raise SettingsInvalid(f"{variable} = {value!r} is not a setting; the nearest is {near[0]}")
+            # Without its value, which may be a key.
+            raise SettingsInvalid(f"{variable} is not a setting; the nearest is {near[0]}")
         if not value:
             raise SettingsInvalid(f"{variable} is empty; give it a value or unset it")
         values[known[variable]] = value

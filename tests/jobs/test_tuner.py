@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -128,6 +129,17 @@ async def test_while_the_store_is_down_work_goes_on_and_is_told_afterwards(
     jobs.down = False
     await server.round()
     assert await new_server().tuner.get(job.key) == done
+
+
+async def test_an_outage_is_told_when_it_begins_and_when_it_is_over(
+    server: Any, jobs: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        for jobs.down in (True, True, True, False, False, True):
+            await server.round()
+    said = [record.message for record in caplog.records if "tuning jobs" in record.message]
+    down = "the tuning jobs cannot be saved: the store is down"
+    assert said == [down, "the tuning jobs are saved again", down]
 
 
 async def test_a_job_can_be_cancelled_at_another_server(server: Any, new_server: Any) -> None:

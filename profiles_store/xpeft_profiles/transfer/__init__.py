@@ -5,12 +5,13 @@ from __future__ import annotations
 from .batches import Batch, BatchReader
 from .entries import Entry, Refusal, Source
 from .export import export_profiles
-from .formats import Form, Format, format_of
+from .formats import FILE_SUFFIXES, Form, Format, format_of
 from .importing import ImportTarget, Status, StoreTarget, Totals, import_profiles, would_be
 from .sources import open_source
 from .targets import FolderTarget, Target, open_target
 
 __all__ = [
+    "FILE_SUFFIXES",
     "Batch",
     "BatchReader",
     "Entry",

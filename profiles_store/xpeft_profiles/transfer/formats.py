@@ -25,6 +25,7 @@ _BY_SUFFIX: Final = {
     ".jsonl": Format(Form.JSONL),
     ".jsonl.gz": Format(Form.JSONL, gzipped=True),
 }
+FILE_SUFFIXES: Final = tuple(_BY_SUFFIX)
 
 
 def format_of(path: Path) -> Format:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from xpeft_tuning.errors import SettingsInvalid
 
 from .bank_facts import bank_facts
 from .epoch_bar import epoch_bar, shown_score
+from .out_file import check_out_file
 from .screen import fail, plain, say, show_facts
 from .setting_options import add_options, option_name, setting_options
 
@@ -110,7 +110,7 @@ def train(  # the options that follow are the settings' (see `setting_options`)
     chosen = _method(method, by)
     try:
         settings = _settings(context, options, chosen)
-        _check_out(out, force=force)
+        check_out_file(out, force=force)
         beginning = None if start is None else read_bank_file(start)
         datasets = _datasets(data, by, None if labels is None else labels.split(","))
         trained = _train(_plm(plm, device, dtype), datasets, settings, chosen, beginning)
@@ -139,16 +139,6 @@ def _settings(context: typer.Context, options: Mapping[str, Any], method: Method
         if only != method and source is not None and source.name == "COMMANDLINE":
             raise SettingsInvalid(f"{option_name(setting.name)} is of the method {only}, and this is {method}")
     return BankTrainingSettings(**{name: value for name, value in options.items() if value is not None})
-
-
-def _check_out(out: Path, *, force: bool) -> None:
-    """Whatever can be known about the file before hours of training. Raises: OSError."""
-    if out.is_dir():
-        fail(f"{out} is a folder: give --out a file")
-    if out.exists() and not force:
-        fail(f"{out} is there already: give another --out, or --force to replace it")
-    with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}."):
-        pass
 
 
 def _datasets(data: Path, by: str | None, labels: list[str] | None) -> dict[str, Dataset]:

@@ -7,20 +7,24 @@ from typing import Final
 import typer
 
 from . import bank, bench, keys, profiles, serve, tune
+from .flags_in_help import FlagsGroup, show_flags_alone
 
 # A part with one command has its name from that command; a part with several is a group.
 COMMANDS: Final = (serve.app, tune.app)
 GROUPS: Final = {"bank": bank.app, "profiles": profiles.app, "keys": keys.app, "bench": bench.app}
 
 app = typer.Typer(
+    cls=FlagsGroup,
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     help="One frozen language model, one bank of adapters, and a model of their own for every user in a few"
     " hundred bytes. Start with: xpeft tune --data FILE --out PROFILE, xpeft serve, xpeft profiles put NAME PROFILE."
-    " Every option of a command is"
-    " also a variable: --store is XPEFT_STORE.",
+    " Every option of xpeft serve is"
+    " also a variable: --store is XPEFT_STORE. Those of other commands are in their help.",
 )
 for _command in COMMANDS:
+    show_flags_alone(_command)
     app.add_typer(_command)
 for _name, _group in GROUPS.items():
-    app.add_typer(_group, name=_name)
+    show_flags_alone(_group)
+    app.add_typer(_group, name=_name, cls=FlagsGroup)

@@ -61,7 +61,6 @@ def _option(setting: Field[Any], kind: Any, variables: str, panel: str) -> inspe
     default = "" if value is None else f" Default: {str(value).lower() if isinstance(value, bool) else value}."
     option = typer.Option(
         envvar=f"{variables}{setting.name.upper()}",
-        show_envvar=False,
         show_default=False,
         help=f"{text[0].upper()}{text[1:]}.{default}",
         rich_help_panel=panel,

@@ -14,6 +14,7 @@ import typer
 from xpeft_server.client_tls import ClientTls
 
 from .https_options import refuse_https_options
+from .out_file import check_out_file
 from .screen import fail
 from .setting_options import is_typed
 
@@ -69,8 +70,8 @@ class Destinations:
             fail(f"--profile {self.profile} needs a server or a store: give --url, or XPEFT_URL, or --store")
         if self.out is None and self.profile is None:
             fail("there is nowhere to put the profile: give --out, or --profile and --url or --store")
-        if self.out is not None and self.out.exists() and not self.force:
-            fail(f"{self.out} is there already: give another --out, or --force to replace it")
+        if self.out is not None:
+            check_out_file(self.out, force=self.force)
 
     def check_for_many(self) -> None:
         """End the command if this is no place for profiles."""

@@ -26,6 +26,7 @@ class LeaseKeeper:
         self._store = store
         self._records = records
         self._looked_for_orphans = False
+        self._is_down = False
 
     async def run(self) -> None:
         """For ever. While the store does not answer, work goes on: it is told when it is back."""
@@ -34,13 +35,19 @@ class LeaseKeeper:
             await self.try_to_renew()
 
     async def try_to_renew(self) -> None:
-        """One round; what does not work is logged."""
+        """One round; what does not work is logged, an outage when it begins and when it is over."""
         try:
             await self._renew()
         except StoreUnavailable as error:
-            logger.warning("the tuning jobs cannot be saved: %s", error.message)
+            if not self._is_down:
+                logger.warning("the tuning jobs cannot be saved: %s", error.message)
+            self._is_down = True
         except Exception:
             logger.exception("the tuning jobs cannot be saved")
+        else:
+            if self._is_down:
+                logger.info("the tuning jobs are saved again")
+            self._is_down = False
 
     async def _renew(self) -> None:
         if not self._looked_for_orphans:
