@@ -49,7 +49,8 @@ def _invalid_field(error: ValidationError, document: object) -> ApiError:
     if kind == UNKNOWN_FIELD:
         name = str(first["ctx"]["name"])
         inner = f"{param}.{name}" if param else name
-        return ApiError(422, UNKNOWN_FIELD, f"there is no field {shown(inner)}", param=_cut(inner))
+        message = f"there is no field {shown(inner)}; there are {first['ctx']['known']}"
+        return ApiError(422, UNKNOWN_FIELD, message, param=_cut(inner))
     if not first["loc"]:
         return ApiError(422, "invalid_body", f"the body is {_kind(document)}, not a JSON object")
     # The keys of a dict are the client's own, and as long as it likes.

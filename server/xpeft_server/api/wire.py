@@ -29,7 +29,8 @@ class WireBody(BaseModel):
             fields = cls.model_fields
             for name in document:
                 if name not in fields:
-                    raise PydanticCustomError(UNKNOWN_FIELD, "there is no field {name}", {"name": name})
+                    told = {"name": name, "known": ", ".join(fields)}
+                    raise PydanticCustomError(UNKNOWN_FIELD, "there is no field {name}", told)
         return document
 
 

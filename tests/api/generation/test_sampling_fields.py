@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from xpeft_server.engine.requests import SamplingRule
@@ -154,6 +156,8 @@ async def test_an_unknown_field_is_422(client, script, route):
         answer = await client.post(route, json={**ROUTES[route], "tempo": value})
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, "unknown_field")
         assert answer.json()["error"]["param"] == "tempo"
+        # Which ones there are says what it may be called.
+        assert re.search(r"'tempo'; there are .*\btemperature\b", answer.json()["error"]["message"])
     assert script.asked == []
 
 
