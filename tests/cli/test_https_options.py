@@ -68,7 +68,8 @@ def test_where_it_cannot_be_used_it_is_refused_in_one_line(words: str, says: str
 
 
 def test_a_variable_for_servers_does_not_disturb_a_store(somewhere: Path) -> None:
-    words = ["profiles", "export", "e.jsonl", "--store", "sqlite:///s"]
+    Path("e.jsonl").touch()
+    words = ["profiles", "import", "e.jsonl", "--store", "sqlite:///s"]
     done = CliRunner().invoke(app, words, env={"XPEFT_CLIENT_CERTIFICATE": "c.pem"})
     assert done.exit_code == 0, done.output
 

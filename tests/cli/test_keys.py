@@ -76,6 +76,42 @@ def test_a_time_that_is_none_is_refused(path, expires):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("expires", ["0d", "0m", "2020-01-31T12:00Z", "2020-01-31T12:00+02:00"])
+def test_a_key_that_would_be_dead_is_refused(path, expires):
+    refused = create(path, "--expires", expires)
+    assert refused.exit_code == 1
+    assert f"expires = {expires!r} is not in the future" in refused.stderr
+    assert not path.exists()
+    create(path)
+    before = path.read_text()
+    assert "is not in the future" in keys("rotate", "acme-1", "--expires", expires, path=path).stderr
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("expires", ["yesterday", "2030-01-31T12:00", ""])
+def test_a_refused_expiry_says_both_of_its_forms(path, expires):
+    said = create(path, "--expires", expires).stderr
+    assert f"expires = {expires!r}" in said
+    assert "an age such as 90d" in said
+    assert "an ISO 8601 time with its zone such as 2030-01-31T12:00Z" in said
+
+
+@pytest.mark.parametrize("tenant", ["a b", "", "-x", "t" * 129])
+def test_a_tenant_that_is_no_name_is_blamed_itself(path, tenant):
+    refused = keys("create", f"--tenant={tenant}", "--role", "admin", path=path)
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith(f"xpeft: tenant: '{tenant[:20]}")
+    assert "-1" not in refused.stderr
+    assert not path.exists()
+
+
+def test_the_longest_tenant_has_keys_with_ids_of_their_own(path):
+    for _ in range(2):
+        assert keys("create", "--tenant", "t" * 128, "--role", "admin", path=path).exit_code == 0
+    assert keys("rotate", "t" * 120 + "-1", path=path).exit_code == 0
+    assert [entry.id for entry in read_keys(path)] == ["t" * 120 + f"-{number}" for number in (1, 2, 3)]
+
+
 def test_the_list_has_no_secrets(path):
     secret = create(path).stdout.strip()
     keys("create", "--role", "operator", path=path)
@@ -86,7 +122,23 @@ def test_the_list_has_no_secrets(path):
     assert secret not in shown.stdout
     assert digest not in shown.stdout
     lines = [json.loads(line) for line in keys("list", "--json", path=path).stdout.splitlines()]
-    assert lines[0] == {"id": "acme-1", "tenant": "acme", "role": "infer", "expires": None}
+    assert lines[0] == {"id": "acme-1", "tenant": "acme", "role": "infer", "expires": None, "expired": False}
+
+
+def test_the_list_marks_keys_that_have_expired(path):
+    create(path, "--expires", "1d")
+    create(path)
+    document = json.loads(path.read_text())
+    document["keys"][0]["expires"] = "2020-01-31T12:00:00+00:00"
+    path.write_text(json.dumps(document))
+    _, first, second = keys("list", path=path).stdout.splitlines()
+    assert "2020-01-31T12:00:00+00:00 (expired)" in first
+    assert "(expired)" not in second
+    lines = [json.loads(line) for line in keys("list", "--json", path=path).stdout.splitlines()]
+    assert [(line["expires"], line["expired"]) for line in lines] == [
+        ("2020-01-31T12:00:00+00:00", True),
+        (None, False),
+    ]
 
 
 def test_a_revoked_key_is_gone_and_the_others_stay(path):
@@ -141,6 +193,37 @@ def test_a_grace_never_makes_a_key_live_longer(path):
     expires = read_keys(path)[0].expires
     keys("rotate", "acme-1", "--grace", "7d", path=path)
     assert read_keys(path)[0].expires == expires
+
+
+def test_a_key_with_a_live_successor_is_not_rotated_again(path):
+    create(path)
+    keys("rotate", "acme-1", path=path)
+    before = path.read_text()
+    expires = read_keys(path)[0].expires
+    again = keys("rotate", "acme-1", path=path)
+    assert again.exit_code == 1
+    assert f"key 'acme-1' has the live successor 'acme-2' and expires at {expires} already" in again.stderr
+    assert "xp_" not in again.output
+    assert path.read_text() == before
+
+
+def test_a_shorter_grace_is_taken_and_the_successor_is_said(path):
+    create(path)
+    assert "is live as well" not in keys("rotate", "acme-1", path=path).stderr
+    again = keys("rotate", "acme-1", "--grace", "1h", path=path)
+    assert again.exit_code == 0
+    assert "Key acme-2, made after it for the same tenant and role, is live as well." in again.stderr
+    assert read_keys(path)[0].expires_at == pytest.approx(time.time() + 3600, abs=60)
+
+
+def test_a_key_whose_successor_is_gone_is_rotated_again(path):
+    create(path)
+    keys("rotate", "acme-1", path=path)
+    keys("revoke", "acme-2", path=path)
+    keys("create", "--tenant", "acme", "--role", "admin", path=path)
+    create(path, "--id", "laptop")
+    assert keys("rotate", "acme-1", path=path).exit_code == 0
+    assert [entry.id for entry in read_keys(path)] == ["acme-1", "acme-2", "laptop", "acme-3"]
 
 
 def test_an_operators_key_is_rotated_too(path):

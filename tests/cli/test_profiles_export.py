@@ -124,10 +124,48 @@ def test_a_damaged_record_is_left_out_and_named(url: str, out: Path) -> None:
     assert len((out / "p.jsonl").read_text().splitlines()) == 5
 
 
-def test_a_tenant_without_profiles_is_an_empty_export(url: str, out: Path) -> None:
-    done = call("export", out / "p.jsonl", "--store", url, "--tenant", "nobody")
-    assert done.stdout.startswith(f"wrote {out}/p.jsonl: 0 profiles")
-    assert (out / "p.jsonl").read_bytes() == b""
+@pytest.mark.parametrize("name", ["profiles", "p.tar.gz", "p.jsonl"])
+def test_a_tenant_without_profiles_is_no_export(url: str, out: Path, name: str) -> None:
+    done = call("export", out / name, "--store", url, "--tenant", "nobody")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == f"xpeft: there are no profiles in {url} of the tenant 'nobody'; nothing was written\n"
+    assert list(out.iterdir()) == []
+
+
+def test_an_export_of_nothing_replaces_nothing(url: str, out: Path) -> None:
+    (out / "p.jsonl").write_text("precious")
+    done = call("export", out / "p.jsonl", "--store", url, "--tenant", "nobody", "--force")
+    assert (done.exit_code, (out / "p.jsonl").read_text()) == (1, "precious")
+    assert [path.name for path in out.iterdir()] == ["p.jsonl"]
+
+
+def test_an_export_of_damaged_records_alone_says_so(url: str, out: Path) -> None:
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        connection.execute("UPDATE profiles SET record = x'00'")
+    connection.close()
+    done = call("export", out / "p.tar", "--store", url)
+    assert done.exit_code == 1
+    assert f"6 profiles were left out, and there are no others in {url}; nothing was written" in done.stderr
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["profils.db", "no/profiles.db"])
+def test_a_file_that_is_no_store_is_named_and_not_made(out: Path, file: str) -> None:
+    done = call("export", out / "p.tar.gz", "--store", f"sqlite:///{out}/{file}")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"there is no file {out}/{file}" in done.stderr
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["b.zip", "b.7z", "b.tar.xz", "b.tar.bz2", "b.json", "b.tar.gz2"])
+def test_a_name_of_another_form_is_refused(url: str, out: Path, name: str) -> None:
+    done = call("export", out / name, "--store", url)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"{name} has none of the known forms: a file ends in one of .tar, .tar.gz, .tgz, .jsonl" in done.stderr
+    assert list(out.iterdir()) == []
+    (out / name).mkdir()
+    assert call("export", out / name, "--store", url).exit_code == 0
+    assert len([path for path in (out / name).rglob("*") if path.is_file()]) == 6
 
 
 def test_the_help_has_an_example() -> None:

@@ -147,7 +147,7 @@ def test_a_file_over_the_limit_is_refused(jsonl: Any, url: str) -> None:
         (["--store", "memory://"], {}, "its profiles are in no other process"),
         (["--store", "nonsense"], {}, "is not a store URL"),
         (["--store", "sqlite:///x.db", "--tenant", "../x"], {}, "tenant: '../x' is not a name"),
-        (["--store", "sqlite:////nowhere/x.db"], {}, "unable to open database file"),
+        (["--store", "sqlite:////nowhere/x.db"], {}, "there is no folder /nowhere"),
         (["--url", "ftp://x"], {}, "it must be like http://"),
         (["--store", "sqlite:///x.db", "--errors", "/nowhere/e"], {}, "/nowhere/e cannot be written"),
     ],

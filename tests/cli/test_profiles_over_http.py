@@ -360,3 +360,8 @@ def test_an_export_leaves_out_what_is_gone_and_names_what_is_damaged(
     done = call("export", tmp_path / "q.jsonl", "--url", address(script))
     assert "500 Internal Server Error (internal_error): not now; nothing was written" in done.stderr
     assert not (tmp_path / "q.jsonl").exists()
+    script.answers = [(200, {}, json.dumps({"data": [], "next_cursor": None}).encode())]
+    done = call("export", tmp_path / "r.jsonl", "--url", address(script))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"there are no profiles in {address(script)}; nothing was written" in done.stderr
+    assert not (tmp_path / "r.jsonl").exists()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from xpeft_server.api.auth import Role
 from xpeft_server.api.key_file import KeyEntry, KeysInvalid, locked, new_key, read_keys, write_keys
 
+from .keys_expiry import age_of, expiry_of, has_expired
+from .keys_ids import free_id, live_successor, stem_of
 from .screen import fail, say, show_json, show_rows
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ Expires = Annotated[
     str | None,
     typer.Option(help="90d, 12h, 30m, or a time such as 2030-01-31T12:00Z.", show_default=False),
 ]
-_AGES = {"d": "days", "h": "hours", "m": "minutes"}
+_COLUMNS: Final = ("id", "tenant", "role", "expires")
 
 
 @app.command()
@@ -53,12 +54,14 @@ def create(
 
     Example: xpeft keys create --tenant acme --role admin --file keys.json
     """
+    if tenant is not None:
+        _check_tenant(tenant)
+    until = expiry_of(expires)
     try:
         with locked(file):
             entries = read_keys(file) if file.exists() else ()
-            secret, entry = new_key(
-                id=name or _free_id(tenant or role, entries), tenant=tenant, role=role, expires=_moment(expires)
-            )
+            free = name or free_id(tenant or role, entries)
+            secret, entry = new_key(id=free, tenant=tenant, role=role, expires=until)
             if any(other.id == entry.id for other in entries):
                 fail(f"there is a key with the id {entry.id!r} already in {file}")
             write_keys(file, (*entries, entry))
@@ -78,9 +81,13 @@ def list_keys(
         fail(str(error))
     if as_json:
         for entry in entries:
-            show_json(dict(zip(("id", "tenant", "role", "expires"), _row(entry), strict=True)))
+            show_json({**dict(zip(_COLUMNS, _row(entry), strict=True)), "expired": has_expired(entry)})
         return
-    show_rows(("id", "tenant", "role", "expires"), [[value or "-" for value in _row(entry)] for entry in entries])
+    rows = [[value or "-" for value in _row(entry)] for entry in entries]
+    for row, entry in zip(rows, entries, strict=True):
+        if has_expired(entry):
+            row[-1] += " (expired)"
+    show_rows(_COLUMNS, rows)
 
 
 @app.command()
@@ -94,25 +101,35 @@ def rotate(
 ) -> None:
     """Make a new key for an old one's tenant and role, and let the old one expire after the grace.
 
-    The new key expires only if --expires says so, whatever the old one did.
+    The new key expires only if --expires says so, whatever the old one did. A key that expires within the grace
+    anyhow, and has a live successor, is refused.
 
     Example: xpeft keys rotate acme-1 --grace 1h --file keys.json
     """
+    until, overlap = expiry_of(expires), _grace(grace)
     try:
         with locked(file):
             entries = read_keys(file)
             old = next((entry for entry in entries if entry.id == key_id), None)
             if old is None:
                 fail(f"there is no key with the id {key_id!r} in {file}")
-            new_id = _free_id(re.sub(r"-\d+$", "", old.id), entries)
-            secret, new = new_key(id=new_id, tenant=old.tenant, role=old.role, expires=_moment(expires))
-            kept = _expiring(old, _age(grace))
+            kept = _expiring(old, overlap)
+            successor = live_successor(old, entries)
+            if successor is not None and kept is old:
+                fail(
+                    f"key {old.id!r} has the live successor {successor.id!r} and expires at {old.expires} already:"
+                    " use that one, or make one more with xpeft keys create"
+                )
+            new_id = free_id(stem_of(old.id), entries)
+            secret, new = new_key(id=new_id, tenant=old.tenant, role=old.role, expires=until)
             changed = [kept if entry is old else entry for entry in entries]
             write_keys(file, (*(entry for entry in changed if entry is not None), new))
     except (KeysInvalid, OSError) as error:
         fail(str(error))
     fate = "is revoked" if kept is None else f"expires at {kept.expires}"
     typer.echo(f"Key {old.id} {fate}.", err=True)
+    if successor is not None:
+        typer.echo(f"Key {successor.id}, made after it for the same tenant and role, is live as well.", err=True)
     _show_once(secret, new, file)
 
 
@@ -135,14 +152,6 @@ def _row(entry: KeyEntry) -> tuple[str | None, ...]:
     return entry.id, entry.tenant, entry.role.value, entry.expires
 
 
-def _free_id(stem: str, entries: tuple[KeyEntry, ...]) -> str:
-    taken = {entry.id for entry in entries}
-    number = 1
-    while f"{stem}-{number}" in taken:
-        number += 1
-    return f"{stem}-{number}"
-
-
 def _show_once(secret: str, entry: KeyEntry, file: Path) -> None:
     whose = f"{entry.role}, {entry.tenant or 'no tenant'}"
     typer.echo(f"Key {entry.id} ({whose}) is in {file}. It is shown once, now:", err=True)
@@ -159,19 +168,17 @@ def _expiring(entry: KeyEntry, grace: timedelta) -> KeyEntry | None:
     return dataclasses.replace(entry, expires=end.isoformat(timespec="seconds"))
 
 
-def _moment(expires: str | None) -> str | None:
-    """An age such as ``90d`` becomes the time that it stands for; a time stays as it is."""
-    age = _parse_age(expires or "")
-    return expires if age is None else (datetime.now(UTC) + age).isoformat(timespec="seconds")
-
-
-def _age(grace: str) -> timedelta:
-    age = timedelta(0) if grace == "0" else _parse_age(grace)
+def _grace(text: str) -> timedelta:
+    age = timedelta(0) if text == "0" else age_of(text)
     if age is None:
-        fail(f"grace = {grace!r} is no age: give it as 7d, 24h or 30m, or 0")
+        fail(f"grace = {text!r} is no age: give it as 7d, 24h or 30m, or 0")
     return age
 
 
-def _parse_age(text: str) -> timedelta | None:
-    age = re.fullmatch(r"([0-9]{1,6})([dhm])", text)
-    return timedelta(**{_AGES[age[2]]: int(age[1])}) if age else None
+def _check_tenant(tenant: str) -> None:
+    from xpeft_profiles import ProfileInvalid, check_name
+
+    try:
+        check_name(tenant, param="tenant")
+    except ProfileInvalid as error:
+        fail(str(error))

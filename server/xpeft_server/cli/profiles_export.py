@@ -15,7 +15,18 @@ from xpeft_server.client_tls import ClientTls
 
 from .https_options import with_https_options
 from .profiles_client import ClientError, Refused
-from .profiles_place import ApiKey, ServerPlace, ServerUrl, StorePlace, StoreUrl, Tenant, chosen_place, open_store_at
+from .profiles_place import (
+    ApiKey,
+    ServerPlace,
+    ServerUrl,
+    StorePlace,
+    StoreUrl,
+    Tenant,
+    chosen_place,
+    open_store_at,
+    refuse_missing_file,
+    shown_place,
+)
 from .profiles_target import opened_target
 from .refusals import Refusals
 from .screen import fail, say
@@ -48,19 +59,24 @@ def export_command(
 ) -> None:
     """Export profiles as files that can be imported again, as the same versions.
 
-    All tenants of a store, unless --tenant names one. The target is there whole or not at all.
+    All tenants of a store, unless --tenant names one. The target is there whole or not at all; where there are no
+    profiles, none is made.
 
     Example: xpeft profiles export profiles.jsonl.gz --store sqlite:///profiles.db
     """
     from xpeft_profiles import ProfileStoreError
 
     place = chosen_place(context, store=store, tenant=tenant, url=url, api_key=api_key, tls=ClientTls(**https))
+    if isinstance(place, StorePlace):
+        refuse_missing_file(place)
     refusals = Refusals(None)
     progress = TransferProgress("exported", total=None)
     try:
         with opened_target(target, force=force) as opened, progress.shown():
             run = _Export(opened, progress, refusals)
             written = run.from_server(place) if isinstance(place, ServerPlace) else asyncio.run(run.from_store(place))
+            if not written:
+                fail(_nothing(place, refusals.count))
     except (ProfileStoreError, ClientError) as error:
         fail(f"{error}; nothing was written")
     except OSError as error:
@@ -68,6 +84,11 @@ def export_command(
     say(f"wrote {target}: {written} profiles ({progress.seconds:.1f} s)")
     if refusals.count:
         fail(f"{refusals.count} profiles were left out")
+
+
+def _nothing(place: StorePlace | ServerPlace, refused: int) -> str:
+    why = f"{refused} profiles were left out, and there are no others" if refused else "there are no profiles"
+    return f"{why} in {shown_place(place)}; nothing was written"
 
 
 class _Export:

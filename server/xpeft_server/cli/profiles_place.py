@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -80,6 +81,30 @@ def chosen_place(
         return ServerPlace(url=given[name] or "", api_key=api_key, tls=tls)
     refuse_https_options(context, "is of a server: give --url")
     return StorePlace(url=given[name] or "", tenant=tenant)
+
+
+def shown_place(place: StorePlace | ServerPlace) -> str:
+    """For people: without a password, and with the tenant if there is one."""
+    from xpeft_profiles.store_url import CREDENTIALS
+
+    url = CREDENTIALS.sub("…", place.url)
+    tenant = place.tenant if isinstance(place, StorePlace) else None
+    return url if tenant is None else f"{url} of the tenant {tenant!r}"
+
+
+def refuse_missing_file(place: StorePlace) -> None:
+    """End the command if the store is an SQLite file that is not there: to open it would make it."""
+    from xpeft_profiles.store_url import SQLITE
+
+    if not place.url.startswith(SQLITE):
+        return
+    path = Path(place.url.removeprefix(SQLITE))
+    try:
+        path.stat()
+    except FileNotFoundError:
+        fail(f"there is no file {path}, which the store {place.url!r} names; nothing was written")
+    except (OSError, ValueError):
+        return  # What is wrong with the file or its name is said by who opens it.
 
 
 def open_store_at(place: StorePlace) -> ProfileStore:

@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened_target(path: Path, *, force: bool) -> Iterator[Target]:
-    """Args: force: whether a file that is there is replaced; a folder never is. Raises: OSError."""
-    from xpeft_profiles.transfer import Form, format_of, open_target
+    """Args: force: whether a file that is there is replaced; a folder never is. Raises: OSError.
+
+    A name with a suffix that says nothing here is refused: it is meant to be a file of another form.
+    """
+    from xpeft_profiles.transfer import FILE_SUFFIXES, Form, format_of, open_target
 
     form = format_of(path)
     if form.form is Form.FOLDER:
+        if path.suffix and not path.is_dir():
+            known = ", ".join(FILE_SUFFIXES)
+            fail(f"{path} has none of the known forms: a file ends in one of {known}, a new folder has no suffix")
         with _new_folder(path) as folder:
             yield folder
         return
