@@ -2,11 +2,16 @@
 # gpu.sh OUT: what a GPU has to show, in one go: first that it computes right, then how fast. OUT is a folder for what is
 # printed and for the JSON lines. Goes on where a part fails, and ends with the number of parts that did.
 #
-# PARTS="tests shapes engine tune serve tenants" names those that are wanted; without it all are.
+# PARTS="tests shapes engine tune serve tenants" names those that are wanted; without it all are. Of those NAMES, a pattern
+# such as 'engine-minilm-*', runs the ones whose files are called so.
 set -uo pipefail
 
 if [ "$#" != 1 ] || [ "${1#-}" != "$1" ]; then
     echo "usage: benchmarks/gpu.sh OUT" >&2
+    exit 2
+fi
+if ! python -c 'import pytest_asyncio, triton, xpeft_benchmarks, xpeft_server.cli.main'; then
+    echo "gpu.sh: install the project with its tests first (make setup), and activate its environment" >&2
     exit 2
 fi
 mkdir -p "$1"
@@ -19,6 +24,8 @@ part() { [[ " ${PARTS-tests shapes engine tune serve tenants} " == *" $1 "* ]]; 
 run() {
     local name=$1
     shift
+    # shellcheck disable=SC2053 # a pattern
+    [[ $name == ${NAMES-*} ]] || return 0
     printf '\n== %s: %s (%d s)\n' "$name" "$*" "$SECONDS"
     "$@" 2>&1 | tee "$out/$name.txt" || failed=$((failed + 1))
 }
