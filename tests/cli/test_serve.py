@@ -36,7 +36,8 @@ def test_the_help_has_every_setting_with_its_default_and_variable():
         ([], {"XPEFT_PORT": "http"}, ["port = 'http'", "XPEFT_PORT"]),
         ([], {"XPEFT_PROT": "1"}, ["XPEFT_PROT", "XPEFT_PORT"]),
         (["--host", "0.0.0.0"], {}, ["host = '0.0.0.0'", "--api-keys"]),  # noqa: S104
-        (["--api-keys", "nowhere.json"], {}, ["nowhere.json", "No such file"]),
+        (["--api-keys", "nowhere.json"], {}, ["api_keys: nowhere.json: No such file", "--api-keys"]),
+        (["--tenant-limits", "nowhere.json"], {}, ["tenant_limits: nowhere.json: No such file", "--tenant-limits"]),
         (["--store", "ftp://x"], {}, ["ftp://x"]),
         (["--host", "256.0.0.1", "--api-keys", "KEYS"], {}, ["256.0.0.1"]),
         (["--profile-trace", "nowhere/trace.json"], {}, ["profile_trace = 'nowhere/trace.json'", "No such file"]),

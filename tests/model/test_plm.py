@@ -91,6 +91,12 @@ def test_another_family_is_refused_with_the_list_of_those_that_are_supported(fol
         load_plm(str(folder))
 
 
+@pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "../nowhere", "~/nowhere"])
+def test_a_folder_that_is_not_there_is_said_to_be_none(name: str) -> None:
+    with pytest.raises(ModelUnusable, match=f"^plm: '{name}' cannot be loaded: there is no such folder$"):
+        load_plm(name)
+
+
 @pytest.mark.parametrize("name", ["/no/such/folder", "no/such-repository"])
 def test_a_model_that_is_nowhere_is_refused_by_name(name: str) -> None:
     with pytest.raises(ModelUnusable, match=f"plm: '{name}' cannot be loaded"):

@@ -60,7 +60,11 @@ def _run(settings: Settings, connections: int) -> int:
         tenants = choose_tenant_limits(settings)
         store = open_store(settings.store)
         listening = bind(settings.host, settings.port)
-    except (SettingsInvalid, KeysInvalid, LimitsInvalid, StoreUrlInvalid, OSError) as error:
+    except KeysInvalid as error:
+        _refuse(f"api_keys: {error} (--api-keys or XPEFT_API_KEYS)")
+    except LimitsInvalid as error:
+        _refuse(f"tenant_limits: {error} (--tenant-limits or XPEFT_TENANT_LIMITS)")
+    except (SettingsInvalid, StoreUrlInvalid, OSError) as error:
         _refuse(error)
     from xpeft_server.model.bank_errors import BankError
     from xpeft_server.model.errors import ModelError
