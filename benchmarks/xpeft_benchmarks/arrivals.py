@@ -18,11 +18,15 @@ class Phase(NamedTuple):
 def arrivals(phases: Sequence[Phase], seed: int) -> list[tuple[float, int]]:
     """Poisson arrivals of phases one after the other: (seconds from the start, stream), in order.
 
-    A stream's own do not depend on the others' rates: what two stretches have in common comes at the same moments.
+    A stream's own do not depend on the others' rates: what two stretches have in common comes at the same moments, and so
+    do phases that are alike, the same bursts included.
     """
+    phases = list(phases)
     found: list[tuple[float, int]] = []
     start = 0.0
-    for number, (rates, seconds) in enumerate(phases):
+    for phase in phases:
+        rates, seconds = phase
+        number = phases.index(phase)
         for stream, rate in enumerate(rates):
             rng = np.random.default_rng((seed, number, stream))
             moments = start + rng.uniform(0, seconds, rng.poisson(rate * seconds))

@@ -29,6 +29,16 @@ def test_a_phase_begins_when_the_one_before_it_is_over() -> None:
     assert 2.8 < max(found) <= 3.0
 
 
+def test_phases_that_are_alike_have_the_same_bursts() -> None:
+    quiet, flood = Phase([20.0, 30.0], 4.0), Phase([200.0, 300.0], 3.0)
+    found = arrivals([quiet, flood, quiet], seed=3)
+    before = [(moment, stream) for moment, stream in found if moment < 4.0]
+    after = [(moment - 7.0, stream) for moment, stream in found if moment >= 7.0]
+    assert len(before) > 100
+    assert [stream for _, stream in after] == [stream for _, stream in before]
+    assert [moment for moment, _ in after] == pytest.approx([moment for moment, _ in before])
+
+
 def test_what_is_sent_at_a_rate_is_exactly_as_many_as_the_rate_says() -> None:
     assert [len(arrivals_at(40.0, 2.5, (1, number))) for number in range(5)] == [100] * 5
 
