@@ -18,8 +18,8 @@ class Phase(NamedTuple):
 def arrivals(phases: Sequence[Phase], seed: int) -> list[tuple[float, int]]:
     """Poisson arrivals of phases one after the other: (seconds from the start, stream), in order.
 
-    A stream's own do not depend on the others' rates: what two stretches have in common comes at the same moments, and so
-    do phases that are alike, the same bursts included.
+    A stream's own do not depend on the others' rates: what two stretches have in common comes at the same moments, and
+    so do phases that are alike, the same bursts included.
     """
     phases = list(phases)
     found: list[tuple[float, int]] = []
