@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from .refused_fields import Refused
 from .union_tags import NUMBER, PAIRS, TEXT, TEXTS
 
 UNKNOWN_FIELD: Final = "unknown_field"
@@ -29,9 +30,16 @@ class WireBody(BaseModel):
             fields = cls.model_fields
             for name in document:
                 if name not in fields:
-                    told = {"name": name, "known": ", ".join(fields)}
+                    told = {"name": name, "known": ", ".join(sorted(cls._read_fields()))}
                     raise PydanticCustomError(UNKNOWN_FIELD, "there is no field {name}", told)
         return document
+
+    @classmethod
+    def _read_fields(cls) -> set[str]:
+        """Names of those that do something."""
+        return {
+            name for name, each in cls.model_fields.items() if not any(isinstance(m, Refused) for m in each.metadata)
+        }
 
 
 class TextPairBody(WireBody):

@@ -244,9 +244,11 @@ def _last_matrix(model: PreTrainedModel, family: Family) -> Tensor:
 
 def _locate(name: str) -> str:
     """Path or hub id; the default's name becomes the installed package's folder, checked by hash."""
-    if name != DEFAULT_PLM or Path(name).exists():
-        if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():
-            raise ModelUnusable(f"plm: {name!r} cannot be loaded: there is no such folder")
+    if Path(name).exists():
+        return name
+    if name.startswith(("/", "./", "../", "~")):
+        raise ModelUnusable(f"plm: {name!r} cannot be loaded: there is no such folder")
+    if name != DEFAULT_PLM:
         return name
     spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
     if spec is None or not spec.submodule_search_locations:

@@ -17,7 +17,7 @@ from .errors import ModelUnusable
 from .token_texts import TokenText, TokenTexts
 
 _NEIGHBOURS: Final = ("\n", "a", ".")
-"""No word begins with two of them."""
+"""Texts that another may stand behind; what melts into one of them stays apart from the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class TextTokenizer:
 
     def encode_behind(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Token lists without special tokens, of texts that stand behind another: those that put a space before every
-        text (Llama 2) put none there."""
+        text (Llama 2) put none there. One that melts into whatever it stands behind is as `encode_bare` has it."""
         found = self.encode_bare(texts)
         for place, (text, tokens) in enumerate(zip(texts, found, strict=True)):
             if self._written_behind(tokens) != text:
