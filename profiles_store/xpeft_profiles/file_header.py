@@ -83,7 +83,12 @@ def _parse(data: bytes) -> tuple[dict[str, Any], int]:
         raise ProfileInvalid(f"a body of {len(data)} bytes is not a safetensors file", "header")
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
     if length > HEADER_BYTES_MAX:
-        raise ProfileInvalid(f"its length is said to be {length}, at most {HEADER_BYTES_MAX} are allowed", "header")
+        first = shown(bytes(data[:LENGTH_BYTES]))
+        raise ProfileInvalid(
+            f"the file begins with {first}, where a safetensors file has the length of its header: as such it is"
+            f" {length}, at most {HEADER_BYTES_MAX} are allowed",
+            "header",
+        )
     begin = LENGTH_BYTES + length
     if begin > len(data):
         raise ProfileInvalid(

@@ -73,6 +73,11 @@ async def test_a_role_may_do_what_the_table_says_and_nothing_else(keyed, profile
     assert allowed == ROLES[secret]
     for what in answers.keys() - allowed:
         assert (answers[what].status_code, answers[what].json()["error"]["code"]) == (403, "forbidden")
+        role, needed = "operator" if secret == "ops" else "infer", "operator" if what == "metrics" else "admin"
+        role = "admin" if secret == "acme-admin" else role
+        message = answers[what].json()["error"]["message"]
+        assert message.startswith(f"a key with the role {role} may not ")
+        assert message.endswith((f"the role {needed} may", f"the role {needed} or infer may"))
 
 
 async def test_an_operator_reads_no_tenants_data(keyed):

@@ -285,6 +285,8 @@ def test_what_cannot_be_uploaded_is_still_in_the_file(xpeft: Call, server: Serve
         (("--out", "x", "--plm", "/nowhere", "--description", "ü" * 513), "has 1026 bytes, at most 1024 are allowed"),
         (("--out", "x", "--labels", "yes"), "line 2: label is 'no', it must be one of yes"),
         (("--out", "x", "--labels", "yes,no,maybe"), "label 'maybe' has no train row"),
+        (("--out", "x", "--plm", "/nowhere", "--labels", "yes,no,maybe"), "label 'maybe' has no train row"),
+        (("--out", "x", "--soft", "--k", "3"), "k is 3, but soft masks choose none"),
         (("--out", "x", "--bank", "random:Q=1"), "unknown key in 'Q=1'"),
         (("--out", "x", "--plm", "/nowhere"), "plm: '/nowhere' cannot be loaded"),
         (("--out", "x", "--data", "/nowhere"), "/nowhere cannot be read: No such file or directory"),

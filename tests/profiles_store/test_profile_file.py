@@ -109,6 +109,7 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "too short for a length": (b"\1\0\0", "header", "a body of 3 bytes"),
     "length beyond the file": (file_of({}, length=3), "header", "only 2 bytes follow"),
     "length of 2^64-1": (b"\xff" * 8 + b"{}", "header", "18446744073709551615, at most 100000000"),
+    "another kind of file": (b"-----BEGIN CERTIFICATE-----", "header", "the file begins with b'-----BEG', where"),
     "length short of the object": (file_of(b'{"a":1}', length=3), "header", "is not valid JSON"),
     "empty header": (file_of(b""), "header", "must be a JSON object"),
     "no object": (file_of(b"[]"), "header", "must be a JSON object"),

@@ -39,10 +39,16 @@ def test_an_impossible_setting_is_refused_by_name_and_value(name: str, value: An
         TuningSettings(**{name: value})
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-42])
 @pytest.mark.parametrize("name", ["temperature", "last_temperature"])
-def test_no_temperature_is_zero(name: str) -> None:
-    with pytest.raises(SettingsInvalid, match=rf"{name} is 0\.0.*: they must be above 0"):
-        TuningSettings(**{name: 0.0})  # type: ignore[arg-type]
+def test_no_temperature_makes_logits_that_are_no_numbers(name: str, value: float) -> None:
+    with pytest.raises(SettingsInvalid, match=rf"^{name} is {value}, it must be at least 0\.001$"):
+        TuningSettings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_soft_masks_choose_no_k() -> None:
+    with pytest.raises(SettingsInvalid, match=r"^k is 5, but soft masks choose none"):
+        TuningSettings(kind="soft", k=5)
 
 
 def test_a_description_that_no_profile_can_hold_is_refused_by_name_length_and_limit() -> None:

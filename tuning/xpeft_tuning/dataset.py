@@ -20,8 +20,8 @@ Task = Literal["classify", "regress", "complete"]
 VALUE = "value"
 """The one label of a head whose answers are numbers, unless another name is asked for."""
 
-_LARGEST = 3.4028234663852886e38
-"""Of float32, which labels become."""
+_LARGEST = 65_504.0
+"""Of float16, in which a profile keeps its head, and so its answers."""
 
 _LABELLED = ("text", "label")
 _COMPLETED = ("prompt", "completion")
@@ -159,7 +159,9 @@ def _parse_example(number: int, row: dict[str, Any], required: tuple[str, str]) 
     label = row[answer]
     if answer == "label" and isinstance(label, int | float) and not isinstance(label, bool):
         if not abs(label) <= _LARGEST:
-            raise _wrong(number, answer, label, "a finite number, of float32's range")
+            raise _wrong(
+                number, answer, label, f"a number from -{_LARGEST:g} to {_LARGEST:g}, as a profile's head is float16"
+            )
         label = float(label)
     else:
         _check_field(number, answer, label)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from .errors import SettingsInvalid
 
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 Kind = Literal["hard", "soft"]
 StopOn = Literal["loss", "accuracy"]
 ClassWeights = Literal["balanced"]
+_LEAST: Final = {
+    **dict.fromkeys(("k", "epochs", "batch_rows", "batch_tokens", "patience"), 1),
+    **dict.fromkeys(("lr_masks", "lr_norm", "lr_head", "head_penalty", "mask_spread", "gumbel"), 0),
+    **dict.fromkeys(("temperature", "last_temperature"), 1e-3),  # logits divided by less may be beyond float32
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,26 +92,13 @@ class TuningSettings:
             value = getattr(self, name)
             if value is not None and value not in get_args(choices):
                 raise SettingsInvalid(f"{name} is {value!r}, it must be {' or '.join(get_args(choices))}")
-        for name in ("k", "epochs", "batch_rows", "batch_tokens", "patience"):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingsInvalid(f"{name} is {value}, it must be at least 1")
-        for name in (
-            "lr_masks",
-            "lr_norm",
-            "lr_head",
-            "head_penalty",
-            "mask_spread",
-            "gumbel",
-            "temperature",
-            "last_temperature",
-        ):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise SettingsInvalid(f"{name} is {value}, it must be a number from 0 up")
-        if 0 in (self.temperature, self.last_temperature):
-            values = f"temperature is {self.temperature}, last_temperature is {self.last_temperature}"
-            raise SettingsInvalid(f"{values}: they must be above 0")
+            if value is not None and not (math.isfinite(value) and value >= least):
+                wanted = f"at least {least}" if math.isfinite(value) else "a finite number"
+                raise SettingsInvalid(f"{name} is {value}, it must be {wanted}")
+        if self.kind == "soft" and self.k is not None:
+            raise SettingsInvalid(f"k is {self.k}, but soft masks choose none: they weigh the whole bank")
         if not 0 <= self.held_out < 1:
             raise SettingsInvalid(f"held_out is {self.held_out}, it must be from 0 to below 1")
         if not 0 <= self.seed < 2**63:

@@ -70,5 +70,6 @@ class Gate:
             message = f"{template} does not take {method[:32]}; it takes {allowed}"
             raise ApiError(405, "method_not_allowed", message, headers={"Allow": allowed})
         if roles.isdisjoint(principal.roles):
-            message = f"a key with the role {', '.join(sorted(principal.roles))} may not {method} {template}"
+            held, needed = (" or ".join(sorted(each)) for each in (principal.roles, roles))
+            message = f"a key with the role {held} may not {method} {template}; the role {needed} may"
             raise ApiError(403, "forbidden", message)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from xpeft_server.model.errors import ModelError
 from xpeft_server.settings import SettingsInvalid
 from xpeft_tuning.errors import TuningError
+from xpeft_tuning.learnable import learnable_parts
 from xpeft_tuning.mask_tuner import tune_profile
 
 from .epoch_bar import epoch_bar
@@ -35,6 +36,8 @@ def tune_one(given: TuningInput, where: Destinations) -> None:
             check_profile_name(where.profile)
         with where.opened(lambda out, _: out, overwrite=where.force) as sinks:
             (dataset,) = given.datasets(None).values()
+            if given.settings.shared_head is None:  # whose labels the bank knows
+                learnable_parts(dataset, dataset.labels, given.settings)
             plm, bank = given.model()
             with epoch_bar() as show:
                 tuned = tune_profile(plm, bank, dataset, given.settings, show)
