@@ -10,9 +10,11 @@ import tracemalloc
 import pytest
 
 from xpeft_profiles import ProfileKey
-from xpeft_server.api import jobs
+from xpeft_server.api import jobs, json_bodies
 from xpeft_server.api.chat_wire import ChatBody
 from xpeft_server.api.completions_wire import CompletionBody
+from xpeft_server.api.errors import ApiError
+from xpeft_server.api.json_counts import check_json_counts
 from xpeft_server.api.sampling_wire import MOST_STOP_CHARACTERS, MOST_STOPS
 from xpeft_server.api.tuning_wire import TuneBody
 from xpeft_server.api.wire import MOST_ITEMS, ClassifyBody
@@ -91,19 +93,18 @@ LONG = [
     ("/v1/classify", {"input": ["a"] * (MOST_ITEMS + 1)}),
     ("/v1/classify", {"input": [{"text": "a"}] * (MOST_ITEMS + 1)}),
     ("/v1/classify", {"input": ["a"] * 5}),
-    ("/v1/generate", {"prompt": [1] * ((1 << 20) + 1)}),
     ("/v1/generate", {"stop": ["a"] * (MOST_STOPS + 1)}),
     ("/v1/generate", {"stop": "a" * (MOST_STOP_CHARACTERS + 1)}),
     ("/v1/completions", {"stop": ["a" * (MOST_STOP_CHARACTERS + 1)]}),
     ("/v1/completions", {"prompt": ["a"] * (MOST_ITEMS + 1)}),
     ("/v1/completions", {"prompt": [[1]] * (MOST_ITEMS + 1)}),
-    ("/v1/completions", {"prompt": [[1] * ((1 << 20) + 1)]}),
+    ("/v1/completions", {"prompt": [[1], ["a"] * 100_000]}),
     ("/v1/completions", {"prompt": ["a"] * 5}),
     ("/v1/completions", {"metadata": {str(number): "" for number in range(17)}}),
-    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}] * (MOST_ITEMS + 1)}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}] * 30_000}),
     (
         "/v1/chat/completions",
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * (MOST_ITEMS + 1)}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 30_000}]},
     ),
     (TUNE, {"examples": [{"text": "a", "label": "b"}] * 9}),
     (TUNE, {"labels": ["a"] * (MOST_ITEMS + 1)}),
@@ -139,15 +140,15 @@ FAR_TOO_MANY = {
     "pairs": ("/v1/classify", ClassifyBody, {"input": [{"text": "a"}] * 60_000}, "too_many_inputs", (60_000, 4)),
     "prompts": ("/v1/completions", CompletionBody, {"prompt": ["a"] * 60_000}, "too_many_inputs", (60_000, 4)),
     "lists of ids": ("/v1/completions", CompletionBody, {"prompt": [[1]] * 60_000}, "too_many_inputs", (60_000, 4)),
-    "messages": ("/v1/chat/completions", ChatBody, {"messages": [MESSAGE] * 58_000}, "invalid_field", (58_000, 2048)),
+    "messages": ("/v1/chat/completions", ChatBody, {"messages": [MESSAGE] * 30_000}, "invalid_field", (30_000, 2048)),
     "parts": (
         "/v1/chat/completions",
         ChatBody,
-        {"messages": [{**MESSAGE, "content": [PART] * 500}] * 100},
+        {"messages": [{**MESSAGE, "content": [PART] * 300}] * 100},
         "invalid_field",
-        (50_000, 4096),
+        (30_000, 4096),
     ),
-    "rows": (TUNE, TuneBody, {"examples": [ROW] * 250_000}, "too_many_rows", (250_000, 8)),
+    "rows": (TUNE, TuneBody, {"examples": [ROW] * 30_000}, "too_many_rows", (30_000, 8)),
 }
 
 
@@ -162,6 +163,39 @@ async def test_a_list_of_far_too_many_is_refused_by_its_length_alone(client, mon
     assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", code, field)
     assert str(count) in error["message"]
     assert f"more than the {most} of one" in error["message"]
+
+
+MEGABYTES = {
+    "empty lists": (b"[" + b"[]," * 1_000_000 + b"[]]", "1000003 lists and objects"),
+    "lists in lists": (b"[" + b"[[[]]]," * 100_000 + b"[]]", "300003 lists and objects"),
+    "empty objects": (b"[" + b"{}," * 1_000_000 + b"{}]", "1000003 lists and objects"),
+    "names": (b"{" + b",".join(b'"x%d":0' % number for number in range(300_000)) + b"}", "300001 strings"),
+    "strings": (b"[" + b'"",' * 1_000_000 + b'""]', "1000002 strings"),
+    "numbers": (b"[" + b"0," * 1_000_000 + b"0]", "1000000 commas"),
+}
+
+
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("kind", MEGABYTES)
+async def test_megabytes_that_take_long_to_parse_are_refused_before_they_are(client, monkeypatch, path, kind):
+    monkeypatch.setattr(json_bodies.orjson, "loads", lambda _: pytest.fail("they were parsed"))
+    value, counted = MEGABYTES[kind]
+    answer = await post(client, path, b'{"a":' + value + b"}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_body")
+    assert answer.json()["error"]["message"].startswith(f"the body has {counted}, more than the ")
+
+
+async def test_what_is_inside_of_strings_is_not_counted(client):
+    for text in ("[" * 2_000_000, '",{[\\' * 400_000, "\\" * 2_000_000, '"' * 2_000_000 + "\\"):
+        answer = await post(client, "/v1/classify", json.dumps({"profile": "p", "input": text, "nobody": 1}))
+        assert answer.json()["error"]["param"] == "nobody", answer.text
+
+
+async def test_who_allows_more_items_allows_what_they_are_made_of():
+    rows = json.dumps({"examples": [{"text": "a", "label": "b", "split": "train"}] * 100_000}).encode()
+    check_json_counts(rows, 100_000)
+    with pytest.raises(ApiError, match="the body has 600001 strings, more than the 139072 of one request"):
+        check_json_counts(rows, 1000)
 
 
 async def test_too_many_rows_are_refused_in_the_tuners_words(client):

@@ -43,7 +43,7 @@ class Classifier:
         tenant = context.principal.tenant
         # Before it costs anything to know what is asked: what is refused takes processors from what is computed.
         self._engine.check_room(tenant)
-        body = parse_json(data, ClassifyBody, self._check_counts)
+        body = parse_json(data, ClassifyBody, self._check_counts, items=self._max_inputs)
         name = context.profile = asked_profile(body.profile, body.model)
         asked = ClassifyRequest(ProfileKey(tenant, name), _inputs(body), body.truncate, context.journey)
         answer = await unless_client_leaves(scope, request.receive, self._engine.classify(asked))

@@ -61,7 +61,7 @@ class Generation:
         data = await read_body(
             request.scope, request.receive, limit=self._max_bytes, media_type=JSON, seconds=self._body_seconds
         )
-        return parse_json(data, body_type, check_counts)
+        return parse_json(data, body_type, check_counts, items=self.max_inputs)
 
     async def news(self, asked: GenerateRequest, fields: Mapping[str, str]) -> AnswerNews:
         """The engine's news up to the last, `Finished`.

@@ -58,7 +58,7 @@ class Jobs:
 
     def _asked(self, data: bytes, profile: ProfileKey, match: Match) -> TuningRequest:
         """Raises: what `parse_json` raises; InvalidTuning."""
-        body = parse_json(data, TuneBody, self._check_counts)
+        body = parse_json(data, TuneBody, self._check_counts, items=self._max_rows)
         return TuningRequest(
             profile=profile,
             examples=tuple(map(_example, body.examples)),

@@ -11,6 +11,7 @@ from xpeft_profiles.errors import shown
 
 from .counts import CountsCheck
 from .errors import ApiError
+from .json_counts import check_json_counts
 from .refused_fields import UNSUPPORTED
 from .union_tags import UNION_TAGS
 from .wire import UNKNOWN_FIELD
@@ -20,16 +21,18 @@ Body = TypeVar("Body", bound=BaseModel)
 _SHOWN: Final = 80
 
 
-def parse_json(data: bytes, wire_type: type[Body], check_counts: CountsCheck | None = None) -> Body:
+def parse_json(data: bytes, wire_type: type[Body], check_counts: CountsCheck | None = None, *, items: int = 0) -> Body:
     """The body as a value of the type.
 
     Args:
         check_counts: refuses lists that are too long, before the type looks at their items.
+        items: the most that it lets a list have.
     Raises: ApiError 400 if this is not JSON or asks by name for what is not supported, 422 naming the field if it is
-        not what the type says; what ``check_counts`` raises.
+        not what the type says, or if there is more in it than any request needs; what ``check_counts`` raises.
     """
     if not data:
         raise ApiError(400, "invalid_json", "the body is empty; send a JSON object")
+    check_json_counts(data, items)
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError as error:
