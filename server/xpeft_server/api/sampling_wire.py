@@ -59,11 +59,14 @@ PromptBody = Annotated[
 
 
 class SamplingFields(WireBody):
-    """How tokens are chosen and where the answer ends; the defaults choose the likeliest token."""
+    """How tokens are chosen and where the answer ends; the defaults choose the likeliest token.
+
+    ``top_k`` of 0, or -1 as older clients of vLLM say, keeps all tokens.
+    """
 
     temperature: Temperature = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0, lt=_INT32)] = 0
+    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=-1, lt=_INT32)] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     seed: Annotated[int, Field(ge=-_INT64, lt=_INT64)] | None = None
@@ -75,7 +78,7 @@ class SamplingFields(WireBody):
         return SamplingRule(
             repetition_penalty=self.repetition_penalty,
             temperature=self.temperature,
-            top_k=self.top_k,
+            top_k=max(self.top_k, 0),
             top_p=self.top_p,
             min_p=self.min_p,
             logprobs=logprobs,

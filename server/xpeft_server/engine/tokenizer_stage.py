@@ -138,7 +138,7 @@ class TokenizerStage:
     def _encode_chat(self, messages: list[tuple[str, str]]) -> list[TokenizedText]:
         if self.tokenizer.chat is None:
             raise NoChatTemplate(
-                "the model's tokenizer has no template for chats; use /v1/completions", param="messages"
+                "the model's tokenizer has no template for chats that works; ask /v1/completions", param="messages"
             )
         try:
             return self.tokenizer.encode_bare([self.tokenizer.chat.render(messages)])

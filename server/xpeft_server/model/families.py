@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -65,6 +66,24 @@ def first_position(config: PreTrainedConfig) -> int:
     return int(config.pad_token_id) + 1 if config.model_type == "roberta" else 0
 
 
+def rope_settings(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """What config.json says of rotary positions: once, or for each kind of attention layer; [] without them."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return [rope] if "rope_type" in rope else list(rope.values())
+
+
 def position_limit(config: PreTrainedConfig) -> int:
-    """Tokens that the model's positions can tell apart."""
-    return int(config.max_position_embeddings) - first_position(config)
+    """Tokens that the model's positions can tell apart, those that are there by scaling included."""
+    most = int(config.max_position_embeddings) - first_position(config)
+    return min((_scaled(most, rope) for rope in rope_settings(config)), default=most)
+
+
+def _scaled(most: int, rope: Mapping[str, Any]) -> int:
+    """Llama 3's kind is left alone: config.json has the positions that there are behind its scaling."""
+    match rope.get("rope_type"):
+        case "linear":
+            return int(most * rope["factor"])
+        case "yarn":
+            return max(most, int(rope["factor"] * (rope.get("original_max_position_embeddings") or most)))
+        case _:
+            return most

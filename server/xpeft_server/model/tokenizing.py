@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from .chat_template import ChatTemplate
+from .chat_template import chat_template_of
 from .errors import ModelUnusable
 from .token_texts import TokenText, TokenTexts
 
@@ -43,7 +43,7 @@ class TextTokenizer:
     Attributes:
         size: tokens of the vocabulary: their ids are below it.
         end: the token that ends a text, where the tokenizer names one.
-        chat: its template for chats, where it brings one.
+        chat: its template for chats, where it brings one that can be used.
     Raises: ModelUnusable if the tokenizer has no fast form, or no vocabulary (transformers makes an empty one where
         its files are missing).
     """
@@ -58,7 +58,7 @@ class TextTokenizer:
         self.size = 1 + max(self.vocabulary.values())
         self.limit = min(limit, tokenizer.model_max_length)
         self.end: int | None = tokenizer.eos_token_id
-        self.chat = ChatTemplate(tokenizer) if tokenizer.chat_template else None
+        self.chat = chat_template_of(tokenizer)
         self._whole = Tokenizer.from_str(backend.to_str())
         self._whole.no_truncation()
         self._whole.no_padding()

@@ -59,8 +59,8 @@ async def test_stop_is_a_text_or_up_to_eight(client, script, route, given, seen)
 
 EDGES = {
     "temperature": [0, 1e300],
-    "top_p": [1e-9, 1],
-    "top_k": [0, (1 << 31) - 1],
+    "top_p": [0, 1e-9, 1],
+    "top_k": [-1, 0, (1 << 31) - 1],
     "min_p": [0, 1],
     "repetition_penalty": [1e-9, 100],
     "seed": [-(1 << 63), (1 << 63) - 1],
@@ -80,10 +80,10 @@ BAD = [
     ("temperature", -0.001),
     ("temperature", "1"),
     ("temperature", True),
-    ("top_p", 0),
+    ("top_p", -0.001),
     ("top_p", 1.001),
     ("top_p", "all"),
-    ("top_k", -1),
+    ("top_k", -2),
     ("top_k", 1.5),
     ("top_k", 1 << 31),
     ("min_p", -0.001),

@@ -80,7 +80,6 @@ class Answer:
         reason: FinishReason | None = "stop" if self._text.stopped else advance.finish_reason
         if reason is not None:
             text += self._text.end()
-            reason = "stop" if self._text.stopped else reason
         tokens = (
             () if advance.token is None or advance.logprobs is None else (self._told(advance.token, advance.logprobs),)
         )

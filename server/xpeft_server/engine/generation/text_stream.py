@@ -23,6 +23,9 @@ class TextStream:
     Only whole characters come out: one that several tokens spell comes with the last of them, bytes that can no longer
     become a character are U+FFFD, and one that the answer leaves unfinished is dropped. Special tokens are no text.
 
+    One difference: where a run of byte tokens has a wrong byte, Llama 2's decoder takes the whole run for unknown,
+    so that a line's end of such a token would be certain only behind the run, and a stop string in it seen too late.
+
     Args:
         prompt: tokens that the answer stands behind: its first space is kept, a character that they began comes whole.
         stop: see `StopStrings`; what ends the answer is no part of it.
@@ -32,7 +35,7 @@ class TextStream:
     def __init__(self, tokenizer: TextTokenizer, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         texts = tokenizer.texts
         self._part = texts.part
-        self._assembly = _ByteLevelText(texts, prompt) if texts.byte_level else _SpeltText(texts, prompt)
+        self._characters = _Characters(_last_bytes(texts, prompt))
         self._drop_space = texts.drops_first_space and not any(texts.part(token) for token in reversed(prompt))
         self._stop = StopStrings(stop)
 
@@ -43,11 +46,11 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that can be shown now, "" if none can yet."""
-        return self._show(self._assembly.push(self._part(token)))
+        return self._show(self._characters.push(_bytes(self._part(token))))
 
     def end(self) -> str:
-        """The text that was held back: nothing more comes. It may have a stop string, too (see ``stopped``)."""
-        return self._show(self._assembly.end()) + self._stop.end()
+        """The text that was held back: nothing more comes."""
+        return self._stop.end()
 
     def _show(self, text: str) -> str:
         if not text:
@@ -58,86 +61,38 @@ class TextStream:
         return self._stop.push(text)
 
 
-class _ByteLevelText:
-    """The tokens' bytes one behind the other; what cannot be decoded is replaced as in the tokenizer's own decoder."""
+class _Characters:
+    """Bytes to characters; what cannot be decoded is replaced as in a byte-level tokenizer's own decoder.
 
-    def __init__(self, texts: TokenTexts, prompt: Sequence[int]) -> None:
-        before = b""
-        for token in reversed(prompt):
-            if len(before) >= _LONGEST_HALF:
-                break
-            before = _bytes(texts.part(token)) + before
+    Args:
+        before: what stands before the first byte.
+    """
+
+    def __init__(self, before: bytes) -> None:
         self._decoder = _Utf8Decoder("replace")
         self._decode(before)
-        self._prompt_is_half = bool(self._decoder.getstate()[0])
+        self._is_half = bool(self._decoder.getstate()[0])
 
-    def push(self, part: str | bytes) -> str:
-        text = self._decode(_bytes(part))
-        if self._prompt_is_half and text:
-            self._prompt_is_half = False
+    def push(self, some: bytes) -> str:
+        text = self._decode(some)
+        if self._is_half and text:
+            self._is_half = False
             return text.removeprefix(_UNKNOWN)
         return text
-
-    def end(self) -> str:
-        return ""
 
     def _decode(self, some: bytes) -> str:
         text = self._decoder.decode(some)
         return text + self._decoder.decode(b"", final=True) if _waits_in_vain(self._decoder) else text
 
 
-class _SpeltText:
-    """Texts, and between them runs of bytes. As in the tokenizer's own decoder a run is UTF-8, or all of it unknown."""
-
-    def __init__(self, texts: TokenTexts, prompt: Sequence[int]) -> None:
-        self._decoder = _Utf8Decoder("strict")
-        self._start_run()
-        run: list[bytes] = []
-        for part in map(texts.part, reversed(prompt)):
-            if part and isinstance(part, str):
-                break
-            if part:
-                run.append(_bytes(part))
-        for byte in reversed(run):
-            self._push_byte(byte)
-        self._bytes, self._text = 0, ""
-
-    def push(self, part: str | bytes) -> str:
-        if isinstance(part, bytes):
-            return self._push_byte(part)
-        if not part:
-            return ""
-        run = _UNKNOWN * self._bytes if self._half else self._text
-        self._start_run()
-        return run + part
-
-    def end(self) -> str:
-        text = self._text
-        self._start_run()
-        return text
-
-    def _start_run(self) -> None:
-        """``_bytes`` counts the answer's bytes that nothing was shown for yet, ``_text`` is what they mean so far."""
-        self._decoder.reset()
-        self._bytes, self._text, self._invalid = 0, "", False
-
-    @property
-    def _half(self) -> bool:
-        return self._invalid or bool(self._decoder.getstate()[0])
-
-    def _push_byte(self, byte: bytes) -> str:
-        self._bytes += 1
-        if not self._invalid:
-            try:
-                self._text += self._decoder.decode(byte)
-                self._invalid = _waits_in_vain(self._decoder)
-            except UnicodeDecodeError:
-                self._invalid = True
-            if not self._invalid:
-                return ""
-            self._text = ""
-        shown, self._bytes = _UNKNOWN * self._bytes, 0
-        return shown
+def _last_bytes(texts: TokenTexts, tokens: Sequence[int]) -> bytes:
+    """At least as many as a character may have begun with, if there are so many."""
+    last = b""
+    for token in reversed(tokens):
+        if len(last) >= _LONGEST_HALF:
+            break
+        last = _bytes(texts.part(token)) + last
+    return last
 
 
 def _waits_in_vain(decoder: codecs.IncrementalDecoder) -> bool:
@@ -147,5 +102,4 @@ def _waits_in_vain(decoder: codecs.IncrementalDecoder) -> bool:
 
 
 def _bytes(part: str | bytes) -> bytes:
-    assert isinstance(part, bytes)  # noqa: S101
-    return part
+    return part.encode() if isinstance(part, str) else part
