@@ -159,7 +159,7 @@ def test_generate_shows_a_table_and_writes_lines(
         (["load", "--lengths", "gone.csv"], "gone.csv cannot be read"),
         (["load", "--url", "http://u:p@x:1"], "'http://***@x:1' is not of the form"),
         (["load", "--url", "http://x:99999"], "Port out of range"),
-        (["load", "--url", "http://x:1", "--slots", "3"], "--slots is of a server that is started here"),
+        (["load", "--url", "http://x:1", "--slots", "3"], "--slots is for a server that this command starts"),
         (["load", "--api-key", "xp_x"], "--api-key is of a server that runs already"),
         (["load", "--url", "http://x:1", "--api-key", "xp_\n"], "the API key has characters that no key has"),
         (["load", "--against-name", "x"], "--against-name is of a second server"),

@@ -263,7 +263,7 @@ def test_what_cannot_be_uploaded_is_still_in_the_file(xpeft: Call, server: Serve
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "there is nowhere to put the profile: give --out, or --profile and --url or --store"),
+        ((), "there is nowhere to put the profile: give --out FILE, or --profile NAME with --url or --store"),
         (("--profile", "polar"), "--profile polar needs a server or a store: give --url, or XPEFT_URL, or --store"),
         (("--url", "http://host", "--out", "x"), "--url needs a name to upload to: give --profile"),
         (("--store", "sqlite:///s", "--out", "x"), "--store needs a name to upload to: give --profile"),
@@ -274,7 +274,7 @@ def test_what_cannot_be_uploaded_is_still_in_the_file(xpeft: Call, server: Serve
         (("--store", "sqlite:///no/s", "--profile", "polar"), "there is no folder"),
         (("--out", "no/x"), "no/x cannot be written: No such file or directory"),
         (("--store", "sqlite:///s", "--profile", "polar", "--tenant", "a b"), "tenant: 'a b' is not a name"),
-        (("--out", "x", "--tenant", "a"), "--tenant a is a store's: give --store"),
+        (("--out", "x", "--tenant", "a"), "--tenant a goes with --store"),
         (("--out", "x", "--journal", "j"), "--journal j is for many profiles: give --by"),
         (("--out", "x", "--head", "polar"), "head is 'polar', it must be own, shared:NAME or shared+own:NAME"),
         (("--out", "x", "--head", "shared:"), "head is 'shared:', it must be own, shared:NAME or shared+own:NAME"),

@@ -370,7 +370,7 @@ def test_a_device_without_enough_memory_is_no_riddle(xpeft: Call, out: Path, mon
         (USERS, (), "there is nowhere to put the profiles: give --out, --url or --store"),
         (USERS, ("--store", "sqlite:///s"), "which a run goes on from: give --journal FILE"),
         (USERS, ("--store", "memory://", "--journal", "j"), "store is 'memory://': nothing would be left"),
-        (USERS, ("--out", "x", "--tenant", "t"), "--tenant t is a store's: give --store"),
+        (USERS, ("--out", "x", "--tenant", "t"), "--tenant t goes with --store"),
         (USERS, ("--out", "x", "--profile", "critic"), "profile is 'critic', it must have {user} in it"),
         (USERS, ("--out", "x", "--by", "name"), "data.jsonl: line 1 has no name"),
         (("a:b", "ann", "a/b"), ("--out", "x"), "user 'a:b' and user 'a/b' would both be profile a-b"),

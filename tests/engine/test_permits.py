@@ -55,7 +55,7 @@ def refused(permits: Permits, reason: str) -> float:
 def test_what_passes_the_limit_is_refused_and_names_both_numbers(make: Any, enter: Enter) -> None:
     permits = make(texts=3)
     enter(permits.admitted("a", 2))
-    with pytest.raises(Overloaded, match="2 texts are waiting and 2 more would pass the limit of 3"):
+    with pytest.raises(Overloaded, match="2 texts are waiting; with 2 more there would be more than 3"):
         enter(permits.admitted("b", 2))
     enter(permits.admitted("b", 1))
     assert (permits.texts, refused(permits, "queue")) == (3, 1)
@@ -121,7 +121,7 @@ def test_a_shared_permit_that_is_refused_leaves_nothing(make: Any, enter: Enter)
     permits = make(texts=3)
     enter(permits.admitted("a", 2))
     for _ in range(2):
-        with pytest.raises(Overloaded, match="2 texts are waiting and 2 more"):
+        with pytest.raises(Overloaded, match="2 texts are waiting; with 2 more"):
             enter(permits.shared("a", 2, "x"))
     assert (permits.texts, permits._shared) == (2, {})
 
@@ -136,10 +136,24 @@ def test_tokens_that_come_one_after_the_other_are_checked_as_one_request(make: A
         late.admit_tokens(1)
 
 
+def test_tokens_that_come_later_are_checked_with_those_that_the_request_has_which_stay_if_they_are_refused(
+    make: Any, enter: Enter
+) -> None:
+    permits = make(tokens=100)
+    enter(permits.admitted("b", 1)).admit_tokens(30)
+    first = enter(permits.admitted("a", 1))
+    first.admit_tokens(40)
+    with pytest.raises(Overloaded, match="with 90 more"):
+        first.admit_tokens(50)
+    assert permits.tokens == 70
+    first.admit_tokens(30)
+    assert permits.tokens == 100
+
+
 def test_a_tenant_holds_only_its_share_of_what_others_leave(make: Any, enter: Enter) -> None:
     permits = make(texts=100, limits=for_all(queue_share=0.5))
     enter(permits.admitted("loud", 50))
-    with pytest.raises(LimitReached, match="50 texts of this tenant are waiting and 1 more would pass its share of 50"):
+    with pytest.raises(LimitReached, match="50 texts of this tenant are waiting; with 1 more it would pass its share of 50"):
         enter(permits.admitted("loud", 1))
     enter(permits.admitted("second", 20))
     enter(permits.admitted("second", 5))
@@ -251,7 +265,7 @@ def test_what_waits_to_be_computed_is_bounded_and_counted_apart(make: Any, enter
     with first.waiting():
         late = enter(permits.admitted("a", 1))
         late.admit_tokens(21)
-        with pytest.raises(Overloaded, match="1 s of computing"), late.waiting():
+        with pytest.raises(Overloaded, match=r"80 tokens to compute \(at most 1 s of it\) are waiting"), late.waiting():
             pass
         permits.check_backlog("a")
         with enter(permits.admitted("b", 1)).waiting():

@@ -13,7 +13,7 @@ def test_what_does_not_fit_is_refused_with_both_numbers_and_the_reason() -> None
     room = Room("texts", 100, ONE_TENANT, reason="queue_seconds")
     room.take("a", 90)
     room.check("a", 10)
-    with pytest.raises(Overloaded, match="90 texts are waiting and 11 more would pass the limit of 100") as error:
+    with pytest.raises(Overloaded, match="90 texts are waiting; with 11 more there would be more than 100") as error:
         room.check("b", 11)
     assert error.value.reason == "queue_seconds"
 
@@ -55,6 +55,22 @@ def test_a_tenant_that_floods_leaves_room_for_every_other() -> None:
     with pytest.raises(LimitReached, match="share of 250"):
         room.check("quiet", 151)
     room.check("third", 400)
+
+
+@pytest.mark.parametrize("tenants", [1, 2, 5])
+def test_a_few_tenants_that_flood_are_refused_for_their_shares_and_never_for_want_of_room(tenants: int) -> None:
+    room = Room("tokens", 600, HALVES)
+    waiting = [f"tenant{number}" for number in range(tenants)]
+    while waiting:
+        try:
+            room.check(waiting[0], 1)
+        except Overloaded as error:
+            assert error.reason == "queue_share"
+            waiting.pop(0)
+        else:
+            room.take(waiting[0], 1)
+            waiting.append(waiting.pop(0))
+    assert room.taken == pytest.approx(600 * tenants / (tenants + 1), abs=tenants)
 
 
 def test_who_has_gone_is_forgotten() -> None:

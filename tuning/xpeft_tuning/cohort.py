@@ -92,7 +92,7 @@ class Cohort:
 
     @property
     def padding(self) -> float:
-        """Share of the steps' tokens that nobody reads."""
+        """Share of padding tokens in the steps."""
         return self._step.padding
 
     def step(self) -> list[Trainee]:
@@ -122,8 +122,8 @@ class Cohort:
         return done
 
     def _fit(self, places: Sequence[int]) -> list[bool]:
-        """Whether profiles can be made of them. Where nothing waits for a step, epochs that nobody looks at cannot say;
-        the last one does."""
+        """Whether profiles can be made of them. With placed steps that is known only after epochs that are scored and
+        the last, as asking would wait for the device."""
         return [True] * len(places) if isinstance(self._step, PlacedStep) else self._stack.fit_float16(places)
 
     def _is_looked_at(self, trainee: Trainee) -> bool:

@@ -21,7 +21,7 @@ class PackedStep:
     """Cheapest where arithmetic is what takes the time; its shapes come from the host, so no graph repeats it."""
 
     padding = 0.0
-    """Share of the tokens that nobody reads."""
+    """Share of padding tokens."""
 
     def __init__(self, on: StepParts) -> None:
         self._on = on

@@ -44,7 +44,7 @@ class PlacedStep:
 
     @property
     def padding(self) -> float:
-        """Share of the tokens that nobody reads."""
+        """Share of padding tokens."""
         return 1 - self._live / self._computed if self._computed else 0.0
 
     def step(self, turns: Sequence[Turn], losses: Tensor) -> None:

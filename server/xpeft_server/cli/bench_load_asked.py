@@ -101,7 +101,7 @@ class AskedLoad:
                     fail(f"{option_name(name)} {why}")
 
         if self.url is not None:
-            refuse(_OF_THE_STARTED, "is of a server that is started here: leave it out with --url")
+            refuse(_OF_THE_STARTED, "is for a server that this command starts: leave it out, or --url")
         else:
             refuse(("api_key",), "is of a server that runs already: give its --url")
         if self.against is None:

@@ -171,7 +171,7 @@ def _expiring(entry: KeyEntry, grace: timedelta) -> KeyEntry | None:
 def _grace(text: str) -> timedelta:
     age = timedelta(0) if text == "0" else age_of(text)
     if age is None:
-        fail(f"grace = {text!r} is no age: give it as 7d, 24h or 30m, or 0")
+        fail(f"grace = {text!r} is no duration: give it as 7d, 24h or 30m, or 0")
     return age
 
 

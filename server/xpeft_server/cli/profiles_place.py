@@ -76,7 +76,7 @@ def chosen_place(
         fail("XPEFT_STORE and XPEFT_URL are two places: say with --store or --url which of them")
     (name,) = typed or there
     if name == "url" and tenant is not None:
-        fail(f"--tenant {tenant} is a store's: on a server the key says whose profiles they are")
+        fail(f"--tenant {tenant} goes with --store; on a server the key says whose profiles they are")
     if name == "url":
         return ServerPlace(url=given[name] or "", api_key=api_key, tls=tls)
     refuse_https_options(context, "is of a server: give --url")

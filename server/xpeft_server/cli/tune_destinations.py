@@ -69,7 +69,7 @@ class Destinations:
         if self.profile is not None and not (self.url or self.store):
             fail(f"--profile {self.profile} needs a server or a store: give --url, or XPEFT_URL, or --store")
         if self.out is None and self.profile is None:
-            fail("there is nowhere to put the profile: give --out, or --profile and --url or --store")
+            fail("there is nowhere to put the profile: give --out FILE, or --profile NAME with --url or --store")
         if self.out is not None:
             check_out_file(self.out, force=self.force)
 
@@ -81,7 +81,7 @@ class Destinations:
 
     def _check_tenant(self) -> None:
         if self.tenant is not None and self.store is None:
-            fail(f"--tenant {self.tenant} is a store's: give --store")
+            fail(f"--tenant {self.tenant} goes with --store; on a server the key says whose profiles they are")
 
     @contextmanager
     def opened(self, file_of: Callable[[Path, str], Path], *, overwrite: bool) -> Iterator[list[Sink]]:

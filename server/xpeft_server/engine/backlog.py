@@ -29,7 +29,7 @@ class Backlog:
 
     def __init__(self, seconds: float, *, least: int, limits: LimitsOfTenants) -> None:
         self.room = Room(
-            f"tokens (limit: {seconds:g} s of computing)", None, limits, reason="queue_seconds", whole=True
+            f"tokens to compute (at most {seconds:g} s of it)", None, limits, reason="queue_seconds", whole=True
         )
         self._seconds = seconds
         self._least = least

@@ -33,7 +33,7 @@ class DeviceProfiler:
     def __init__(self, path: Path, turns: int, *, skipped: int = SKIPPED) -> None:
         self._path = path
         self._turns = turns
-        self._skip = skipped
+        self._skip = self._skipped = skipped
         self._recorded = 0
         self._profile: profile | None = None
         self._closed = False
@@ -64,7 +64,7 @@ class DeviceProfiler:
             return
         self._closed = True
         if self._profile is None:
-            logger.warning("nothing was profiled: the first %d batches and steps are not recorded", SKIPPED)
+            logger.warning("nothing was profiled: the first %d batches and steps are not recorded", self._skipped)
             return
         self._profile.stop()
         self._write(self._profile)

@@ -16,7 +16,7 @@ from .room import Room
 from .tenant_account import TenantAccount
 
 _ACCOUNTS: Final = 1024
-"""So many are kept before those that count nothing are looked for."""
+"""Idle accounts are swept once there are this many."""
 
 
 class Permit:
@@ -102,7 +102,7 @@ class WaitingPermit:
 
 
 class Permits:
-    """Bounds what is in the house. Used from the event loop alone.
+    """Limits the requests that are accepted and not yet answered. Used from the event loop alone.
 
     Args:
         texts: most texts accepted and not yet answered.

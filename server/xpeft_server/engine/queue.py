@@ -20,19 +20,20 @@ GREEDY: Final = 0.75
 """A tenant that had more than its share is greedy where it would fill that part of a batch."""
 
 PART: Final = 4
-"""Who has plenty waiting or had more than its share gets at most one part in so many of a batch, or its share if that
-is more."""
+"""A tenant with plenty waiting, or one that had more than its share, gets at most this fraction (1 / PART) of a batch,
+or its share if that is more."""
 
 GROWTH: Final = 1.75
-"""Beside others, who had more than its share gets so many times its part of late: it catches up what waits by chance,
-and a neighbour that asks for ten times as much as before has no burst. Simulated: with 1.5 a tenant that always has
-nine times its share waits half as long again as others; with 2.5 that neighbour's first second is felt."""
+"""While others wait, a tenant that recently had more than its share may take at most GROWTH times its recent fraction
+of a batch: a chance backlog drains, and one that suddenly sends ten times as much cannot burst. Simulated: with 1.5 a
+tenant that always has nine times its share waits half as long again as others; with 2.5 others feel the first second
+of a burst."""
 
 ALONE: Final = 8, 0.010
 BESIDE: Final = 64, 0.001
-"""What a greedy tenant gets in a batch of its own, which whoever comes next has to wait for, and in one of others, who
-wait for it too: one part in so many, or so many seconds of the device if that is more, which is plenty on a GPU.
-Whoever has plenty waiting or had more than its share may have as much in a batch of others."""
+"""Caps on a greedy tenant's tokens, in a batch of its own (ALONE) and in one of others (BESIDE): the batch's budget
+divided by the first number, or what the device computes in the second number of seconds, whichever is more; the latter
+is plenty on a GPU. A tenant with plenty waiting, or that had more than its share, may have as much beside others."""
 
 _NO_SHARE: Final = 1e-9
 

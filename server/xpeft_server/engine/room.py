@@ -40,11 +40,13 @@ class Room:
         if self._whole and not mine and self.taken < self.most:
             return
         if self.taken + count > self.most:
-            message = f"{self.taken} {self._unit} are waiting and {count} more would pass the limit of {self.most}"
+            message = f"{self.taken} {self._unit} are waiting; with {count} more there would be more than {self.most}"
             raise Overloaded(message, reason=self._reason)
         part = int(self._limits.of(tenant).queue_share * (self.most - self.taken + mine))
         if mine and mine + count > part:
-            message = f"{mine} {self._unit} of this tenant are waiting and {count} more would pass its share of {part}"
+            message = (
+                f"{mine} {self._unit} of this tenant are waiting; with {count} more it would pass its share of {part}"
+            )
             raise LimitReached("queue_share", message)
 
     def take(self, tenant: str, count: int) -> None:

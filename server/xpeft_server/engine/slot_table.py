@@ -21,7 +21,7 @@ class Placement(NamedTuple):
 
 
 class SlotTable:
-    """First out is who was used by one batch alone, the least recently used first; nobody whom this batch needs.
+    """Evicts the least recently used versions, those that only one batch used first; never one that this batch needs.
 
     A slot is known by the version (content hash) in it: equal profiles of any tenants share one.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -20,7 +22,7 @@ INTERVAL = 1.0
 """Seconds between two pings; a store that is back is noticed within one of them."""
 
 SOON = 0.05
-"""Seconds from a question that failed to the first ping, twice as many to the next: often it was one connection."""
+"""Seconds from a failed question to the first ping; doubled up to INTERVAL. Often just one connection broke."""
 
 PATIENCE = 3.0
 """Seconds in which a question must be answered."""
@@ -35,7 +37,8 @@ class StoreWatch:
         self._store = store
         self._metrics = metrics
         self._opened = False
-        self._fallen = asyncio.Event()
+        self._fallen = asyncio.Event()  # or it is to be found out whether it has
+        self._answered_at = -math.inf
         self._task: asyncio.Task[None] | None = None
         self.problem: str | None = NOT_ASKED
 
@@ -58,15 +61,21 @@ class StoreWatch:
     async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
         """The store's answer; who asks while it is known to be away is not kept waiting.
 
-        Raises: StoreUnavailable, and then the store counts as away until a ping is answered.
+        Raises: StoreUnavailable. The store counts as away then, until a ping is answered, unless it has answered
+            something since this question began: then it was one connection, or too much to ask for.
         """
         if self.problem is not None:
             raise StoreUnavailable(self.problem)
+        began = time.monotonic()
         try:
-            return await _in_time(question)
+            answer = await _in_time(question)
         except StoreUnavailable as error:
-            self._failed(error)
+            if self._answered_at <= began:
+                self._failed(error)
+            self._fallen.set()
             raise
+        self._answered_at = time.monotonic()
+        return answer
 
     async def _watch(self) -> None:
         pause = SOON
@@ -94,6 +103,7 @@ class StoreWatch:
         if not self.up:
             logger.info("the profile store answers")
         self.problem = None
+        self._answered_at = time.monotonic()
         self._fallen.clear()
         self._metrics.store_up.set(1)
 
@@ -101,7 +111,6 @@ class StoreWatch:
         if self.up or self.problem == NOT_ASKED:
             logger.warning("the profile store does not answer: %s", error.message)
         self.problem = error.message
-        self._fallen.set()
         self._metrics.store_up.set(0)
 
 

@@ -79,8 +79,8 @@ class _Lane:
 
 
 def _encoded(some: list[_Waiting]) -> list[Result]:
-    """By one call: every return from the tokenizer has to wait for Python, which the event loop may hold. Where that
-    fails, by one for each, so that it is known whose fault it was. A panic of the tokenizer is no Exception."""
+    """By one call, as each return from the tokenizer has to take the interpreter's lock again. Where that fails, by one
+    for each, so that it is known whose fault it was. A panic of the tokenizer is no Exception."""
     try:
         encoded = iter(some[0].encode([each for waiting in some for each in waiting.inputs]))
         return [list(islice(encoded, len(waiting.inputs))) for waiting in some]

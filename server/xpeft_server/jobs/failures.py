@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from xpeft_profiles import BankMismatch, PreconditionFailed, ProfileInvalid, StoreUnavailable, TooManyProfiles
+from xpeft_profiles import BankMismatch, JobKey, PreconditionFailed, ProfileInvalid, StoreUnavailable, TooManyProfiles
 
 from .errors import JobFailure
 
@@ -27,14 +27,14 @@ _KINDS: Final[Mapping[type[Exception], tuple[str, str]]] = {
 }
 
 
-def failure_of(error: Exception) -> dict[str, Any]:
+def failure_of(error: Exception, job: JobKey) -> dict[str, Any]:
     """``message``, ``type``, ``param`` and ``code``, as in the envelope of the API. A bug of ours is logged."""
     if isinstance(error, JobFailure):
         return _failure(error.message, error.type, error.code, error.param)
     for kind, (type_, code) in _KINDS.items():
         if isinstance(error, kind):
             return _failure(str(error), type_, code, getattr(error, "param", None))
-    logger.error("a tuning job failed in a way of its own", exc_info=error)
+    logger.error("tuning job %s of tenant %s failed unexpectedly", job.id, job.tenant, exc_info=error)
     return _failure("the server failed", "server_error", "internal_error", None)
 
 

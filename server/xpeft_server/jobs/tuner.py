@@ -164,7 +164,7 @@ class Tuner:
             try:
                 await self._do(job)
             except Exception as error:
-                job.change(status="failed", finished=time.time(), error=failure_of(error))
+                job.change(status="failed", finished=time.time(), error=failure_of(error, job.key))
 
     async def _do(self, job: Job) -> None:
         job.change(status="running", started=time.time())
@@ -182,7 +182,7 @@ class Tuner:
             await self._publish(job, await self._worker.tune(job.request, show))
         except Exception as error:
             async with job.deciding:
-                await self._finish(job, status="failed", error=failure_of(error))
+                await self._finish(job, status="failed", error=failure_of(error, job.key))
 
     async def _publish(self, job: Job, tuned: Tuned) -> None:
         """A store that is down for a while does not cost a tuning."""

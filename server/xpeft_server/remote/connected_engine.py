@@ -149,7 +149,7 @@ class ConnectedEngine:
 
 
 async def _classify(engine: EnginePort, *request: Any) -> Plain | Refused:
-    """`Refused`, and nothing else, where any request of the tenant would be."""
+    """A bare `Refused` if the engine now refuses every request of this tenant; otherwise the outcome."""
     asked = request_of(request)
     try:
         engine.check_room(asked.profile.tenant)
