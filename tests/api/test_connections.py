@@ -12,6 +12,7 @@ import time
 import pytest
 
 from xpeft_server.api.connections import ConnectionLimits, Connections
+from xpeft_server.cli import http_server, visitor
 from xpeft_server.cli.listener import Listener
 from xpeft_server.engine.metrics import Metrics
 
@@ -76,37 +77,165 @@ async def answered(reader):
 FEW = ConnectionLimits(most=3, idle_seconds=30, send_seconds=30)
 
 
-@pytest.mark.parametrize("connection_limits", [FEW])
-async def test_beyond_the_limit_a_connection_is_told_at_once_to_come_again(connect, ask, engine, metric):
+@pytest.fixture
+async def full(connect, engine, connection_limits):
+    """Connections on which requests are answered once ``engine.hold`` is set: as many as there may be."""
     engine.hold = asyncio.Event()
-    busy = [await connect() for _ in range(FEW.most)]
+    busy = [await connect() for _ in range(connection_limits.most)]
     for _, writer in busy:
         writer.write(ASK)
-    await until(lambda: len(engine.seen) == FEW.most)
-    assert metric("xpeft_connections") == metric("xpeft_connections_limit") == FEW.most
-    reader, _ = await connect()
+    await until(lambda: len(engine.seen) == connection_limits.most)
+    return busy
+
+
+@pytest.fixture
+def patience(monkeypatch):
+    """Nothing happens to those for whom there is no room because of the time that they take."""
+    monkeypatch.setattr(visitor, "SECONDS", 60.0)
+
+
+async def everything(reader):
+    """What comes until the connection ends."""
     async with asyncio.timeout(20):
-        told = await reader.read()
+        return await reader.read()
+
+
+@pytest.mark.parametrize("connection_limits", [FEW])
+async def test_beyond_the_limit_a_connection_is_told_at_once_to_come_again(
+    full, patience, connect, ask, engine, metric
+):
+    assert metric("xpeft_connections") == metric("xpeft_connections_limit") == FEW.most
+    reader, writer = await connect()
+    writer.write(ASK)
+    told = await everything(reader)
     assert told.startswith(b"HTTP/1.1 503 ")
     for line in (b"retry-after: 1\r\n", b"connection: close\r\n", b"x-request-id: "):
         assert line in told
     assert b'"code":"too_many_connections"' in told
     assert metric('xpeft_connection_ends_total{reason="refused"}') == 1
     assert metric("xpeft_connections") == FEW.most
-    busy[0][1].close()
+    full[0][1].close()
     await until(lambda: metric("xpeft_connections") == FEW.most - 1)
-    assert b" 200 OK" in (await ask(HEALTH))[2]
+    assert b"connection: close" not in (await ask(HEALTH))[2]
     engine.hold.set()
-    for reader, _ in busy[1:]:
+    for reader, _ in full[1:]:
         assert (await answered(reader)).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize(
+    "begin", [b"GET /health HTTP/1.1", b"HEAD /health HTTP/1.0", b"GET /ready HTTP/1.1", b"HEAD /ready?full=1 HTTP/1.1"]
+)
 @pytest.mark.parametrize("connection_limits", [FEW])
-async def test_who_sends_all_of_a_long_request_reads_that_there_is_no_room(connect, engine):
-    engine.hold = asyncio.Event()
-    for _ in range(FEW.most):
-        (await connect())[1].write(ASK)
-    await until(lambda: len(engine.seen) == FEW.most)
+async def test_a_probe_is_answered_though_there_is_no_room(full, patience, connect, metric, begin):
+    reader, writer = await connect()
+    for part in (begin[:7], begin[7:] + b"\r\n", b"Host: x\r\nConnection: keep-alive\r\n", b"\r\n"):
+        writer.write(part)
+        await writer.drain()
+        await asyncio.sleep(0.01)
+    answer = await everything(reader)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n") == begin.startswith(b"HEAD")
+    assert metric('xpeft_connection_ends_total{reason="refused"}') == 0
+    assert metric("xpeft_connections") == FEW.most
+
+
+@pytest.mark.parametrize("connection_limits", [FEW])
+async def test_where_there_is_no_room_a_probe_says_what_is_so(full, connect, engine):
+    engine.checks["store"] = "away"
+    reader, writer = await connect()
+    writer.write(HEALTH.replace(b"health", b"ready"))
+    answer = await everything(reader)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b'"status":"not_ready"' in answer
+
+
+@pytest.mark.parametrize("after", [ASK, b"x" * 1000, HEALTH], ids=["a request", "what is no request", "another probe"])
+@pytest.mark.parametrize("connection_limits", [FEW])
+async def test_after_a_probe_for_which_there_was_no_room_nothing_more_is_read(full, connect, engine, after):
+    reader, writer = await connect()
+    writer.write(HEALTH + after)
+    answer = await everything(reader)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b'{"status":"ok"}')
+    assert answer.count(b"HTTP/1.1") == 1
+    assert len(engine.seen) == FEW.most
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"POST /health HTTP/1.1",
+        b"GET /healthy HTTP/1.1",
+        b"GET /metrics HTTP/1.1",
+        b"GET /health/../v1/models HTTP/1.1",
+        b"GET http://x/health HTTP/1.1",
+        b"get /health HTTP/1.1",
+        b" GET /health HTTP/1.1",
+        b"\r\nGET /health HTTP/1.1",
+        b"\x16\x03\x01\r\n",
+    ],
+)
+@pytest.mark.parametrize("connection_limits", [FEW])
+async def test_what_is_no_probe_is_told_to_come_again(full, patience, connect, metric, request_line):
+    reader, writer = await connect()
+    writer.write(request_line + b"\r\nHost: x\r\n\r\n")
+    assert b'"code":"too_many_connections"' in await everything(reader)
+    assert metric('xpeft_connection_ends_total{reason="refused"}') == 1
+
+
+@pytest.mark.parametrize("begin", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nHost: x\r\n"])
+@pytest.mark.parametrize("connection_limits", [FEW])
+async def test_who_is_late_to_say_what_it_came_for_is_told_to_come_again(full, connect, metric, begin):
+    reader, writer = await connect()
+    writer.write(begin)
+    assert b'"code":"too_many_connections"' in await everything(reader)
+    assert metric('xpeft_connection_ends_total{reason="refused"}') == 1
+
+
+@pytest.mark.parametrize("connection_limits", [FEW])
+async def test_a_probe_with_a_long_head_is_told_to_come_again(full, patience, connect):
+    reader, writer = await connect()
+    writer.write(HEALTH[:-2] + b"X: " + b"x" * 5000)
+    assert b'"code":"too_many_connections"' in await everything(reader)
+
+
+@pytest.mark.parametrize("connection_limits", [FEW])
+async def test_probes_for_which_there_is_no_room_do_not_take_all_of_it(full, patience, connect, metric):
+    """Their places are free again with their answers."""
+    for _ in range(3):
+        probes = [await connect() for _ in range(30)]
+        for _, writer in probes:
+            writer.write(HEALTH)
+        answers = [await everything(reader) for reader, _ in probes]
+        assert {answer[:12] for answer in answers} <= {b"HTTP/1.1 200", b"HTTP/1.1 503"}
+        assert sum(answer.startswith(b"HTTP/1.1 200") for answer in answers) >= 8
+        for _, writer in probes:
+            writer.close()
+    assert metric("xpeft_connections") == FEW.most
+
+
+def test_beyond_the_limit_there_are_eight_places():
+    connections = Connections(FEW, metrics=Metrics())
+    probes = [object() for _ in range(9)]
+    assert [connections.enter_beyond(each) for each in probes] == [True] * 8 + [False]
+    connections.leave(probes[0])
+    assert connections.enter_beyond(probes[8])
+
+
+@pytest.mark.parametrize("connection_limits", [FEW])
+async def test_who_leaves_without_a_word_was_refused_and_takes_nobodys_place(full, connect, metric):
+    for refused in range(1, 101):
+        _, writer = await connect()
+        writer.close()
+        await until(lambda: metric('xpeft_connection_ends_total{reason="refused"}') == refused)  # noqa: B023
+    reader, writer = await connect()
+    writer.write(HEALTH)
+    assert (await everything(reader)).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("connection_limits", [FEW])
+async def test_who_sends_all_of_a_long_request_reads_that_there_is_no_room(full, connect):
     reader, writer = await connect()
     writer.write(b"POST /v1/classify HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n" + b"a" * 1_000_000)
     with contextlib.suppress(ConnectionError):
@@ -257,6 +386,32 @@ def lazy(port):
         yield client
 
 
+class Driven(Connections):
+    """Time passes, and they are looked at, when a test says so."""
+
+    now = 100.0
+
+    def __init__(self, limits, *, metrics):
+        super().__init__(limits, metrics=metrics, clock=lambda: self.now)
+
+    def pass_time(self, seconds):
+        self.now += seconds
+        self.sweep()
+
+
+@pytest.fixture
+def driven(monkeypatch):
+    """The connections of the server that starts after this."""
+    made = []
+
+    def make(limits, *, metrics):
+        made.append(Driven(limits, metrics=metrics))
+        return made[-1]
+
+    monkeypatch.setattr(http_server, "Connections", make)
+    return made
+
+
 IMPATIENT = ConnectionLimits(most=10_000, idle_seconds=0.2, send_seconds=0.4)
 
 
@@ -276,19 +431,28 @@ async def test_who_takes_nothing_of_an_answer_loses_its_connection(lazy, ask, me
 
 
 @pytest.mark.parametrize("connection_limits", [IMPATIENT])
-async def test_who_reads_slowly_but_reads_gets_everything(lazy, ask, metric):
+async def test_who_reads_slowly_but_reads_gets_everything(driven, lazy, ask, metric):
+    (connections,) = driven
+    await until(lambda: connections._open)
+    (outflow,) = (each._outflow for each in connections._open)
     lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
     lazy.sendall(LARGE)
     size = len((await ask(LARGE))[2])
-    read = 0
+    read = looks = 0
     while read < size:
-        read += len(await asyncio.to_thread(lazy.recv, size // 10))
-        await asyncio.sleep(0.1)
+        connections.pass_time(0.75 * IMPATIENT.send_seconds)
+        looks += 1
+        taken = outflow._account().taken
+        read += len(await asyncio.to_thread(lazy.recv, size))
+        await until(lambda taken=taken: outflow._account().taken > taken or not outflow._account().owes)
     assert read == size
+    assert looks > 2
     assert metric('xpeft_connection_ends_total{reason="unread"}') == 0
     # It was idle from when it had taken the answer.
+    idle = metric('xpeft_connection_ends_total{reason="idle"}')
+    connections.pass_time(IMPATIENT.idle_seconds)
     assert await asyncio.to_thread(lazy.recv, 1) == b""
-    await until(lambda: metric('xpeft_connection_ends_total{reason="idle"}') >= 1)
+    assert metric('xpeft_connection_ends_total{reason="idle"}') == idle + 1
 
 
 async def test_a_door_without_files_is_tried_again(app, metrics, connection_limits, caplog):

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import pickle
 import re
 import signal
 import socket
@@ -23,6 +24,8 @@ from xpeft_server.cli.front_processes import FrontFailed, FrontProcesses
 from xpeft_server.engine.errors import Unavailable
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, EngineStatus, GenerateRequest, News
+from xpeft_server.remote.peer import Peer
+from xpeft_server.remote.summed_metrics import summed
 from xpeft_server.settings import Settings
 
 
@@ -54,6 +57,19 @@ class NoJobs:
 async def nothing() -> None: ...
 
 
+def processes(settings: Settings, listening: socket.socket, *command: str) -> FrontProcesses:
+    return FrontProcesses(
+        settings,
+        engine=Idle(),
+        tuner=cast("TunerPort", NoJobs()),
+        metrics=Metrics(),
+        listening=listening,
+        connections=8,
+        environ=os.environ,
+        command=command,
+    )
+
+
 async def serve(
     settings: Settings, *command: str, meanwhile: Callable[[], Coroutine[None, None, None]] = nothing
 ) -> list[str]:
@@ -63,16 +79,7 @@ async def serve(
     """
     announced: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        fronts = FrontProcesses(
-            settings,
-            engine=Idle(),
-            tuner=cast("TunerPort", NoJobs()),
-            metrics=Metrics(),
-            listening=listening,
-            connections=8,
-            environ=os.environ,
-            command=command,
-        )
+        fronts = processes(settings, listening, *command)
         serving = asyncio.create_task(fronts.serve(lambda: announced.append("they listen")))
         async with asyncio.timeout(60):
             while not (announced or serving.done()):
@@ -155,3 +162,28 @@ async def test_one_that_cannot_be_started_again_is_tried_again_and_the_server_go
     with caplog.at_level(logging.INFO):
         await serve(settings, meanwhile=killed)
     assert caplog.text.count("temporarily unavailable: another one takes its place") == 2
+
+
+async def test_one_that_does_not_tell_its_metrics_in_time_counts_for_what_it_told_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(front_processes, "_METRICS_SECONDS", 0.05)
+    busy = Metrics()
+    busy.prompt_tokens.inc(5)
+
+    class Hangs:
+        told = False
+
+        async def call(self, method: str) -> bytes:
+            assert method == "own_families"
+            if self.told:
+                await asyncio.Event().wait()
+            self.told = True
+            return pickle.dumps(busy.families())
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        fronts = processes(Settings(http_processes=1), listening)
+        fronts._listeners.add(cast("Peer", Hangs()))
+        for _ in range(2):
+            page = summed(map(pickle.loads, await fronts._families()))
+            assert b"\nxpeft_prompt_tokens_total 5.0\n" in page

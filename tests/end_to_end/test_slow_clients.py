@@ -220,9 +220,32 @@ def test_who_never_begins_to_speak_tls_counts_and_goes_and_beyond_the_limit_nobo
         until(lambda: metric(others, "connections") == FEW)
         with socket.create_connection((url.host, url.port), 30) as late:
             assert late.recv(1) == b""
-        assert metric(others, 'connection_ends_total{reason="refused"}') == 1
+        until(lambda: metric(others, 'connection_ends_total{reason="refused"}') == 1)
         for each in silent:
             assert each.recv(1) == b""
         until(lambda: metric(others, 'connection_ends_total{reason="late"}') == FEW - 1)
     until(lambda: metric(others, "connections") == 1)
     assert httpx.get(f"{server.address}/health", verify=trusting, timeout=30).status_code == 200
+
+
+def test_where_there_is_no_room_a_probe_over_tls_is_answered_and_others_are_told_so(
+    secure: tuple[Any, httpx.Client], trusting: ssl.SSLContext, until: Any
+) -> None:
+    server, others = secure
+    url = httpx.URL(server.address)
+    until(lambda: metric(others, "connections") == 1)
+    with contextlib.ExitStack() as stack:
+        for _ in range(FEW - 1):
+            stack.enter_context(socket.create_connection((url.host, url.port), 30))
+        until(lambda: metric(others, "connections") == FEW)
+        before = metric(others, 'connection_ends_total{reason="refused"}')
+        for _ in range(20):
+            for probe in ("/health", "/ready"):
+                answer = httpx.get(f"{server.address}{probe}", verify=trusting, timeout=30)
+                assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        assert metric(others, 'connection_ends_total{reason="refused"}') == before
+        refused = httpx.get(f"{server.address}/info", verify=trusting, timeout=30)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "too_many_connections")
+        assert metric(others, 'connection_ends_total{reason="refused"}') == before + 1
+        assert metric(others, "connections") == FEW
+    until(lambda: metric(others, "connections") == 1)

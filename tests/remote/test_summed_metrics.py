@@ -14,7 +14,7 @@ from prometheus_client.samples import Sample
 
 from xpeft_server.engine.errors import Unavailable
 from xpeft_server.engine.metrics import Metrics
-from xpeft_server.remote.summed_metrics import ConnectedMetrics, summed
+from xpeft_server.remote.summed_metrics import ConnectedMetrics, EndedProcesses, summed
 
 # One of each process's, not their sum.
 CHOSEN: dict[str, Callable[[list[float]], float]] = {
@@ -22,6 +22,7 @@ CHOSEN: dict[str, Callable[[list[float]], float]] = {
     "xpeft_kernel_info": max,
     "xpeft_store_up": min,
     "process_max_fds": min,
+    "process_open_fds": max,
     "process_start_time_seconds": min,
 }
 
@@ -42,7 +43,7 @@ def described(page: bytes) -> list[str]:
     return [line for line in page.decode().splitlines() if line.startswith("#")]
 
 
-def seen(*processes: Metrics) -> dict[str, float]:
+def seen(*processes: Metrics | EndedProcesses) -> dict[str, float]:
     return series(summed(each.families() for each in processes))
 
 
@@ -132,10 +133,13 @@ def test_the_store_is_up_if_it_answers_every_process(one: int, other: int, shown
     assert seen(*processes)["xpeft_store_up[]"] == shown
 
 
-@pytest.mark.parametrize("name", ["process_start_time_seconds", "process_max_fds"])
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("process_start_time_seconds", 1000), ("process_max_fds", 1000), ("process_open_fds", 2000)],
+)
 @pytest.mark.parametrize("values", [(1000.0, 2000.0), (2000.0, 1000.0)])
-def test_the_server_is_as_old_as_its_oldest_process_and_may_open_as_many_files_as_one(
-    name: str, values: tuple[float, float]
+def test_the_server_is_as_old_as_its_oldest_process_and_its_files_are_those_of_the_one_that_has_most(
+    name: str, shown: float, values: tuple[float, float]
 ) -> None:
     def told(value: float) -> list[Metric]:
         families = Metrics().families()
@@ -143,7 +147,25 @@ def test_the_server_is_as_old_as_its_oldest_process_and_may_open_as_many_files_a
         family.samples = [Sample(sample.name, sample.labels, value) for sample in family.samples]
         return families
 
-    assert series(summed(map(told, values)))[f"{name}[]"] == 1000
+    assert series(summed(map(told, values)))[f"{name}[]"] == shown
+
+
+def test_what_processes_had_counted_when_they_ended_stays_in_the_sum_and_nothing_else_of_them_does() -> None:
+    ended, lives = EndedProcesses(), busy(3)
+    for number in (1, 2):
+        ended.add(busy(number).families())
+    found = seen(lives, ended)
+    for name in ("xpeft_prompt_tokens_total[]", "xpeft_batch_size_sum[]", "xpeft_batch_size_bucket[('le', '8.0')]"):
+        assert found[name] == seen(busy(1), busy(2), busy(3))[name]
+    assert found["xpeft_profile_requests_total[('profile', 'profile1'), ('tenant', 'acme')]"] == 1 + 3
+    for name in ("xpeft_connections[]", "xpeft_store_up[]", "xpeft_tuning_jobs_unfinished[('status', 'queued')]"):
+        assert found[name] == seen(lives)[name]
+
+
+def test_while_no_process_has_ended_there_is_nothing_to_add() -> None:
+    lives = busy(1)
+    assert described(summed([lives.families(), EndedProcesses().families()])) == described(lives.render())
+    assert seen(lives, EndedProcesses())["xpeft_prompt_tokens_total[]"] == 100
 
 
 def test_each_family_is_described_once_as_it_is_on_one_processs_own_page() -> None:

@@ -10,6 +10,8 @@ from typing import Final, Literal, Protocol
 from xpeft_server.engine.metrics import Metrics
 
 HEAD_SECONDS: Final = 10.0
+# Beyond the limit, for one request each.
+_BEYOND: Final = 8
 # Above this part of the limit, who has nothing to do here makes room.
 _CROWDED: Final = 0.9
 _SWEEP_SECONDS: Final = 1.0
@@ -63,6 +65,7 @@ class Connections:
         self._gauge = metrics.connections
         self._ends = metrics.connection_ends
         self._open: set[Connection] = set()
+        self._beyond: set[Connection] = set()
         self._idle: dict[Connection, float] = {}  # since when, the longest first
         self._watched: set[Connection] = set()
         self._pause = min(_SWEEP_SECONDS, limits.send_seconds / _SWEEPS, limits.idle_seconds / _SWEEPS)
@@ -74,15 +77,22 @@ class Connections:
         if len(self._open) + 1 > _CROWDED * self.limits.most:
             self._make_room()
         if len(self._open) >= self.limits.most:
-            self.count_end("refused")
             return False
         self._open.add(connection)
         self._gauge.set(len(self._open))
         return True
 
+    def enter_beyond(self, connection: Connection) -> bool:
+        """Whether one more may be answered though there is no room: a question that takes no time."""
+        if len(self._beyond) >= _BEYOND:
+            return False
+        self._beyond.add(connection)
+        return True
+
     def leave(self, connection: Connection) -> None:
         """It is closed, or never came to be."""
         self._open.discard(connection)
+        self._beyond.discard(connection)
         self._idle.pop(connection, None)
         self._watched.discard(connection)
         self._gauge.set(len(self._open))

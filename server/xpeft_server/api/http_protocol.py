@@ -72,6 +72,13 @@ class HttpProtocol(HttpToolsProtocol):
         self._outflow = Outflow(self._connected, transport)
         self._expect_head()
 
+    def answer_only(self, transport: asyncio.Transport, head: bytes) -> None:
+        """Take over a connection for one request, the head of which came already; nothing else that comes is read."""
+        self.connection_made(transport)
+        self.data_received(head)
+        self.shutdown()
+        self._is_last = True
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_there()
         self._connections.leave(self)

@@ -20,6 +20,7 @@ from xpeft_server.engine.metrics import Metrics
 from xpeft_server.remote.connected_engine import engine_methods
 from xpeft_server.remote.connected_tuner import tuner_methods
 from xpeft_server.remote.peer import Peer
+from xpeft_server.remote.summed_metrics import EndedProcesses
 from xpeft_server.settings import Settings
 
 from .worker_process import worker_environment
@@ -76,6 +77,8 @@ class FrontProcesses:
         self._command = command or (sys.executable, "-P", "-m", "xpeft_server.cli.front_process")
         self._peers: set[Peer] = set()
         self._listeners: set[Peer] = set()  # of them
+        self._told: dict[Peer, bytes] = {}  # the families that each of these told last
+        self._ended = EndedProcesses()
         self._drains = False
         self._telling: list[asyncio.Task[None]] = []
         self._closing = asyncio.Event()
@@ -155,6 +158,8 @@ class FrontProcesses:
         finally:
             self._peers.discard(peer)
             self._listeners.discard(peer)
+            if peer in self._told:
+                self._ended.add(pickle.loads(self._told.pop(peer)))  # noqa: S301  # see peer.py
             peer.close()
             await _end(process)
         code = process.returncode
@@ -167,10 +172,17 @@ class FrontProcesses:
         )
 
     async def _families(self) -> list[bytes]:
-        """The families of every process; summed where they are asked for, which is not here."""
-        asked = [asyncio.wait_for(peer.call("own_families"), _METRICS_SECONDS) for peer in self._listeners]
-        told = await asyncio.gather(*asked, return_exceptions=True)
-        return [pickle.dumps(self._metrics.families()), *(each for each in told if isinstance(each, bytes))]
+        """Those of every process, and of those that ended; summed where they are asked for, which is not here."""
+        await asyncio.gather(*map(self._ask_families, self._listeners))
+        own = pickle.dumps(self._metrics.families())
+        return [own, *self._told.values(), pickle.dumps(self._ended.families())]
+
+    async def _ask_families(self, peer: Peer) -> None:
+        """What one that does not answer told last is still true of what it counts."""
+        with contextlib.suppress(EngineError, TimeoutError):
+            families = await asyncio.wait_for(peer.call("own_families"), _METRICS_SECONDS)
+            if peer in self._listeners:
+                self._told[peer] = families
 
 
 async def _announce_once(listening: list[asyncio.Event], announce: Callable[[], None]) -> None:

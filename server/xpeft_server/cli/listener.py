@@ -12,6 +12,8 @@ from typing import Final
 from xpeft_server.api.connections import Connections
 from xpeft_server.api.http_protocol import HttpProtocol
 
+from .visitor import SECONDS, Visitor
+
 log = logging.getLogger(__name__)
 
 # Accepted in a row, before others have their turn on the event loop.
@@ -19,9 +21,8 @@ _AT_ONCE: Final = 64
 _BACKLOG: Final = 2048
 # Without files or memory for more, who waits at the door waits for so long.
 _PAUSE_SECONDS: Final = 1.0
-# Who is turned away may read why. More than so many at once read nothing.
-_TURNED_AWAY: Final = 64
-_TURNED_AWAY_SECONDS: Final = 1.0
+# Where there is no room, so many at once may say what they came for, and read that there is none.
+_VISITORS: Final = 64
 # What ends a TLS connection in time is not this but who looks whether its client takes anything.
 _SHUTDOWN_SECONDS: Final = 86_400.0
 
@@ -31,7 +32,7 @@ class Listener:
 
     Args:
         connect: makes the protocol of a connection from its socket.
-        no_room: makes what a client without TLS is told where there is no room; one with TLS is told nothing.
+        no_room: makes what a client is told where there is no room, unless it is a probe.
         shared: other processes listen on the socket too, and shall have their part of those who come at once.
     """
 
@@ -53,7 +54,7 @@ class Listener:
         self._at_once = 1 if shared else _AT_ONCE
         self._loop = asyncio.get_running_loop()
         self._beginning: set[asyncio.Task[None]] = set()
-        self._turned_away: set[_TurnedAway] = set()
+        self._visitors: set[Visitor] = set()
         self._pause: asyncio.TimerHandle | None = None
         listening.listen(_BACKLOG)
         listening.setblocking(False)
@@ -82,9 +83,10 @@ class Listener:
             protocol = self._connect(connected)
             if self._connections.enter(protocol):
                 self._begin(self._let_in(connected, protocol))
-            elif self._tls is None and len(self._turned_away) < _TURNED_AWAY:
-                self._begin(self._turn_away(connected))
+            elif len(self._visitors) < _VISITORS:
+                self._begin(self._meet(connected, self._visitor(protocol)))
             else:
+                self._connections.count_end("refused")
                 connected.close()
 
     def _go_on(self) -> None:
@@ -96,11 +98,8 @@ class Listener:
         task.add_done_callback(self._beginning.discard)
 
     async def _let_in(self, connected: socket.socket, protocol: HttpProtocol) -> None:
-        limit = None if self._tls is None else self._connections.limits.head_seconds
-        options = {} if self._tls is None else {"ssl_shutdown_timeout": _SHUTDOWN_SECONDS}
         try:
-            async with asyncio.timeout(limit):
-                await self._loop.connect_accepted_socket(lambda: protocol, connected, ssl=self._tls, **options)
+            await self._connect_to(connected, protocol, self._connections.limits.head_seconds)
         except OSError as error:
             if isinstance(error, TimeoutError):
                 self._connections.count_end("late")
@@ -110,27 +109,22 @@ class Listener:
             self._connections.leave(protocol)
             raise
 
-    async def _turn_away(self, connected: socket.socket) -> None:
-        await self._loop.connect_accepted_socket(lambda: _TurnedAway(self._no_room(), self._turned_away), connected)
+    def _visitor(self, protocol: HttpProtocol) -> Visitor:
+        return Visitor(protocol, connections=self._connections, no_room=self._no_room, others=self._visitors)
 
+    async def _meet(self, connected: socket.socket, visitor: Visitor) -> None:
+        try:
+            await self._connect_to(connected, visitor, SECONDS)
+        except OSError as error:
+            log.debug("a connection for which there is no room did not come to be: %s", error)
+            visitor.leave()
+        except BaseException:
+            visitor.leave()
+            raise
 
-class _TurnedAway(asyncio.Protocol):
-    """Says why, and waits a moment for the client to have read it: one who still writes to what is closed might not.
-
-    Args:
-        others: all of its kind that are there.
-    """
-
-    def __init__(self, words: bytes, others: set[_TurnedAway]) -> None:
-        self._words = words
-        self._others = others
-        others.add(self)
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        transport.write(self._words)
-        transport.write_eof()
-        self._end = asyncio.get_running_loop().call_later(_TURNED_AWAY_SECONDS, transport.abort)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._others.discard(self)
-        self._end.cancel()
+    async def _connect_to(self, connected: socket.socket, protocol: asyncio.Protocol, seconds: float) -> None:
+        """Raises: OSError; if a handshake takes longer than ``seconds``, as a TimeoutError."""
+        limit = None if self._tls is None else seconds
+        options = {} if self._tls is None else {"ssl_shutdown_timeout": _SHUTDOWN_SECONDS}
+        async with asyncio.timeout(limit):
+            await self._loop.connect_accepted_socket(lambda: protocol, connected, ssl=self._tls, **options)

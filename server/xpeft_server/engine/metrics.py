@@ -19,7 +19,17 @@ OUTCOMES: Final = ("ok", "client_error", "overloaded", "cancelled", "server_erro
 UPLOAD_OUTCOMES: Final = ("created", "replaced", "identical", "refused", "failed")
 SPAN_OUTCOMES: Final = ("exported", "lost")
 TUNING_OUTCOMES: Final = ("succeeded", "failed", "cancelled")
-REFUSALS: Final = ("queue", "queue_seconds", "queue_share", "concurrency", "request_rate", "token_rate", "profiles")
+# The first three while more is asked for than the device does; the others are limits of a tenant.
+REFUSALS: Final = (
+    "queue",
+    "queue_seconds",
+    "queue_share",
+    "concurrency",
+    "request_rate",
+    "token_rate",
+    "profiles",
+    "tuning_jobs",
+)
 # Why a server ends a connection: none was free; others needed the room; no request, no whole head, no reading in time.
 CONNECTION_ENDS: Final = ("refused", "room", "idle", "late", "unread")
 CAPACITIES: Final = ("queue_texts", "queue_tokens", "slots", "sequences")

@@ -21,8 +21,11 @@ _ONE_OF: Final[Mapping[str, Callable[[float, float], float]]] = {
     "xpeft_kernel_info": max,
     "xpeft_store_up": min,
     "process_max_fds": min,
+    "process_open_fds": max,
     "process_start_time_seconds": min,
 }
+# What only grows in a process, and so in a sum that loses none.
+_GROWS: Final = ("counter", "histogram")
 
 
 class ConnectedMetrics(Metrics):
@@ -44,6 +47,24 @@ def summed(processes: Iterable[Iterable[Metric]]) -> bytes:
     Args: processes: the families of each; see `Metrics.families`.
     """
     return generate_latest(_Summed(processes))
+
+
+class EndedProcesses:
+    """What processes had counted when they ended. Without it the sums would fall, which reads as if all that the others
+    had counted were counted anew.
+    """
+
+    def __init__(self) -> None:
+        self._families: list[Metric] = []
+
+    def add(self, families: Iterable[Metric]) -> None:
+        """One has ended; ``families``: the last that it told."""
+        counted = [family for family in families if family.type in _GROWS]
+        self._families = list(_Summed([self._families, counted]).collect())
+
+    def families(self) -> list[Metric]:
+        """Of all of them together, as `summed` takes those of a process."""
+        return self._families
 
 
 class _Summed(Collector):

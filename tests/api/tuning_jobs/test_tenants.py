@@ -5,15 +5,17 @@ from __future__ import annotations
 EVENTS = {"accept": "text/event-stream"}
 
 
-async def test_a_tenant_has_no_more_jobs_than_the_quota(client, worker, profile_file, submit, tune, becomes):
+async def test_a_tenant_has_no_more_jobs_than_the_quota(client, worker, profile_file, submit, tune, becomes, metric):
     jobs = [await tune(client, f"p{n}") for n in range(4)]
     refused = await submit(client)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_jobs")
     assert int(refused.headers["retry-after"]) >= 1
+    assert metric('xpeft_refusals_total{reason="tuning_jobs"}') == 1
     await worker.begins()
     worker.ends(profile_file(1))
     await becomes(client, jobs[0], "succeeded")
     await tune(client)
+    assert metric('xpeft_refusals_total{reason="tuning_jobs"}') == 1
 
 
 async def test_the_quota_is_each_tenants_own(keyed, worker, submit, tune):
