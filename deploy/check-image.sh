@@ -64,7 +64,7 @@ make_base() {
     size=$(du -sm "$root" | cut -f 1)
     store config --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
     store commit --quiet --format docker --rm "$container" "$base" >/dev/null
-    ok "$base is $size MB by debootstrap"
+    ok "$base is $size MiB by debootstrap"
 }
 
 # Where this machine's pip takes packages from, as one file for the build, and the local paths that it names. The folder
@@ -141,7 +141,7 @@ check_content() {
         [ ! -d "$found" ] || [ -z "$(find "$root$found" -type f 2>/dev/null)" ] || fail "the build left $found"
     done <"$work/pip.paths"
     ok "no CUDA, no Triton, no pip, no tests, no file of the build or of this machine's pip"
-    ok "$(du -sm "$root" | cut -f 1) MB, of which $(du -sm "$root/opt/xpeft" | cut -f 1) MB are /opt/xpeft"
+    ok "$(du -sm "$root" | cut -f 1) MiB, of which $(du -sm "$root/opt/xpeft" | cut -f 1) MiB are /opt/xpeft"
 }
 
 check_confinement() {
@@ -241,7 +241,7 @@ check_tls
 check_nothing_is_written
 if [ -n "$keep" ]; then
     store push --quiet "$image" "docker-archive:$keep:xpeft-server:check"
-    ok "$keep, $(du -m "$keep" | cut -f 1) MB"
+    ok "$keep, $(du -m "$keep" | cut -f 1) MiB"
 fi
 step "done"
 cat <<'EOF'

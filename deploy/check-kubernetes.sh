@@ -150,9 +150,10 @@ check_new_roll_out() {
     ok "after another roll-out the profile is there: $(classifies "$1")"
 }
 
-# Without the operator that knows ServiceMonitors, and with requests of which four fit on a small machine.
+# several_servers: the overlay of one server on standard input, for several: without the operator that knows
+# ServiceMonitors, and with requests of which four fit on a small machine.
 several_servers() {
-    documented "yaml own-single" | sed 's/single$/ha/'
+    sed 's/single$/ha/'
     cat <<'EOF'
 patches:
   - target: {kind: ServiceMonitor}
@@ -173,7 +174,7 @@ install_several_servers() {
     here delete --kustomize "$work/reader/xpeft" --wait >/dev/null
     redis=$(install_redis)
     as_a_reader "$(documented "sh needs-kubernetes redis" | sed "s#redis://.*/0#redis://$redis:6379/0#")"
-    several_servers >"$work/reader/xpeft/kustomization.yaml"
+    documented "yaml own-single" | several_servers >"$work/reader/xpeft/kustomization.yaml"
     as_a_reader "kubectl apply -k xpeft"
     wait_for 300 are_ready 3
     ok "overlays/ha over Redis: without a metric the autoscaler keeps three servers, which are ready"
@@ -184,14 +185,17 @@ install_several_servers() {
 
 # Accepted by the API server, no more: nothing here has a GPU, a hub or limits.
 check_components() {
-    local component
+    local component overlay=$work/reader/with/kustomization.yaml
     mkdir "$work/reader/with"
-    for component in tenant-limits hub gpu; do
-        { several_servers && printf 'components: [../xpeft-server/deploy/kubernetes/components/%s]\n' "$component"; } \
-            >"$work/reader/with/kustomization.yaml"
+    for component in tenant-limits hub; do
+        documented "yaml own-single" | several_servers >"$overlay"
+        printf 'components: [../xpeft-server/deploy/kubernetes/components/%s]\n' "$component" >>"$overlay"
         as_a_reader "kubectl apply -k with --dry-run=server"
     done
-    ok "with each of the other components the API server takes it, too"
+    documented "yaml own-gpu" | several_servers >"$overlay"
+    as_a_reader "kubectl kustomize with | grep 'image: registry.example.com/xpeft-server:0.1.0-cuda$'"
+    as_a_reader "kubectl apply -k with --dry-run=server"
+    ok "with each of the other components the API server takes it, too, that for GPUs with the image for GPUs"
 }
 
 check_shared_profiles() {
@@ -277,5 +281,6 @@ This does not prove:
 - the autoscaler's metric, Prometheus and the ServiceMonitor: without them the autoscaler keeps the least number;
 - the requests of overlays/ha, which were made smaller for this machine, and a volume that a cluster makes by itself;
 - the components: the API server took them, and nothing of theirs was run;
+- TLS, which no server here speaks;
 - a registry: the image was loaded.
 EOF

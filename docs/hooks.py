@@ -45,6 +45,8 @@ GENERATED: Final[Mapping[str, Callable[[], str]]] = {
     **{title: partial(readme.section, ROOT / "README.md", title) for title in SECTIONS},
 }
 _MARKER: Final = re.compile(r"^<!-- here: (.+) -->$", re.MULTILINE)
+# What a page says to those who read it where nothing is filled in.
+_TO_READERS_OF_THE_SOURCE: Final = re.compile(r"^> In the source .*\n(?:> .*\n)*\n", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -60,7 +62,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     here = page.file.src_uri
     links = RepositoryLinks(ROOT, _pages(files))
     source = next((source for source, name in BESIDE.items() if name == here), f"docs/{here}")
-    markdown = links.resolved(markdown, source=source, page=here)
+    markdown = links.resolved(_TO_READERS_OF_THE_SOURCE.sub("", markdown), source=source, page=here)
 
     def filled(found: re.Match[str]) -> str:
         text = GENERATED[found[1]]()

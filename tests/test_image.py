@@ -189,6 +189,15 @@ def test_the_health_check_of_the_image_fails_where_the_server_has_gone(target: s
     assert not healthy(server.server_port)
 
 
+def test_every_server_that_a_page_starts_is_started_anew_and_has_time_to_drain() -> None:
+    page = (ROOT / "docs" / "containers.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^docker run --detach .*\bxpeft-server\b.*$", page, re.MULTILINE)
+    assert len(commands) >= 4
+    for words in map(shlex.split, commands):
+        assert words[words.index("--restart") + 1] == "unless-stopped", words
+        assert float(words[words.index("--stop-timeout") + 1]) > Settings().drain_seconds, words
+
+
 def test_the_check_of_the_image_refuses_what_it_does_not_know() -> None:
     assert CHECK.stat().st_mode & stat.S_IXUSR
     done = subprocess.run([CHECK, "--fast"], capture_output=True, text=True, check=False)

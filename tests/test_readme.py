@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
+from xpeft_server.model.families import FAMILIES
 from xpeft_server.settings import describe_settings
 
 # Of the fifteen that `xpeft tune` takes, for a hundred rows on a real model. A server knows no such setting.
@@ -152,6 +153,15 @@ def settings_table() -> str:
 
 def test_the_settings_table_is_the_settings_object(readme: str) -> None:
     assert settings_table() in readme, f"README.md should say:\n{settings_table()}"
+
+
+def test_the_families_of_language_models_are_those_that_are_supported(readme: str) -> None:
+    rows = re.findall(r"^\| (.+) \| (encoder|decoder) \| (.+) \|$", readme, re.MULTILINE)
+    named = {name: (kind, does) for names, kind, does in rows for name in re.findall(r"`(\w+)`", names)}
+    assert named == {
+        name: ("decoder", "classify, generate") if family.decoder else ("encoder", "classify")
+        for name, family in FAMILIES.items()
+    }
 
 
 def test_every_folder_of_the_map_exists(readme: str, project_root: Path) -> None:

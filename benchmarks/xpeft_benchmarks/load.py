@@ -24,6 +24,7 @@ from .workers import Worker
 _AT_ONCE: Final = 32  # requests in flight where the server is to be busy
 _BUSY: Final = 429
 _FEWEST: Final = 20  # requests at one rate in one round: fewer have no quantiles
+_INSTALL: Final = ".venv/bin/pip install -c constraints.txt -e '.[bench]'"
 _STEPS: Final = 9
 _LOWEST, _HIGHEST = 0.3, 1.1  # of what a target can do
 
@@ -53,7 +54,7 @@ def needs(*packages: str) -> None:
     """Raises: BenchExtraMissing."""
     for package in packages:
         if find_spec(package) is None:
-            raise BenchExtraMissing(f"{package} is not installed: pip install 'xpeft-server[bench]'")
+            raise BenchExtraMissing(f"{package} is not installed; in a checkout: {_INSTALL}")
 
 
 def run_load(plan: LoadPlan, pool: Sequence[str], *, on_step: Step) -> Sweep:

@@ -64,7 +64,9 @@ class Settings(BaseModel):
         default="auto", description="device that runs the model: auto, cpu or cuda"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="number format of the model: auto, float32 or bfloat16"
+        default="auto",
+        description="number format of the model: float32, bfloat16, or auto, which is float32 on CPU and bfloat16 on a"
+        " GPU",
     )
     max_batch_tokens: BatchTokens | Literal["auto"] = Field(
         default="auto", description="most tokens in one forward pass; auto is 1024 on CPU and 8192 on a GPU"

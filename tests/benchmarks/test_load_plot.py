@@ -106,7 +106,7 @@ def test_a_name_that_is_neither_picture_nor_page_is_refused(name: str) -> None:
 
 def test_without_matplotlib_a_plot_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "find_spec", lambda name: None if name == "matplotlib" else name)
-    with pytest.raises(BenchExtraMissing, match=r"matplotlib is not installed: pip install 'xpeft-server\[bench\]'"):
+    with pytest.raises(BenchExtraMissing, match=r"matplotlib is not installed; .* -e '\.\[bench\]'"):
         check_plot(Path("load.png"))
 
 

@@ -67,7 +67,7 @@ def test_the_sdks_own_variable_alone_traces_nothing_and_that_is_said(
 def test_without_the_extra_the_start_is_refused_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "xpeft_server.cli.otel_tracing", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.sampling", None)
-    with pytest.raises(SettingsInvalid, match=r"otlp_endpoint = 'http://c:4318' needs .*xpeft-server\[otel\]"):
+    with pytest.raises(SettingsInvalid, match=r"otlp_endpoint = 'http://c:4318' needs .* -e '\.\[otel\]'"):
         build(otlp_endpoint="http://c:4318")
 
 

@@ -159,6 +159,19 @@ def test_the_readmes_sections_keep_their_blocks(site: Path) -> None:
     assert "xpeft profiles import profiles.jsonl.gz" in page
 
 
+def test_a_page_that_the_site_fills_in_says_so_where_it_is_not(project_root: Path) -> None:
+    pages = {page.name: page.read_text(encoding="utf-8") for page in (project_root / "docs").glob("*.md")}
+    # The first sentence of api.md says where a server has all of it.
+    filled = {name: text for name, text in pages.items() if "<!-- here: " in text and name != "api.md"}
+    assert len(filled) > 5
+    note = re.compile(r"^#+ .+\n\n> In the source .+ not filled in; `make docs` does that\.", re.MULTILINE)
+    assert [name for name, text in filled.items() if not note.search(text)] == []
+
+
+def test_the_site_does_not_say_that_it_is_not_filled_in(pages: dict[str, Document]) -> None:
+    assert [name for name, page in pages.items() if "In the source" in " ".join(page.text)] == []
+
+
 def test_what_a_block_needs_is_said_in_words(pages: dict[str, Document]) -> None:
     said = {text for page in pages.values() for text in page.text}
     assert {"Leave it running", "Needs Docker"} <= said

@@ -12,6 +12,7 @@ from xpeft_server.settings import Settings, SettingsInvalid
 
 logger = logging.getLogger(__name__)
 
+_INSTALL: Final = ".venv/bin/pip install -c constraints.txt -e '.[otel]'"
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
@@ -42,5 +43,5 @@ def build_tracing(settings: Settings, environ: Mapping[str, str], metrics: Metri
         from .otel_tracing import OtelTracing
     except ImportError as error:
         shown = f"otlp_endpoint = {settings.otlp_endpoint!r} needs OpenTelemetry's SDK, which is not installed"
-        raise SettingsInvalid(f"{shown} ({error}): pip install 'xpeft-server[otel]'") from None
+        raise SettingsInvalid(f"{shown} ({error}); in a checkout: {_INSTALL}") from None
     return OtelTracing(settings.otlp_endpoint, settings.trace_sample_ratio, environ=environ, metrics=metrics)

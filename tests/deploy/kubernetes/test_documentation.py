@@ -82,9 +82,20 @@ def secrets(objects: list[Any]) -> dict[str, dict[str, bytes]]:
 def asked_for(objects: list[Any]) -> set[tuple[str, str | None]]:
     """Secrets that the objects name, with the key where they name one."""
     names = re.findall(r'"secretName": "([^"]+)"', json.dumps(objects))
-    pairs = re.findall(r'"(?:secretKeyRef|credentials)": ({.*?})', json.dumps(objects))
+    pairs = re.findall(r'"(?:secretKeyRef|credentials|secret|keySecret)": ({[^{}]*"key"[^{}]*})', json.dumps(objects))
     needed = [each for each in map(json.loads, pairs) if not each.get("optional")]
     return {(name, None) for name in names} | {(each["name"], each["key"]) for each in needed}
+
+
+def pod_of(objects: list[Any]) -> Any:
+    (deployment,) = [each for each in objects if each["kind"] == "Deployment"]
+    return deployment["spec"]["template"]["spec"]
+
+
+def scraped(objects: list[Any]) -> Any:
+    (monitor,) = [each for each in objects if each["kind"] == "ServiceMonitor"]
+    (endpoint,) = monitor["spec"]["endpoints"]
+    return endpoint
 
 
 def test_the_five_commands_apply_one_server_with_every_secret_that_it_asks_for(
@@ -102,8 +113,7 @@ def test_the_five_commands_apply_one_server_with_every_secret_that_it_asks_for(
     (tenants_key,) = printed.split()
     assert admin.sha256 == hashlib.sha256(tenants_key.encode()).hexdigest()
     assert operator.sha256 == hashlib.sha256((reader / "operator.key").read_bytes()).hexdigest()
-    (deployment,) = [each for each in objects if each["kind"] == "Deployment"]
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    (container,) = pod_of(objects)["containers"]
     assert container["image"] == "registry.example.com/xpeft-server:0.1.0"
 
 
@@ -135,7 +145,7 @@ def test_an_overlay_of_ones_own_names_model_bank_and_limits(
     (config,) = [each for each in objects if each["kind"] == "ConfigMap"]
     limits = parse_limits(config["data"]["limits.json"].encode())
     assert (limits.of("airline").weight, limits.of("airline").max_profiles, limits.of("hotel").weight) == (4, 1000, 1)
-    (pod,) = [each["spec"]["template"]["spec"] for each in objects if each["kind"] == "Deployment"]
+    pod = pod_of(objects)
     environment = {each["name"]: each.get("value", "redis://redis") for each in pod["containers"][0]["env"]}
     settings = load_settings({}, environment)
     assert (settings.plm, settings.bank) == ("/models/plm", "/models/bank.safetensors")
@@ -145,10 +155,41 @@ def test_an_overlay_of_ones_own_names_model_bank_and_limits(
     assert sorted(mounts) == sorted(each["name"] for each in pod["volumes"])
 
 
-def several_with(text: str, reader: Path, patches: str) -> Path:
+def test_every_whole_overlay_of_the_page_names_an_image_that_a_node_can_pull(text: str) -> None:
+    blocks = re.findall(r"^```yaml own-\S+\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    overlays = [each for each in blocks if "\nresources:\n" in each]
+    assert len(overlays) >= 3
+    for overlay in overlays:
+        (image,) = yaml.safe_load(overlay)["images"]
+        assert image["name"] == "xpeft-server"
+        assert image["newName"].startswith("registry.example.com/")
+
+
+def test_the_overlay_for_gpus_takes_the_image_for_gpus(
+    text: str, reader: Path, kustomize: Callable[[Path], list[Any]]
+) -> None:
+    (reader / "xpeft" / "kustomization.yaml").write_text(block(text, "yaml own-gpu"))
+    (container,) = pod_of(kustomize(reader / "xpeft"))["containers"]
+    assert container["image"] == "registry.example.com/xpeft-server:0.1.0-cuda"
+    assert {"name": "XPEFT_DEVICE", "value": "cuda"} in container["env"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+@pytest.mark.parametrize(("own", "tag"), [("    newTag: 0.1.0\n", "0.1.0"), ("", "0.1.0-cuda")])
+def test_an_overlays_tag_wins_over_that_of_the_component_for_gpus(
+    text: str, reader: Path, kustomize: Callable[[Path], list[Any]], own: str, tag: str
+) -> None:
+    overlay = block(text, "yaml own-single").replace("    newTag: 0.1.0\n", own)
+    component = "components: [../xpeft-server/deploy/kubernetes/components/gpu]\n"
+    (reader / "xpeft" / "kustomization.yaml").write_text(overlay + component)
+    (container,) = pod_of(kustomize(reader / "xpeft"))["containers"]
+    assert container["image"] == f"registry.example.com/xpeft-server:{tag}"
+
+
+def several_with(text: str, reader: Path, *patches: str) -> Path:
     """The folder of an overlay for several servers, patched."""
-    own = block(text, "yaml own-single").replace("overlays/single", "overlays/ha") + block(text, patches)
-    (reader / "xpeft" / "kustomization.yaml").write_text(own)
+    own = block(text, "yaml own-single").replace("overlays/single", "overlays/ha")
+    (reader / "xpeft" / "kustomization.yaml").write_text(own + "".join(block(text, each) for each in patches))
     return reader / "xpeft"
 
 
@@ -167,6 +208,87 @@ def test_the_autoscaler_and_the_service_monitor_can_be_taken_out(
 ) -> None:
     left = {each["kind"] for each in kustomize(several_with(text, reader, "yaml own-without"))}
     assert left == {each["kind"] for each in install("ha").objects} - {"HorizontalPodAutoscaler", "ServiceMonitor"}
+
+
+TLS = ("yaml own-tls",)
+CLIENT_TLS = (*TLS, "yaml own-client-tls")
+
+
+@pytest.mark.parametrize("patches", [TLS, CLIENT_TLS])
+def test_with_tls_the_server_finds_its_files_in_secrets_that_the_page_makes(
+    text: str,
+    reader: Path,
+    run: Callable[[str], tuple[str, list[Any]]],
+    kustomize: Callable[[Path], list[Any]],
+    patches: tuple[str, ...],
+) -> None:
+    objects = kustomize(several_with(text, reader, *patches))
+    for each in objects:
+        if each["kind"] != "ServiceMonitor":
+            kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
+    for name in ("chain.pem", "key.pem", "ca.pem", "client.pem", "client.key", "clients.pem"):
+        (reader / name).write_text(name)
+    run(block(text, "sh needs-kubernetes single"))
+    run(block(text, "sh needs-kubernetes redis"))
+    run(block(text, "sh needs-kubernetes tls"))
+    made = secrets(run(block(text, "sh needs-kubernetes client-tls"))[1])
+    assert asked_for(objects) <= {(name, key) for name, keys in made.items() for key in (*keys, None)}
+    pod = pod_of(objects)
+    (container,) = pod["containers"]
+    volumes = {each["name"]: made[each["secret"]["secretName"]] for each in pod["volumes"] if "secret" in each}
+    mounted = {each["mountPath"]: volumes.get(each["name"], {}) for each in container["volumeMounts"]}
+    environment = {each["name"]: each.get("value", "redis://redis") for each in container["env"]}
+    settings = load_settings({}, environment)
+    wanted = {"chain.pem": settings.tls_certificate, "key.pem": settings.tls_key}
+    if patches is CLIENT_TLS:
+        wanted["clients.pem"] = settings.tls_client_ca
+        wanted["client.pem"] = Path(environment["XPEFT_CLIENT_CERTIFICATE"])
+        wanted["client.key"] = Path(environment["XPEFT_CLIENT_KEY"])
+    for name, path in wanted.items():
+        assert path is not None
+        assert mounted[str(path.parent)][path.name] == name.encode()
+
+
+def test_with_tls_the_kubelet_and_prometheus_ask_by_https(
+    text: str, reader: Path, kustomize: Callable[[Path], list[Any]]
+) -> None:
+    objects = kustomize(several_with(text, reader, *TLS))
+    (container,) = pod_of(objects)["containers"]
+    asked = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")}
+    assert {name: (each["scheme"], each["path"]) for name, each in asked.items()} == {
+        "startup": ("HTTPS", "/health"),
+        "liveness": ("HTTPS", "/health"),
+        "readiness": ("HTTPS", "/ready"),
+    }
+    endpoint = scraped(objects)
+    assert endpoint["scheme"] == "https"
+    # Nothing but "ca" and "serverName": the certificate is checked.
+    assert endpoint["tlsConfig"] == {
+        "ca": {"secret": {"name": "xpeft-tls", "key": "ca.crt"}},
+        "serverName": "xpeft-server.xpeft",
+    }
+    assert endpoint["authorization"]["credentials"]["name"] == "xpeft-operator-key"
+
+
+def test_where_clients_show_certificates_the_probes_and_prometheus_show_one(
+    text: str, reader: Path, kustomize: Callable[[Path], list[Any]]
+) -> None:
+    objects = kustomize(several_with(text, reader, *CLIENT_TLS))
+    (container,) = pod_of(objects)["containers"]
+    probes = {name: container[f"{name}Probe"] for name in ("startup", "liveness", "readiness")}
+    assert all("httpGet" not in each for each in probes.values())
+    check = ["python", "-m", "xpeft_server.cli.health_check"]
+    assert {name: each["exec"]["command"] for name, each in probes.items()} == {
+        "startup": check,
+        "liveness": check,
+        "readiness": [*check, "--ready"],
+    }
+    # A Python has to start in that time, beside a model that is being loaded.
+    assert all(each["timeoutSeconds"] >= 5 for each in probes.values())
+    tls = scraped(objects)["tlsConfig"]
+    assert tls["cert"] == {"secret": {"name": "xpeft-client-tls", "key": "tls.crt"}}
+    assert tls["keySecret"] == {"name": "xpeft-client-tls", "key": "tls.key"}
+    assert tls["ca"]["secret"]["name"] == "xpeft-tls"
 
 
 def test_every_file_and_component_that_the_text_lists_is_there_and_none_is_left_out(
