@@ -86,7 +86,7 @@ class Settings(BaseModel):
         default=1.0,
         gt=0,
         le=3600,
-        description="most work to classify that waits, in seconds of what the device did lately;"
+        description="longest backlog of work to classify, in seconds at the device's recent speed;"
         " beyond it requests get 429",
     )
     slots: SlotCount | Literal["auto"] = Field(
