@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from xpeft_profiles import Profile, ProfileKey, open_store
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import (
     LimitsFile,
@@ -42,6 +45,9 @@ def test_an_empty_file_gives_everybody_a_fair_share() -> None:
         ('{"default": {"wieght": 2}}', "default.wieght = 2 "),
         ('{"default": {"requests_per_second": "10"}}', "default.requests_per_second = '10'"),
         ('{"default": {"requests_per_second": 0}}', "default.requests_per_second = 0"),
+        ('{"default": {"requests_per_second": 1e-320}}', "default.requests_per_second = 1e-320"),
+        ('{"default": {"tokens_per_second": 9e-6}}', "default.tokens_per_second = 9e-06"),
+        ('{"default": {"max_profiles": 9223372036854775808}}', "default.max_profiles = 9223372036854775808"),
         ('{"default": {"tokens_per_second": NaN}}', "default.tokens_per_second = nan"),
         ('{"tenants": {"acme": {"queue_share": 1.5}}}', "tenants.acme.queue_share = 1.5"),
         ('{"tenants": {"acme": {"concurrent_requests": -1}}}', "tenants.acme.concurrent_requests = -1"),
@@ -54,6 +60,21 @@ def test_a_broken_file_is_refused_with_field_and_value(document: str, message: s
     with pytest.raises(LimitsInvalid) as error:
         parse_limits(document.encode())
     assert message in str(error.value)
+
+
+def test_the_most_profiles_that_may_be_told_are_taken_by_a_store(tmp_path: Path) -> None:
+    limits = parse_limits(b'{"default": {"max_profiles": 9223372036854775807, "requests_per_second": 1e-5}}').of("a")
+    mask = np.eye(2, 8, dtype=bool)
+    profile = Profile(bank="sha256:" + "0" * 64, mask_a=mask, mask_b=mask)
+
+    async def put() -> str:
+        store = open_store(f"sqlite:///{tmp_path}/profiles.db")
+        await store.open()
+        outcome = await store.put(ProfileKey("a", "p"), profile, most=limits.max_profiles)
+        await store.close()
+        return outcome.status
+
+    assert asyncio.run(put()) == "created"
 
 
 def test_a_changed_file_counts_and_a_broken_one_changes_nothing(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from .errors import RecordDamaged
 
@@ -52,6 +52,9 @@ class JobRecord:
         return JobKey(self.tenant, self.id)
 
 
+_FIELDS: Final = frozenset(field.name for field in fields(JobRecord))
+
+
 def new_job_id(created: float) -> str:
     """``job_``, the microseconds since 1970 as 14 digits and 96 random bits: ids sort by age and cannot be guessed."""
     return f"job_{round(created * 1e6):014x}{secrets.token_hex(12)}"
@@ -62,8 +65,8 @@ def encode_job(record: JobRecord) -> bytes:
 
 
 def decode_job(data: bytes) -> JobRecord:
-    """Raises: RecordDamaged."""
+    """Fields that only a newer server knows are left out. Raises: RecordDamaged."""
     try:
-        return JobRecord(**json.loads(data))
-    except (ValueError, TypeError) as error:
+        return JobRecord(**{name: value for name, value in json.loads(data).items() if name in _FIELDS})
+    except (ValueError, TypeError, AttributeError) as error:
         raise RecordDamaged(f"the record of a tuning job cannot be read: {error}") from error

@@ -41,7 +41,8 @@ class JobStore(Protocol):
             ProfileInvalid if the tenant or the profile is not a name.
         """
 
-    async def get(self, key: JobKey) -> StoredJob | None: ...
+    async def get(self, key: JobKey) -> StoredJob | None:
+        """Raises: RecordDamaged."""
 
     async def replace(self, record: JobRecord, *, lease: float) -> bool:
         """Write over an unfinished record, lapsed or not. False if it is finished or gone: nothing is written."""
@@ -50,7 +51,7 @@ class JobStore(Protocol):
         """From now on so many seconds; one answer a key, in their order: False if it is finished or gone."""
 
     async def unfinished(self) -> list[StoredJob]:
-        """Of all tenants: a question for the start of a server."""
+        """Of all tenants, without those that cannot be read: a question for the start of a server."""
 
     async def list(self, tenant: str, *, limit: int, cursor: str | None = None) -> JobPage:
-        """A page, newest first. Raises: CursorInvalid."""
+        """A page, newest first, without those that cannot be read. Raises: CursorInvalid."""

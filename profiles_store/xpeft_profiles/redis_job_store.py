@@ -8,6 +8,7 @@ from typing import Any
 import redis.asyncio
 
 from .errors import TooManyJobs
+from .job_reader import FoundJob, JobReader
 from .job_record import JobKey, JobRecord, decode_job, encode_job
 from .job_store import KEPT_SECONDS, JobPage, StoredJob
 from .listing import check_limit, decode_cursor, encode_cursor
@@ -31,6 +32,7 @@ class RedisJobStore:
         self._client = client
         self._read = read
         self._once = once
+        self._reader = JobReader()
         self._add_script = client.register_script(ADD)
         self._replace_script = client.register_script(REPLACE)
         self._renew_script = client.register_script(RENEW)
@@ -45,8 +47,8 @@ class RedisJobStore:
             raise TooManyJobs(most)
 
     async def get(self, key: JobKey) -> StoredJob | None:
-        (stored,) = await self._snapshot(key.tenant, [key.id])
-        return stored
+        found = await self._snapshot(key.tenant, [key.id])
+        return StoredJob(decode_job(found[0].record), found[0].lapsed) if found else None
 
     async def replace(self, record: JobRecord, *, lease: float) -> bool:
         keys = [_job_key(*record.key), _unfinished_key(record.tenant)]
@@ -73,8 +75,8 @@ class RedisJobStore:
         for tenant in await self._busy_tenants():
             key = _unfinished_key(tenant)
             ids = await self._read(lambda key=key: self._client.zrange(key, 0, -1))  # type: ignore[misc]
-            stored = await self._snapshot(tenant, [id_.decode() for id_ in ids])
-            jobs += [job for job in stored if job is not None and job.record.finished is None]
+            found = await self._snapshot(tenant, [id_.decode() for id_ in ids])
+            jobs += [job for job in self._reader.readable(found) if job.record.finished is None]
         return jobs
 
     async def _busy_tenants(self) -> set[str]:
@@ -90,8 +92,8 @@ class RedisJobStore:
             if not cursor:
                 return tenants
 
-    async def _snapshot(self, tenant: str, ids: Sequence[str]) -> list[StoredJob | None]:
-        """Records, leases and the time, all of one moment."""
+    async def _snapshot(self, tenant: str, ids: Sequence[str]) -> list[FoundJob]:
+        """Records, leases and the time, all of one moment. One that was dropped, or whose time is over, is left out."""
         if not ids:
             return []
 
@@ -106,8 +108,9 @@ class RedisJobStore:
         now = seconds + micros / 1e6
         lapsed = {id_.decode() for id_, until in leases if until <= now}
         return [
-            None if record is None else StoredJob(decode_job(record), id_ in lapsed)
+            FoundJob(JobKey(tenant, id_), record, id_ in lapsed)
             for id_, record in zip(ids, records, strict=True)
+            if record is not None
         ]
 
     async def list(self, tenant: str, *, limit: int, cursor: str | None = None) -> JobPage:
@@ -118,10 +121,8 @@ class RedisJobStore:
             lambda: self._client.zrevrangebylex(_jobs_key(tenant), highest, "-", start=0, num=limit + 1)
         )
         ids = [id_.decode() for id_ in found]
-        stored = await self._snapshot(tenant, ids[:limit])
-        # One that was dropped since the ids were read, or whose time is over, is left out.
-        jobs = tuple(job for job in stored if job is not None)
-        return JobPage(jobs, encode_cursor(ids[limit - 1]) if len(ids) > limit else None)
+        jobs = self._reader.readable(await self._snapshot(tenant, ids[:limit]))
+        return JobPage(tuple(jobs), encode_cursor(ids[limit - 1]) if len(ids) > limit else None)
 
 
 def _job_key(tenant: str, id_: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from . import sqlite_jobs as jobs
+from .job_reader import JobReader
 from .job_record import JobKey, JobRecord
 from .job_store import JobPage, StoredJob
 from .listing import check_limit, decode_cursor
@@ -32,6 +33,7 @@ class SqliteJobStore:
         self._walk = walk
         self._write = write
         self._clock = clock
+        self._reader = JobReader()
 
     async def add(self, record: JobRecord, *, lease: float, most: int, keep: int) -> None:
         check_name(record.tenant, param="tenant")
@@ -51,9 +53,11 @@ class SqliteJobStore:
         return await self._write(lambda connection: jobs.renew(connection, keys, self._clock() + lease))
 
     async def unfinished(self) -> list[StoredJob]:
-        return await self._read(lambda connection: jobs.unfinished(connection, self._clock()))
+        return await self._read(lambda connection: jobs.unfinished(connection, self._reader, self._clock()))
 
     async def list(self, tenant: str, *, limit: int, cursor: str | None = None) -> JobPage:
         check_limit(limit)
         before = decode_cursor(cursor)
-        return await self._walk(lambda connection: jobs.page(connection, tenant, before, limit, self._clock()))
+        return await self._walk(
+            lambda connection: jobs.page(connection, self._reader, tenant, before, limit, self._clock())
+        )

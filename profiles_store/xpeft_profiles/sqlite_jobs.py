@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from .errors import TooManyJobs
+from .job_reader import FoundJob, JobReader
 from .job_record import JobKey, JobRecord, decode_job, encode_job
 from .job_store import KEPT_SECONDS, JobPage, StoredJob
 from .listing import encode_cursor
@@ -38,7 +39,7 @@ SELECT id, record, lease FROM jobs
 WHERE tenant = :tenant AND (:before = '' OR id < :before) AND (finished IS NULL OR finished >= :oldest)
 ORDER BY id DESC LIMIT :limit
 """
-UNFINISHED = "SELECT record, lease FROM jobs WHERE lease IS NOT NULL"
+UNFINISHED = "SELECT tenant, id, record, lease FROM jobs WHERE lease IS NOT NULL"
 
 
 def add(connection: sqlite3.Connection, record: JobRecord, lease: float, most: int, keep: int, now: float) -> None:
@@ -51,8 +52,9 @@ def add(connection: sqlite3.Connection, record: JobRecord, lease: float, most: i
 
 
 def get(connection: sqlite3.Connection, key: JobKey, now: float) -> StoredJob | None:
+    """Raises: RecordDamaged."""
     row = connection.execute(GET, (*key, now - KEPT_SECONDS)).fetchone()
-    return None if row is None else _stored(row[0], row[1], now)
+    return None if row is None else StoredJob(decode_job(row[0]), _has_lapsed(row[1], now))
 
 
 def replace(connection: sqlite3.Connection, record: JobRecord, lease: float, now: float) -> bool:
@@ -65,17 +67,22 @@ def renew(connection: sqlite3.Connection, keys: Sequence[JobKey], until: float) 
     return [connection.execute(RENEW, (until, *key)).rowcount > 0 for key in keys]
 
 
-def page(connection: sqlite3.Connection, tenant: str, before: str, limit: int, now: float) -> JobPage:
+def page(
+    connection: sqlite3.Connection, reader: JobReader, tenant: str, before: str, limit: int, now: float
+) -> JobPage:
     """``before``: the id after which the page begins, "" for the first page."""
     asked = {"tenant": tenant, "before": before, "oldest": now - KEPT_SECONDS, "limit": limit + 1}
     rows = connection.execute(PAGE, asked).fetchall()
-    jobs = tuple(_stored(record, lease, now) for _, record, lease in rows[:limit])
-    return JobPage(jobs, encode_cursor(rows[limit - 1][0]) if len(rows) > limit else None)
+    found = (FoundJob(JobKey(tenant, id_), record, _has_lapsed(lease, now)) for id_, record, lease in rows[:limit])
+    return JobPage(tuple(reader.readable(found)), encode_cursor(rows[limit - 1][0]) if len(rows) > limit else None)
 
 
-def unfinished(connection: sqlite3.Connection, now: float) -> list[StoredJob]:
-    return [_stored(record, lease, now) for record, lease in connection.execute(UNFINISHED)]
+def unfinished(connection: sqlite3.Connection, reader: JobReader, now: float) -> list[StoredJob]:
+    rows = connection.execute(UNFINISHED)
+    return reader.readable(
+        FoundJob(JobKey(tenant, id_), record, _has_lapsed(lease, now)) for tenant, id_, record, lease in rows
+    )
 
 
-def _stored(record: bytes, lease: float | None, now: float) -> StoredJob:
-    return StoredJob(decode_job(record), lease is not None and lease <= now)
+def _has_lapsed(lease: float | None, now: float) -> bool:
+    return lease is not None and lease <= now

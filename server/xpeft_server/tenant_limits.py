@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from .settings import Settings
 from .watched_file import WatchedFile
 
-Rate = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=1e-5)]  # about one a day: how long to wait for the next can still be told
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]  # SQLite's integers have 64 bits
 Model = TypeVar("Model", bound=BaseModel)
 TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 

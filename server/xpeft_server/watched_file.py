@@ -33,22 +33,26 @@ class WatchedFile(Generic[T]):
         self._read = read
         self._invalid = invalid
         self._content = content
-        self._stamp = self._look()
+        self._stamp = self._last = self._look()  # of what is used, and of the last look
         self.value = read(path)
 
     def refresh(self) -> None:
-        """Read the file again if it changed; a broken one is logged once and changes nothing."""
+        """Read the file again if it changed; one that cannot be used is logged once, changes nothing and is read again
+        each time, for it may have been the reading that failed."""
         stamp = self._look()
+        is_new, self._last = stamp != self._last, stamp
         if stamp == self._stamp:
             return
-        self._stamp = stamp
         try:
             self.value = self._read(self._path)
         except self._invalid as error:
-            log.error("the %s stay as they were: %s", self._content, error)
+            if is_new:
+                log.error("the %s stay as they were: %s", self._content, error)
         except Exception:
-            log.exception("the %s stay as they were: %s cannot be read", self._content, self._path)
+            if is_new:
+                log.exception("the %s stay as they were: %s cannot be read", self._content, self._path)
         else:
+            self._stamp = stamp
             log.info("read the %s of %s", self._content, self._path)
 
     async def watch(self) -> None:
@@ -60,10 +64,11 @@ class WatchedFile(Generic[T]):
 
 
 class FileStamp(NamedTuple):
-    """Two that differ are of different files, or of one that was written between them."""
+    """Two that differ are of different files, or of one that was written, or given to somebody, between them."""
 
     inode: int
     modified: int
+    changed: int
     size: int
 
 
@@ -73,7 +78,7 @@ def file_stamp(path: Path) -> FileStamp | None:
         status = path.stat()
     except OSError:
         return None
-    return FileStamp(status.st_ino, status.st_mtime_ns, status.st_size)
+    return FileStamp(status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
 
 
 async def refresh_for_ever(refresh: Callable[[], None]) -> None:

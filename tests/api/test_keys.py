@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
 from xpeft_server.api.auth import Role
-from xpeft_server.api.key_file import KeyEntry, KeysInvalid, new_key, parse_keys, read_keys, write_keys
+from xpeft_server.api.key_file import KeyEntry, KeysInvalid, locked, new_key, parse_keys, read_keys, write_keys
 from xpeft_server.api.key_ring import KeyRing
 
 
@@ -76,6 +81,22 @@ def test_a_broken_file_keeps_the_old_keys_and_is_logged_once(path, caplog):
     ring.file.refresh()
     assert ring.find(b"one") is None
     assert ring.find(b"two") is not None
+
+
+def test_a_key_that_was_revoked_while_the_file_could_not_be_read_is_none_once_it_can(path, monkeypatch):
+    write(path, entry("one"))
+    ring = KeyRing(path)
+    write_keys(path, [])
+
+    def no_file_is_free(_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(path), "read_bytes", no_file_is_free)
+        ring.file.refresh()
+    assert ring.find(b"one") is not None
+    ring.file.refresh()
+    assert ring.find(b"one") is None
 
 
 def test_an_unchanged_file_is_not_read_again(path, monkeypatch):
@@ -159,6 +180,78 @@ def test_a_write_that_fails_leaves_the_old_file(path, monkeypatch):
         write_keys(path, [])
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_replaced_file_keeps_its_mode(path):
+    write(path, entry("one"))
+    path.chmod(0o640)
+    write_keys(path, [])
+    assert (read_keys(path), path.stat().st_mode & 0o777) == ((), 0o640)
+
+
+@contextmanager
+def new_files_of_somebody_else(monkeypatch, give):
+    """``give`` is called with file, user and group instead of os.fchown."""
+    stat_of = os.fstat
+
+    def of_somebody_else(handle):
+        found = stat_of(handle)
+        return SimpleNamespace(st_uid=found.st_uid + 1, st_gid=found.st_gid)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fstat", of_somebody_else)
+        patched.setattr("os.fchown", give)
+        yield
+
+
+def test_a_replaced_file_stays_whose_it_is(path, monkeypatch):
+    write(path, entry("one"))
+    given = []
+    with new_files_of_somebody_else(monkeypatch, lambda _, *whom: given.append(whom)):
+        write_keys(path, [])
+    assert given == [(path.stat().st_uid, path.stat().st_gid)]
+    assert read_keys(path) == ()
+
+
+def test_a_file_whose_owner_cannot_be_kept_is_left_alone(path, monkeypatch):
+    write(path, entry("one"))
+    before, owner = path.read_bytes(), path.stat().st_uid
+
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with (
+        new_files_of_somebody_else(monkeypatch, refuse),
+        pytest.raises(KeysInvalid, match=rf"keys\.json cannot be replaced: it belongs to user {owner} and group "),
+    ):
+        write_keys(path, [])
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_behind_a_link_the_file_that_it_leads_to_is_replaced(path, tmp_path):
+    folder = tmp_path / "real"
+    folder.mkdir()
+    link = tmp_path / "link.json"
+    link.symlink_to(folder / "keys.json")
+    for entries in ((), (KeyEntry("ops", None, Role.OPERATOR, "0" * 64),)):
+        with locked(link):
+            write_keys(link, entries)
+        assert link.is_symlink()
+        assert read_keys(folder / "keys.json") == entries
+    assert sorted(tmp_path.rglob("*")) == [link, folder, folder / "keys.json"]
+
+
+def test_a_link_and_the_file_that_it_leads_to_are_locked_together(tmp_path):
+    folder = tmp_path / "real"
+    folder.mkdir()
+    link = tmp_path / "link.json"
+    link.symlink_to(folder / "keys.json")
+    with locked(link):
+        real = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(real, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(real)
 
 
 def test_a_new_key_is_random_and_only_its_digest_is_kept():

@@ -164,6 +164,31 @@ async def test_one_that_cannot_be_started_again_is_tried_again_and_the_server_go
     assert caplog.text.count("temporarily unavailable: another one takes its place") == 2
 
 
+async def test_one_whose_store_is_away_when_it_starts_again_is_tried_again_and_the_server_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_processes, "_PAUSE_SECONDS", 0.05)
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    settings = Settings(http_processes=1, store=f"sqlite:///{folder}/profiles.db")
+
+    def speakers() -> list[int]:
+        return [int(each) for each in re.findall(r"process (\d+) speaks HTTP", caplog.text)]
+
+    async def unmounted() -> None:
+        folder.rename(tmp_path / "away")
+        os.kill(speakers()[0], signal.SIGKILL)
+        while "another one takes its place" not in caplog.text.partition(f"there is no folder {folder}")[2]:
+            await asyncio.sleep(0.01)
+        (tmp_path / "away").rename(folder)
+        while len(speakers()) < 2:
+            await asyncio.sleep(0.01)
+
+    with caplog.at_level(logging.INFO):
+        await serve(settings, meanwhile=unmounted)
+    assert "does not speak HTTP: store: " in caplog.text
+
+
 async def test_one_that_does_not_tell_its_metrics_in_time_counts_for_what_it_told_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

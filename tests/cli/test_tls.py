@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from xpeft_server.cli.main import app
 from xpeft_server.cli.tls import server_tls
+from xpeft_server.pem_files import PemInvalid
 from xpeft_server.settings import Settings, SettingsInvalid
 
 
@@ -177,6 +178,24 @@ def test_files_that_are_gone_change_nothing(files, renewed):
     tls.refresh()
     assert serial_shown(tls) == before
     put(files, folder, "other", "pem", "key")
+    tls.refresh()
+    assert serial_shown(tls) != before
+
+
+def test_a_pair_that_could_not_be_read_for_a_moment_is_read_at_the_next_look(files, renewed, caplog, monkeypatch):
+    folder, tls = renewed
+    before = serial_shown(tls)
+    put(files, folder, "other", "pem", "key")
+
+    def no_file_is_free(*_):
+        raise PemInvalid("tls_key cannot be read: Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("xpeft_server.cli.tls.load_certificate", no_file_is_free)
+        tls.refresh()
+        tls.refresh()
+    assert serial_shown(tls) == before
+    assert caplog.text.count("Too many open files") == 1
     tls.refresh()
     assert serial_shown(tls) != before
 

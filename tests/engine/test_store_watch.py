@@ -66,6 +66,26 @@ async def test_a_question_that_fails_is_told_and_the_next_one_is_not_sent(watch:
         await watch.ask(never)
 
 
+async def test_a_store_that_answered_others_meanwhile_is_not_away(watch: StoreWatch, store: Store) -> None:
+    given_up = asyncio.Event()
+
+    async def too_much() -> None:
+        await given_up.wait()
+        raise StoreUnavailable("it takes too long")
+
+    question = asyncio.create_task(watch.ask(too_much))
+    await asyncio.sleep(0)
+    assert await watch.ask(store.answer) == "answer"
+    pings = store.pings
+    given_up.set()
+    with pytest.raises(StoreUnavailable, match="it takes too long"):
+        await question
+    assert watch.up
+    began = asyncio.get_running_loop().time()
+    await until(lambda: store.pings > pings)
+    assert asyncio.get_running_loop().time() - began < store_watch.INTERVAL * 0.9
+
+
 async def test_after_one_failed_question_the_store_is_looked_at_soon(watch: StoreWatch, store: Store) -> None:
     began = asyncio.get_running_loop().time()
     store.failure = StoreUnavailable("one connection was cut")

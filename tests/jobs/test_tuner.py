@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from xpeft_profiles import JobRecord, ProfileKey, StoreUnavailable, new_job_id
+from xpeft_profiles import JobKey, JobRecord, ProfileKey, RecordDamaged, StoreUnavailable, new_job_id
 from xpeft_server.jobs.errors import JobFinished, JobNotFound
 from xpeft_server.jobs.process_identity import this_process
 from xpeft_server.jobs.records import LEASE
@@ -113,6 +113,46 @@ async def test_orphans_are_ended_when_a_store_that_was_down_at_the_start_is_back
     jobs.down = False
     await server.round()
     assert (await server.tuner.get(job.key)).error["code"] == "interrupted"
+
+
+async def test_what_others_left_behind_does_not_cost_a_server_its_own_leases(
+    new_server: Any, jobs: Any, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def damaged() -> Any:
+        raise RecordDamaged("the record of a tuning job cannot be read")
+
+    monkeypatch.setattr(jobs, "unfinished", damaged)
+    server = new_server()
+    await server.tuner.start()
+    job = await server.submit()
+    await server.worker.begins()
+    for _ in range(4):
+        clock.now += LEASE / 2
+        await server.round()
+        assert (await new_server().tuner.get(job.key)).status == "running"
+
+
+async def test_a_job_that_was_ended_in_words_that_cannot_be_read_costs_no_other_its_lease(
+    server: Any, new_server: Any, jobs: Any, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await server.submit("first"), await server.submit("second")
+    await server.worker.begins()
+    get = jobs.get
+    await new_server().tuner.cancel(first.key)
+
+    async def unreadable(key: JobKey) -> Any:
+        if key == first.key:
+            raise RecordDamaged("the record of a tuning job cannot be read")
+        return await get(key)
+
+    monkeypatch.setattr(jobs, "get", unreadable)
+    for _ in range(4):
+        clock.now += LEASE / 2
+        await server.round()
+    await server.worker.kills("first")
+    await server.worker.begins(2)
+    assert (await server.becomes(second.key, "running")).profile == "second"
+    assert (await new_server().tuner.get(second.key)).status == "running"
 
 
 async def test_while_the_store_is_down_work_goes_on_and_is_told_afterwards(

@@ -36,6 +36,11 @@ def test_a_record_comes_back_as_it_was() -> None:
     assert decode_job(encode_job(RECORD)) == RECORD
 
 
+def test_what_only_a_newer_server_knows_of_a_job_is_left_out() -> None:
+    newer = encode_job(RECORD)[:-1] + b',"priority":7,"stages":[{"name":"head"}]}'
+    assert decode_job(newer) == RECORD
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"{", b"[]", b"{}", b'"x"', b"\xff", encode_job(RECORD).replace(b'"failed"', b'"lost"'), b'{"x":1}'],

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -104,11 +105,18 @@ def read_keys(path: Path) -> tuple[KeyEntry, ...]:
 
 
 def write_keys(path: Path, entries: Sequence[KeyEntry]) -> None:
-    """Replace the file at once (mode 0600): a reader sees the old keys or the new, never half of them."""
+    """Replace the file at once: a reader sees the old keys or the new, never half of them.
+
+    What ``path`` leads to is replaced, and stays whose it is, with its mode; a new file has mode 0600.
+
+    Raises: KeysInvalid, with nothing written, if the file's owner cannot be kept; OSError.
+    """
     document = json.dumps({"keys": [asdict(entry) for entry in entries]}, indent=2) + "\n"
+    path = Path(os.path.realpath(path))
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
+            _keep_owner(path, file.fileno())
             file.write(document)
             file.flush()
             os.fsync(file.fileno())
@@ -116,6 +124,26 @@ def write_keys(path: Path, entries: Sequence[KeyEntry]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _keep_owner(path: Path, handle: int) -> None:
+    """Give the open file owner, group and mode of the one at ``path``, if there is one.
+
+    Raises: KeysInvalid if that is refused; OSError.
+    """
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return
+    new = os.fstat(handle)
+    if (new.st_uid, new.st_gid) != (there.st_uid, there.st_gid):
+        try:
+            os.fchown(handle, there.st_uid, there.st_gid)
+        except OSError as error:
+            owner = f"user {there.st_uid} and group {there.st_gid}"
+            reason = f"it belongs to {owner}, and user {new.st_uid} cannot give a new file to them"
+            raise KeysInvalid(f"{path} cannot be replaced: {reason}: {error.strerror}") from None
+    os.fchmod(handle, stat.S_IMODE(there.st_mode))
 
 
 def _parse_entry(position: int, item: object) -> KeyEntry:
@@ -138,8 +166,8 @@ def _parse_entry(position: int, item: object) -> KeyEntry:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the folder of the key file, so that two commands do not lose each other's changes."""
-    folder = os.open(path.parent, os.O_RDONLY)
+    """Hold the folder that the key file is in, so that two commands do not lose each other's changes."""
+    folder = os.open(Path(os.path.realpath(path)).parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         yield

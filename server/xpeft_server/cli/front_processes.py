@@ -20,6 +20,7 @@ from xpeft_server.engine.metrics import Metrics
 from xpeft_server.remote.connected_engine import engine_methods
 from xpeft_server.remote.connected_tuner import tuner_methods
 from xpeft_server.remote.peer import Peer
+from xpeft_server.remote.refused import TELLING
 from xpeft_server.remote.summed_metrics import EndedProcesses
 from xpeft_server.settings import Settings
 
@@ -152,7 +153,7 @@ class FrontProcesses:
             elif self._drains:
                 self._telling.append(asyncio.create_task(_quietly(peer, "drain")))
             await _until_it_ends(process, peer)
-        except EngineError as error:
+        except TELLING as error:
             # Its own words, or the connection's end, which is its own.
             log.error("process %d does not speak HTTP: %s", process.pid, error)
         finally:
@@ -221,5 +222,5 @@ def _kill(process: Process) -> None:
 
 async def _quietly(peer: Peer, method: str) -> None:
     """One that has gone has nothing left to do."""
-    with contextlib.suppress(EngineError):
+    with contextlib.suppress(*TELLING):
         await peer.call(method)

@@ -22,7 +22,8 @@ class ServerTls(ssl.SSLContext):
     """
 
     _files: tuple[PemFile, ...]
-    _stamps: list[FileStamp | None]
+    _stamps: list[FileStamp | None]  # of what is used
+    _last: list[FileStamp | None]  # of the last look
     _current: ssl.SSLContext
 
     def __new__(cls, certificate: PemFile, key: PemFile, client_ca: PemFile | None) -> ServerTls:
@@ -30,7 +31,7 @@ class ServerTls(ssl.SSLContext):
 
     def __init__(self, certificate: PemFile, key: PemFile, client_ca: PemFile | None) -> None:
         self._files = (certificate, key) if client_ca is None else (certificate, key, client_ca)
-        self._stamps = self._look()
+        self._stamps = self._last = self._look()
         self._current = _context(*self._files)
 
     def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
@@ -38,17 +39,19 @@ class ServerTls(ssl.SSLContext):
         return self._current.wrap_bio(*arguments, **options)
 
     def refresh(self) -> None:
-        """Read the files again if one changed. Files that do not go together are logged once and change nothing, as it
-        is while the one is written and the other is not yet."""
+        """Read the files again if one changed. Files that cannot be used are logged once, change nothing and are read
+        again each time; they do not go together while the one is written and the other is not yet."""
         stamps = self._look()
+        is_new, self._last = stamps != self._last, stamps
         if stamps == self._stamps:
             return
-        self._stamps = stamps
         try:
             self._current = _context(*self._files)
         except SettingsInvalid as error:
-            log.error("the certificates stay as they were: %s", error)
+            if is_new:
+                log.error("the certificates stay as they were: %s", error)
         else:
+            self._stamps = stamps
             log.info("read %s", ", ".join(map(str, self._files)))
 
     async def watch(self) -> None:

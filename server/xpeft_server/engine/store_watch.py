@@ -37,7 +37,7 @@ class StoreWatch:
         self._store = store
         self._metrics = metrics
         self._opened = False
-        self._fallen = asyncio.Event()  # or it is to be found out whether it has
+        self._doubted = asyncio.Event()  # set: whether it answers is to be found out now
         self._answered_at = -math.inf
         self._task: asyncio.Task[None] | None = None
         self.problem: str | None = NOT_ASKED
@@ -72,7 +72,7 @@ class StoreWatch:
         except StoreUnavailable as error:
             if self._answered_at <= began:
                 self._failed(error)
-            self._fallen.set()
+            self._doubted.set()
             raise
         self._answered_at = time.monotonic()
         return answer
@@ -83,7 +83,7 @@ class StoreWatch:
             if self.up:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(INTERVAL):
-                        await self._fallen.wait()
+                        await self._doubted.wait()
             if self.up:
                 pause = SOON
             else:
@@ -104,7 +104,7 @@ class StoreWatch:
             logger.info("the profile store answers")
         self.problem = None
         self._answered_at = time.monotonic()
-        self._fallen.clear()
+        self._doubted.clear()
         self._metrics.store_up.set(1)
 
     def _failed(self, error: StoreUnavailable) -> None:

@@ -50,17 +50,18 @@ class LeaseKeeper:
             self._is_down = False
 
     async def _renew(self) -> None:
-        if not self._looked_for_orphans:
-            count = await self._records.end_orphans()
-            self._looked_for_orphans = True
-            if count:
-                logger.warning("%d tuning jobs were interrupted when their server stopped", count)
         jobs = list(self._records.own.values())
         unchanged = [job for job in jobs if job.record is job.saved]
         held = await self._store.renew([job.key for job in unchanged], lease=LEASE)
         lost = [job for job, is_held in zip(unchanged, held, strict=True) if not is_held]
         for job in [*lost, *(job for job in jobs if job.record is not job.saved)]:
             await self.save(job)
+        # After its own: whatever others have left behind must not cost this process its leases.
+        if not self._looked_for_orphans:
+            count = await self._records.end_orphans()
+            self._looked_for_orphans = True
+            if count:
+                logger.warning("%d tuning jobs were interrupted when their server stopped", count)
 
     async def save(self, job: Job) -> None:
         """Write the job's record, unless the store has its last one. Raises: StoreUnavailable."""
@@ -73,6 +74,5 @@ class LeaseKeeper:
         if await self._store.replace(record, lease=LEASE):
             job.saved = record
             return
-        stored = await self._store.get(job.key)
-        job.become(interrupted(record) if stored is None else stored.record)
+        job.become(await self._records.stored(job.key) or interrupted(record))
         job.saved = job.record

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from xpeft_profiles import JobKey, JobRecord, JobStore, StoredJob
+from xpeft_profiles import JobKey, JobRecord, JobStore, RecordDamaged, StoredJob
 
 from .failures import INTERRUPTED
 from .job import Job
 from .process_identity import provably_dead
+
+logger = logging.getLogger(__name__)
 
 LEASE = 10.0
 """Seconds without a word of its owner after which a job counts as interrupted."""
@@ -39,10 +42,18 @@ class Records:
         return [await self._judged(stored) for stored in page.jobs], page.next_cursor
 
     async def end(self, record: JobRecord) -> JobRecord | None:
-        """Write a finished record over an unfinished one; what is there afterwards, None if the job is gone."""
+        """Write a finished record over an unfinished one; what is there afterwards, as `stored`."""
         if await self._store.replace(record, lease=LEASE):
             return record
-        stored = await self._store.get(record.key)
+        return await self.stored(record.key)
+
+    async def stored(self, key: JobKey) -> JobRecord | None:
+        """As the store has it; None if the job is gone, or somebody wrote what cannot be read here."""
+        try:
+            stored = await self._store.get(key)
+        except RecordDamaged as error:
+            logger.error("tuning job %r of tenant %r: %s", key.id, key.tenant, error.message)
+            return None
         return stored and stored.record
 
     async def end_orphans(self) -> int:
