@@ -6,10 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .exchange import FIRST_TOKEN, PAUSE, PER_TOKEN
 from .results import Result
-
-_OF_STREAMS = (FIRST_TOKEN, PER_TOKEN, PAUSE)
 
 
 class Table(NamedTuple):

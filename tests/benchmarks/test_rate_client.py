@@ -15,6 +15,7 @@ import trustme
 import uvloop
 
 from xpeft_benchmarks import rate_client
+from xpeft_benchmarks.arrivals import arrivals_at
 from xpeft_benchmarks.exchange import Exchange
 from xpeft_benchmarks.rate_client import RateClient, RateJobs
 from xpeft_benchmarks.server_client import ServerClient, ServerRefused
@@ -108,13 +109,40 @@ async def test_requests_are_sent_when_due_though_nothing_is_answered(monkeypatch
     assert [(each.status, each.tokens, each.stages) for each in done] == [(0, 0, {})] * 30
 
 
-async def test_a_client_that_is_held_up_says_how_late_it_was_and_latency_counts_from_when_it_was_due() -> None:
-    held = 0.3
+class Clock:
+    """Time that passes only while the client sleeps; one sleep takes ``held`` seconds more than it was to."""
+
+    def __init__(self, *, after: float, held: float) -> None:
+        self.now = 0.0
+        self._after = after
+        self._held = held
+        self._yield = asyncio.sleep
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        await self._yield(0)  # what is due is sent first
+        self.now += seconds
+        if self.now > self._after:
+            self.now += self._held
+            self._held = 0.0
+
+
+async def test_a_client_that_is_held_up_says_how_late_it_was_and_latency_counts_from_when_it_was_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    after, held = 0.15, 0.3
+    clock = Clock(after=after, held=held)
+    monkeypatch.setattr(rate_client, "time", clock)
+    monkeypatch.setattr(asyncio, "sleep", clock.sleep)
     async with client_of(lambda _: whole()) as client:
-        asyncio.get_running_loop().call_later(0.1, time.sleep, held)
         done = await client.at_rate(200.0, 0.6, (1,), first=0)
-    late = [each for each in done if each.late > held / 2]
-    assert len(late) > 10
+    due = [rate_client._LEAD + moment for moment in arrivals_at(200.0, 0.6, (1,))]
+    goes_on = held + next(moment for moment in due if moment > after)
+    late = [max(0.0, goes_on - moment) if moment > after else 0.0 for moment in due]
+    assert sum(seconds > 0 for seconds in late) > 10
+    assert sorted(each.late for each in done) == pytest.approx(sorted(late), abs=1e-9)
     assert all(each.stages["total"] >= each.late for each in done)
 
 

@@ -181,13 +181,12 @@ def test_who_still_waits_at_the_end_of_the_drain_is_told(start, pool):
     server = start("--drain-seconds", "4", program=WITH_TORCH)
     inside = pool.submit(server.classify)
     assert server.popen.stdout.readline() == "waiting\n"
-    began = time.monotonic()
     server.popen.send_signal(signal.SIGTERM)
     status, body = inside.result()
     assert (status, body["error"]["code"]) == (503, "unavailable")
     code, _, err = server.ends()
     assert code == 0
-    assert time.monotonic() - began < 4
+    assert "still not stopped" not in err
     assert "Traceback" not in err
 
 
@@ -218,11 +217,10 @@ def test_a_collector_that_is_not_there_holds_up_neither_a_request_nor_the_end(st
     began = time.monotonic()
     assert [server.classify()[0] for _ in range(50)] == [200] * 50
     assert time.monotonic() - began < 10
-    began = time.monotonic()
     server.popen.send_signal(signal.SIGTERM)
     code, _, err = server.ends()
     assert code == 0
-    assert time.monotonic() - began < 3
+    assert "still not stopped" not in err
     lines = [json.loads(line) for line in err.splitlines()]
     assert [line["message"] for line in lines if line["level"] == "warning"][-1:] == [
         "the last spans were not sent: the collector did not take them in time"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from xpeft_profiles import Profile, ProfileKey
+from xpeft_server.engine import device_thread
 from xpeft_server.engine.engine import Engine
 from xpeft_server.engine.engine_limits import EngineLimits
 from xpeft_server.engine.errors import InternalError, Unavailable
@@ -94,6 +97,20 @@ class LateClassifier(Classifier):
         assert await asyncio.to_thread(wait), f"{len(self.launches)} batches were launched, expected {count}"
 
 
+class WatchedRoom:
+    """The room on the device; ``full`` once its thread has waited for some."""
+
+    def __init__(self, room: threading.Semaphore) -> None:
+        self._room = room
+        self.full = threading.Event()
+        self.release = room.release
+
+    def acquire(self) -> None:
+        if not self._room.acquire(blocking=False):
+            self.full.set()
+            self._room.acquire()
+
+
 class Late:
     """An engine over such a device, and profiles ``p0``, ``p1``, … of tenant ``t``."""
 
@@ -110,6 +127,8 @@ class Late:
         self.classifier = classifier
         self.engine = Engine(classifier, store, limits=limits, metrics=Metrics(), on_death=died.set)
         self.died = died
+        self.room = WatchedRoom(self.engine._device._room)
+        self.engine._device._room = self.room
 
     def ask(self, number: int, words: int = 10) -> asyncio.Task[ClassifyAnswer]:
         request = ClassifyRequest(ProfileKey("t", f"p{number}"), (TextInput(" ".join(["w1"] * words)),))
@@ -144,7 +163,9 @@ async def test_the_device_has_two_batches_and_no_third(start_late: Any) -> None:
     asked.append(late.ask(1))
     await late.classifier.launched(2)
     asked.append(late.ask(2))
-    await asyncio.sleep(0.2)
+    while not late.engine._count_waiting():
+        await asyncio.sleep(0)
+    assert await asyncio.to_thread(late.room.full.wait, WAIT)
     assert len(late.classifier.launches) == 2
     late.classifier.launches[0].gate.set()
     await late.classifier.launched(3)
@@ -154,6 +175,25 @@ async def test_the_device_has_two_batches_and_no_third(start_late: Any) -> None:
         mark.gate.set()
     assert all(answer.data for answer in await asyncio.gather(*asked))
     assert late.engine.device_times.batches == 3
+
+
+async def test_time_in_which_two_batches_are_on_the_device_counts_once(
+    start_late: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = await start_late()
+    now = begun = time.monotonic()
+    monkeypatch.setattr(device_thread, "time", SimpleNamespace(monotonic=lambda: now))
+    first = late.ask(0)
+    await late.classifier.launched(1)
+    now = begun + 1
+    second = late.ask(1)
+    await late.classifier.launched(2)
+    now = begun + 5
+    late.classifier.launches[0].gate.set()
+    assert (await first).inference_time == pytest.approx(5)
+    now = begun + 7
+    late.classifier.launches[1].gate.set()
+    assert (await second).inference_time == pytest.approx(2)
 
 
 async def test_what_waits_for_room_is_one_batch(start_late: Any) -> None:

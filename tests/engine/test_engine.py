@@ -214,6 +214,27 @@ async def test_a_text_that_breaks_the_forward_fails_alone(
     assert isinstance(answers[5], InternalError)
 
 
+async def test_a_profile_whose_slot_could_not_be_filled_is_filled_for_the_next_request(
+    start_engine: Any, store: Any, profile: MakeProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, other = await start_engine(), await start_engine()
+    await put_many(store, engine, profile, 1)
+    fill, fills = engine._classifier.fill, []
+
+    def fill_from_the_second_time_on(slots: Any, **options: Any) -> Any:
+        fills.append(slots)
+        if len(fills) == 1:
+            raise RuntimeError("this fill fails")
+        return fill(slots, **options)
+
+    monkeypatch.setattr(engine._classifier, "fill", fill_from_the_second_time_on)
+    with pytest.raises(InternalError, match="this fill fails"):
+        await ask(engine, "tenant0", "p", "w1 w2")
+    answer = await ask(engine, "tenant0", "p", "w1 w2")
+    assert len(fills) == 2
+    assert answer.data == (await ask(other, "tenant0", "p", "w1 w2")).data
+
+
 async def test_when_the_device_thread_dies_every_pending_request_fails_at_once(
     start_engine: Any, store: Any, profile: MakeProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from xpeft_profiles import Profile, ProfileKey
 from xpeft_server.engine.engine import Engine
-from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, TextInput
+from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, Journey, TextInput
 
 MakeProfile = Callable[..., Profile]
 KEY = ProfileKey("t", "p")
@@ -97,3 +98,20 @@ async def test_a_record_that_was_asked_for_before_a_request_came_does_not_count_
     await first
     free.set()
     assert (await second).profile_version == newer
+
+
+async def test_a_version_that_was_asked_for_before_a_prompt_came_does_not_count_for_it(
+    start_engine: Any, store: Any, profile: MakeProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start_engine()
+    await store.put(KEY, profile(engine.geometry, 1))
+    await ask(engine)
+    versions, current = Late(store.versions), engine._loader.current
+    monkeypatch.setattr(store, "versions", versions)
+    first = asyncio.create_task(current(KEY, time.monotonic(), Journey("first")))
+    await versions.asked.wait()
+    newer = (await store.put(KEY, profile(engine.geometry, 2))).version
+    came = time.monotonic()
+    versions.arrives.set()
+    await first
+    assert (await current(KEY, came, Journey("second"))).version == newer

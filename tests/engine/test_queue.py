@@ -117,12 +117,17 @@ def test_a_tenant_of_little_weight_gets_its_long_text_through_all_the_same() -> 
     assert len(queue.take(1024)) == 1
 
 
-def hog_and_quiet() -> FairQueue[Entry]:
-    """A queue whose device had one tenant far ahead of four others, and that tenant waits with plenty."""
+def after_a_hog() -> FairQueue[Entry]:
+    """A queue whose device had one tenant far ahead of four others."""
     shares = Shares(TenantTable(), clock=lambda: 0.0)
     for tenant, tokens in (("hog", 1000), ("q0", 100), ("q1", 100), ("q2", 100), ("q3", 100)):
         shares.charge(tenant, tokens)
-    queue: FairQueue[Entry] = FairQueue(shares, quantum=64)
+    return FairQueue(shares, quantum=64)
+
+
+def hog_and_quiet() -> FairQueue[Entry]:
+    """As `after_a_hog`, and that tenant waits with plenty."""
+    queue = after_a_hog()
     queue.put(Waiter("hog", *[16] * 1000).entries())
     return queue
 
@@ -149,6 +154,26 @@ def test_who_is_greedy_gets_all_that_a_quick_device_does_in_a_short_time() -> No
     queue = hog_and_quiet()
     queue.observe(1024, 0.001, 1024)
     assert len(queue.take(1024)) * 16 == 1024
+
+
+def test_who_is_greedy_gets_no_more_than_the_others_leave_however_quick_the_device_is() -> None:
+    queue = hog_and_quiet()
+    queue.observe(100_000, 0.1, 1024)
+    for number in range(60):
+        queue.put(Waiter(f"quiet{number}", 16).entries())
+    batch = queue.take(1024)
+    assert Counter(tenants(batch))["hog"] == 4
+    assert sum(entry.tokens for entry in batch) == 1024
+
+
+def test_who_withdrew_most_of_what_it_had_waiting_is_not_greedy() -> None:
+    queue = after_a_hog()
+    gone, here = Waiter("hog", *[16] * 100), Waiter("hog", *[16] * 20)
+    queue.put(gone.entries() + here.entries())
+    gone.gone = True
+    # What was withdrawn counts until a batch comes upon it.
+    assert len(queue.take(1024)) * 16 == 1024 // ALONE[0]
+    assert len(queue.take(1024)) == 20 - 8
 
 
 def test_a_small_batch_tells_nothing_of_the_pace() -> None:
@@ -189,13 +214,13 @@ def test_who_is_ahead_goes_on_with_little_more_than_the_part_that_it_had(quiet: 
     assert Counter(tenants(queue.take(1024))) == {"q0": quiet, "busy": busy}
 
 
-def bulk_beside(*others: str) -> FairQueue[Entry]:
+def bulk_beside(*others: str, texts: int = 1000, quantum: int = 512) -> FairQueue[Entry]:
     """``others`` had as much as ``bulk``, which has plenty waiting."""
     shares = Shares(TenantTable(), clock=lambda: 0.0)
     for tenant in ("bulk", *others):
         shares.charge(tenant, 1000)
-    queue: FairQueue[Entry] = FairQueue(shares)
-    queue.put(Waiter("bulk", *[16] * 1000).entries())
+    queue: FairQueue[Entry] = FairQueue(shares, quantum=quantum)
+    queue.put(Waiter("bulk", *[16] * texts).entries())
     return queue
 
 
@@ -214,6 +239,21 @@ def test_who_has_plenty_waiting_gets_a_quarter_of_a_batch_or_its_share_while_oth
 ) -> None:
     queue = bulk_beside(*others)
     assert len(queue.take(1024)) == 1024 // part // 16
+
+
+def test_who_had_enough_in_many_batches_has_saved_nothing_up() -> None:
+    others = [f"q{number}" for number in range(6)]
+    queue = bulk_beside(*others, texts=132, quantum=64)
+    for _ in range(100):
+        for tenant in others:
+            queue.put(Waiter(tenant, 16).entries())
+        assert tenants(queue.take(1024)).count("bulk") == 1
+    # All wait with half a batch now, which is not plenty.
+    for tenant in others[:2]:
+        queue.put(Waiter(tenant, *[16] * 32).entries())
+    had = Counter(tenants(queue.take(1024)))
+    assert had.keys() == {"bulk", "q0", "q1"}
+    assert max(had.values()) - min(had.values()) <= 64 // 16
 
 
 def test_who_is_ahead_is_taken_after_the_others_where_nobody_counts_tokens() -> None:

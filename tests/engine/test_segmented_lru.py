@@ -33,6 +33,16 @@ def test_the_least_recently_used_of_too_many_proven_is_on_trial_again() -> None:
     assert list(kept) == ["b", "c", "d", "e", "a"]
 
 
+def test_where_all_were_used_again_there_is_still_room_for_a_crowd_beside_most_of_them() -> None:
+    kept = of(*"abcdefghij", capacity=10)
+    for name in "abcdefghij":
+        kept.use(name)
+    for newcomer in "uvwxyz":
+        kept.pop(next(iter(kept)))
+        kept.add(newcomer, 0)
+    assert list(kept) == ["y", "z", *"cdefghij"]
+
+
 def test_values_stay_with_their_names_wherever_these_are() -> None:
     kept = of("a", "b")
     kept.use("b")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,12 @@ def test_a_model_on_the_cores_has_one_thread_beside_it(monkeypatch: pytest.Monke
     assert tokenizer_threads(True) == 1
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0)
+
+
 class Picky(NamesThread):
     """Refuses a text, and with it whatever it is tokenised with."""
 
@@ -103,7 +110,7 @@ async def test_who_waits_is_tokenised_together_and_each_gets_its_own() -> None:
         asyncio.create_task(stage.encode(ClassifyRequest(ProfileKey("t", "p"), tuple(map(TextInput, texts)))))
         for texts in requests
     ]
-    await asyncio.sleep(0.05)
+    await until(lambda: stage._short[0].queued() == len(requests))
     tokenizer.free.set()
     answers = await asyncio.gather(*asked)
     assert tokenizer.calls == [["first"], ["a", "bb", "ccc"]]
@@ -119,7 +126,7 @@ async def test_a_text_that_cannot_be_tokenised_fails_alone() -> None:
         asyncio.create_task(stage.encode(ClassifyRequest(ProfileKey("t", "p"), tuple(map(TextInput, texts)))))
         for texts in requests
     ]
-    await asyncio.sleep(0.05)
+    await until(lambda: stage._short[0].queued() == len(requests))
     tokenizer.free.set()
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert isinstance(answers[2], ValueError)

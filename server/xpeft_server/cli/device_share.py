@@ -43,10 +43,6 @@ class DeviceShare:
         self._sleep = sleep
         self._since = clock()
 
-    def begin(self) -> None:
-        """What was before is not work: somebody waited for a job."""
-        self._since = self._clock()
-
     def __call__(self) -> None:
         self._finish()
         worked = self._clock() - self._since

@@ -32,6 +32,7 @@ from xpeft_server.model.decoder import Decoder
 from xpeft_server.model.kv_arena import KvArena
 from xpeft_server.model.kv_cache import KvCache
 from xpeft_server.model.plm import Plm, load_plm
+from xpeft_server.tenant_limits import ONE_TENANT, LimitsOfTenants
 
 VOCAB, CONTEXT, HIDDEN = 160, 192, 48
 _TOKENS = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "initializer_range": 0.3}
@@ -242,6 +243,7 @@ async def open_studio(decoders: Callable[[str], Path]) -> AsyncIterator[StudioMa
         cache: type[KvCache | KvArena] | None = None,
         slots: int = 64,
         bank: str = BANK,
+        tenants: LimitsOfTenants = ONE_TENANT,
         **limits: int,
     ) -> Studio:
         loaded = load_plm(str(decoders(plm)) if plm in FAMILIES else plm)
@@ -258,7 +260,8 @@ async def open_studio(decoders: Callable[[str], Path]) -> AsyncIterator[StudioMa
             "host_cache_bytes": 1 << 24,
         } | limits
         store = MemoryStore()
-        engine = Engine(classifier, store, decoder=decoder, limits=EngineLimits(**given), metrics=Metrics())
+        bounds = EngineLimits(**given)
+        engine = Engine(classifier, store, decoder=decoder, limits=bounds, metrics=Metrics(), tenants=tenants)
         engines.append(engine)
         await engine.start()
         return Studio(engine, store, opened, loaded, decoder)

@@ -15,6 +15,7 @@ from xpeft_server.engine.errors import (
     DoesNotGenerate,
     InputTooLong,
     InvalidInput,
+    LimitReached,
     NoChatTemplate,
     Overloaded,
     ProfileNotFound,
@@ -30,6 +31,7 @@ from xpeft_server.engine.requests import (
     Started,
     TextInput,
 )
+from xpeft_server.tenant_limits import TenantLimits, TenantTable
 
 PROMPT = tuple(range(10, 22))
 
@@ -282,6 +284,15 @@ async def test_more_than_the_queue_holds_is_turned_away(open_studio: Any) -> Non
     answers = await asyncio.gather(*(studio.told(key, PROMPT, 20) for _ in range(5)), return_exceptions=True)
     assert sum(isinstance(answer, Overloaded) for answer in answers) == 3
     await studio.until(studio.empty)
+
+
+async def test_tokens_that_were_written_count_against_the_tenants_rate(open_studio: Any) -> None:
+    studio = await open_studio(tenants=TenantTable(TenantLimits(tokens_per_second=1)))
+    key = await studio.put("p", 1)
+    assert (await studio.told(key, (5,), 60)).finished.completion_tokens == 60
+    with pytest.raises(LimitReached, match="1 tokens a second"):
+        await studio.told(key, (5,), 1)
+    await studio.told(await studio.put("p", 1, tenant="another"), (5,), 1)
 
 
 async def test_prompts_of_one_request_are_let_in_together_or_not_at_all(open_studio: Any) -> None:

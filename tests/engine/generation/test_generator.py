@@ -192,6 +192,27 @@ async def test_a_sequence_that_cannot_be_computed_ends_alone_and_the_others_lose
     assert (await studio.told(keys[0], prompts[0], 20)).text == expected[0]
 
 
+async def test_a_profile_whose_slot_could_not_be_filled_is_filled_for_the_next_sequence(
+    open_studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio = await open_studio()
+    key, classifier = await studio.put("p", 1), studio.engine._classifier
+    fill, fills = classifier.fill, []
+
+    def fill_from_the_second_time_on(slots: Any, **options: Any) -> Any:
+        fills.append(slots)
+        if len(fills) == 1:
+            raise RuntimeError("this fill fails")
+        return fill(slots, **options)
+
+    monkeypatch.setattr(classifier, "fill", fill_from_the_second_time_on)
+    with pytest.raises(InternalError, match="this fill fails"):
+        await studio.told(key, PROMPT, 20)
+    told = await studio.told(key, PROMPT, 20, sampling=SamplingRule(logprobs=0))
+    assert len(fills) == 2
+    assert told.ids == studio.original.generate(PROMPT, studio.profiles[key], 20)[: len(told.ids)]
+
+
 async def test_a_step_that_the_device_has_no_memory_for_is_halved_and_changes_no_answer(
     open_studio: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
