@@ -1,78 +1,119 @@
 #!/usr/bin/env bash
-# gpu.sh OUT: what a GPU has to show, in one go: first that it computes right, then how fast. OUT is a folder for what is
-# printed and for the JSON lines. Goes on where a part fails, and ends with the number of parts that did.
+# gpu.sh OUT: what a GPU has to show, in one go: first that it computes right, then how fast. What tells most comes
+# first in each part. Goes on where a command fails, and ends with the number of those that did.
 #
-# PARTS="tests shapes engine tune serve tenants" names those that are wanted; without it all are. Of those NAMES, a pattern
-# such as 'engine-minilm-*', runs the ones whose files are called so.
+# It needs a Python that has what the packages import, Triton, and for the tests pytest with pytest-asyncio. The
+# packages themselves are those of this checkout, installed or not, and nothing is fetched: `shapes` and `engine` make
+# up their models, `tune`, `serve` and `tenants` take the folder that XPEFT_PLM names, where the demo's model is not
+# installed; a copy of that one in bfloat16 is 44 MB.
+#
+#   OUT/all.txt, all.jsonl   all that was printed, and all lines of JSON; what is there already is kept
+#   OUT/all.tgz              the same by command, made anew after each of them
+#   OUT/files                these files themselves
+#
+# Variables:
+#   PARTS='tests shapes engine tune serve tenants'   the parts that are wanted; all without it
+#   NAMES='engine-minilm-*'   a pattern: of their commands those whose files are called so
+#   EXTRA='--rounds 2'        more options for each `xpeft bench`; they count more than those that stand here
+#   FILES=/tmp/files          in place of OUT/files, where only few files can be taken along
+#   PYTHON=python3            the Python that runs all of it
+#
+# Single commands, where time is short:
+#   PARTS=tests NAMES=kernels benchmarks/gpu.sh OUT
+#   PARTS=engine NAMES=engine-bert-base-1 EXTRA='--rounds 2 --batch-tokens 8192' benchmarks/gpu.sh OUT
+#   PARTS=tune NAMES='tune-65536-*' EXTRA='--rounds 2 --epochs 3' XPEFT_PLM=models/minilm benchmarks/gpu.sh OUT
 set -uo pipefail
 
 if [ "$#" != 1 ] || [ "${1#-}" != "$1" ]; then
     echo "usage: benchmarks/gpu.sh OUT" >&2
     exit 2
 fi
-if ! python -c 'import pytest_asyncio, triton, xpeft_benchmarks, xpeft_server.cli.main'; then
-    echo "gpu.sh: install the project with its tests first (make setup), and activate its environment" >&2
+part() { [[ " ${PARTS-tests shapes engine tune serve tenants} " == *" $1 "* ]]; }
+
+root=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
+python=${PYTHON:-python}
+# Both may be named from where the script is called; it runs in the checkout.
+if [[ $python == */* ]]; then python=$(realpath -s "$python"); fi
+if [ -d "${XPEFT_PLM-}" ]; then XPEFT_PLM=$(realpath "$XPEFT_PLM"); fi
+PYTHONPATH=$(printf '%s:' "$root"/{kernels,profiles_store,server,tuning,benchmarks})${PYTHONPATH-}
+PYTHONPATH=${PYTHONPATH%:}
+export PYTHONPATH PYTHONUNBUFFERED=1
+needed=triton,xpeft_server.cli.main,xpeft_benchmarks.engine
+if part tests; then needed+=,pytest_asyncio; fi
+if part serve || part tenants; then needed+=,xpeft_server.cli.running_server; fi
+if ! "$python" -P -c "import $needed"; then
+    echo "gpu.sh: install the project with its tests first (make setup) and activate its environment," \
+        "or name a Python that has what the packages import: PYTHON=…" >&2
     exit 2
 fi
-mkdir -p "$1"
+mkdir -p "$1" "${FILES-$1/files}"
 out=$(realpath "$1")
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+files=$(realpath "${FILES-$1/files}")
+cd "$root" || exit 2
 failed=0
 
-part() { [[ " ${PARTS-tests shapes engine tune serve tenants} " == *" $1 "* ]]; }
+say() {
+    # shellcheck disable=SC2059 # the first word is a format
+    printf "$@" | tee -a "$out/all.txt"
+}
 
 run() {
     local name=$1
     shift
     # shellcheck disable=SC2053 # a pattern
     [[ $name == ${NAMES-*} ]] || return 0
-    printf '\n== %s: %s (%d s)\n' "$name" "$*" "$SECONDS"
-    "$@" 2>&1 | tee "$out/$name.txt" || failed=$((failed + 1))
+    rm -f "$files/$name.jsonl"
+    say '\n== %s: %s (%d s)\n' "$name" "$*" "$SECONDS"
+    "$@" 2>&1 | tee "$files/$name.txt" | tee -a "$out/all.txt" || failed=$((failed + 1))
+    if [ -s "$files/$name.jsonl" ]; then cat "$files/$name.jsonl" >>"$out/all.jsonl"; fi
+    tar -czf "$out/all.tgz" -C "$files" .
+}
+
+check() { run "$1" "$python" -P -m pytest -q -p no:cacheprovider -p no:benchmark "${@:2}"; }
+
+bench() {
+    # shellcheck disable=SC2086 # words
+    run "$1" "$python" -P -m xpeft_server.cli bench "${@:2}" --device cuda --json "$files/$1.jsonl" ${EXTRA-}
 }
 
 if part tests; then
-    run kernels python -m pytest -q -p no:cacheprovider tests/kernels -k triton
-    run models python -m pytest -q -p no:cacheprovider tests/model/test_gpu.py tests/engine/generation/test_arena.py
-    run tuning python -m pytest -q -p no:cacheprovider tests/tuning/test_tuning_gpu.py
-    run answers python -m pytest -q -p no:cacheprovider tests/end_to_end/test_batch_invariance.py
+    "$python" -P -c 'import xdist' 2>/dev/null && several=(-n 8) || several=()
+    check kernels tests/kernels -k triton "${several[@]}"
+    check models tests/model/test_gpu.py tests/engine/generation/test_arena.py
+    check answers tests/end_to_end/test_batch_invariance.py -k cuda
+    check texts tests/end_to_end/test_generation_invariance.py -k cuda
+    check tuning tests/tuning/test_tuning_gpu.py
 fi
 if part shapes; then
-    for width in 48 64; do
-        run "bert-base-$width" xpeft bench shapes --shape bert-base --width "$width" --device cuda \
-            --json "$out/bert-base-$width.jsonl"
-    done
-    run minilm-48 xpeft bench shapes --shape minilm --width 48 --device cuda --json "$out/minilm-48.jsonl"
-    for width in 16 64; do
-        run "llama-1b-decode-$width" xpeft bench shapes --shape llama-1b-decode --width "$width" --device cuda \
-            --json "$out/llama-1b-decode-$width.jsonl"
-    done
+    bench bert-base-48 shapes --shape bert-base --width 48
+    bench llama-1b-decode-16 shapes --shape llama-1b-decode --width 16
+    bench bert-base-64 shapes --shape bert-base --width 64
+    bench minilm-48 shapes --shape minilm --width 48
+    bench llama-1b-decode-64 shapes --shape llama-1b-decode --width 64
 fi
 if part engine; then
-    for shape in bert-base minilm; do
-        for inputs in 1 32; do
-            run "engine-$shape-$inputs" xpeft bench engine --shape "$shape" --inputs "$inputs" --device cuda \
-                --batch-tokens 2048,8192 --json "$out/engine-$shape-$inputs.jsonl"
+    for inputs in 1 32; do
+        for shape in bert-base minilm; do
+            bench "engine-$shape-$inputs" engine --shape "$shape" --inputs "$inputs" --batch-tokens 2048,8192
         done
     done
 fi
 if part tune; then
-    for tokens in 4096 16384 65536; do
+    for tokens in 65536 16384 4096; do
         for dtype in float32 bfloat16; do
-            run "tune-$tokens-$dtype" xpeft bench tune --profiles 256 --batch-tokens "$tokens" --dtype "$dtype" \
-                --device cuda --json "$out/tune-$tokens-$dtype.jsonl"
+            bench "tune-$tokens-$dtype" tune --profiles 256 --batch-tokens "$tokens" --dtype "$dtype"
         done
     done
 fi
 if part serve; then
-    for processes in 0 1 2 4; do
-        run "serve-$processes" xpeft bench serve --device cuda --http-processes "$processes" --concurrency 256,32 \
-            --rounds 2 --json "$out/serve-$processes.jsonl"
+    for processes in 0 2 1 4; do
+        bench "serve-$processes" serve --http-processes "$processes" --concurrency 256,32 --rounds 2
     done
 fi
 if part tenants; then
     # The client has cores of its own here, which it has not on a machine with two.
-    run tenants xpeft bench tenants --device cuda --registered 1000000 --rounds 3 --json "$out/tenants.jsonl"
+    bench tenants tenants --registered 1000000 --rounds 3
 fi
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv || true
-printf '\n%d parts failed; %d s; all of it is in %s\n' "$failed" "$SECONDS" "$out"
+say '%s\n' "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv 2>&1)"
+say '\n%d commands failed; %d s; all of it is in %s\n' "$failed" "$SECONDS" "$out"
 exit "$failed"

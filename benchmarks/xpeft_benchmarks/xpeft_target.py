@@ -16,7 +16,7 @@ from xpeft_server.api.key_file import new_key, write_keys
 from xpeft_server.client_tls import NO_FILES, ClientTls
 
 from .server_client import ServerClient, ServerRefused, geometry_of, http_request
-from .server_process import ServerFailed, ServerProcess, free_port
+from .server_process import ServerProcess, free_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,6 @@ def started(options: Mapping[str, str], *, store: str | None, tenants: int) -> I
 
     Raises: ServerFailed.
     """
-    program = Path(sys.executable).with_name("xpeft")
-    if not program.exists():
-        raise ServerFailed(f"{program} is not there: install the project into this environment")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xpeft-bench-")))
         keys = _write_tenant_keys(folder / "keys.json", tenants)
@@ -83,10 +80,16 @@ def started(options: Mapping[str, str], *, store: str | None, tenants: int) -> I
             "--host": "127.0.0.1",
             "--port": str(port),
         }
-        command = [str(program), "serve", "--metrics-open", *(word for option in every.items() for word in option)]
+        command = [*_program(), "serve", "--metrics-open", *(word for option in every.items() for word in option)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("XPEFT_")}
         process = stack.enter_context(ServerProcess(command, port=port, ready="/ready", environment=environment))
         yield XpeftTarget(ServerClient(f"http://127.0.0.1:{port}"), keys, process)
+
+
+def _program() -> list[str]:
+    """``xpeft`` of this environment, or its module where the packages are found without being installed."""
+    installed = Path(sys.executable).with_name("xpeft")
+    return [str(installed)] if installed.exists() else [sys.executable, "-P", "-m", "xpeft_server.cli"]
 
 
 def met_at(url: str, key: str | None, tls: ClientTls = NO_FILES) -> XpeftTarget:

@@ -2,7 +2,7 @@
 (the specification, and the production path on CPU) and, where there is one, its Triton kernel.
 """
 
-from .aggregate import aggregate_adapters, aggregate_adapters_ref
+from .aggregate import PROFILE_TILES, aggregate_adapters, aggregate_adapters_ref
 from .apply import Norm, apply_adapters, apply_adapters_even, apply_adapters_ref, piece_rows
 from .attend import attend_packed, attend_packed_ref, query_rows
 from .attend_cache import PlacedSteps, StepRoom, attend_cache, attend_cache_ref, cut_steps, spare_pieces, step_rows
@@ -16,6 +16,7 @@ from .tiles import MIN_ROWS, PlacedTiles, Tiles, cut_runs
 
 __all__ = [
     "MIN_ROWS",
+    "PROFILE_TILES",
     "AdapterForm",
     "Impl",
     "ImplUnavailable",

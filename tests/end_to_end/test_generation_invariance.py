@@ -1,4 +1,8 @@
-"""A generated text depends on its prompt, profile and seed: not on company, preemption, slots, or restarts."""
+"""A generated text depends on its prompt, profile and seed: not on company, preemption, slots, or restarts.
+
+On a GPU a logit's last bits may depend on how many sequences there are. In float32 no token hangs on them here; in
+bfloat16, where one may, it is only counted how many texts are the same.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +22,11 @@ import pytest
 PROFILES = 12
 ROUNDS = 20 if os.environ.get("NIGHTLY") == "1" else 2
 CPU = ("cpu", "float32")
-GPU = ("cuda", "bfloat16")
+GPU = ("cuda", "float32")
+HALF = ("cuda", "bfloat16")
 WAYS: dict[str, dict[str, Any]] = {"greedy": {}, "drawn": {"temperature": 0.9, "seed": 7, "top_k": 20}}
 Asked = tuple[str, int, str]
+Told = dict[Asked, dict[str, Any]]
 
 
 def words(rng: random.Random, length: int) -> str:
@@ -49,15 +56,15 @@ def told(answer: httpx.Response) -> dict[str, Any]:
     return {name: document[name] for name in ("profile_version", "text", "finish_reason", "usage")}
 
 
-def ask_all(server: Any) -> dict[Asked, Any]:
+def ask_all(server: Any) -> Told:
     """One after the other, each alone."""
     return {asked: told(server.client.post("/v1/generate", json=body(asked))) for asked in ASKED}
 
 
-def in_company(server: Any, seed: int) -> dict[Asked, Any]:
+def in_company(server: Any, seed: int) -> Told:
     """All at once, among as many strangers."""
 
-    async def crowd() -> dict[Asked, Any]:
+    async def crowd() -> Told:
         rng = random.Random(seed)
         async with httpx.AsyncClient(base_url=server.client.base_url, timeout=60) as client:
 
@@ -83,7 +90,33 @@ class House(NamedTuple):
 
     start: Callable[..., Any]
     roomy: Any
-    alone: dict[Asked, Any]
+    alone: Told
+    sameness: Sameness
+
+    def check(self, found: Told) -> None:
+        self.sameness.check(found)
+
+
+class Sameness:
+    """What all texts are compared with: those that were written alone.
+
+    Args: rounded: a token may hang on a logit's last bits.
+    """
+
+    def __init__(self, alone: Told, *, rounded: bool) -> None:
+        self._alone = alone
+        self._rounded = rounded
+        self.counted = self.equal = 0
+
+    def check(self, found: Told) -> None:
+        self.counted += len(found)
+        self.equal += sum(each == self._alone[asked] for asked, each in found.items())
+        if not self._rounded:
+            assert found == self._alone
+            return
+        for asked, each in found.items():
+            assert each["profile_version"] == self._alone[asked]["profile_version"]
+            assert each["usage"]["prompt_tokens"] == self._alone[asked]["usage"]["prompt_tokens"]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +129,7 @@ def long_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-@pytest.fixture(scope="module", params=[CPU, GPU], ids="-".join)
+@pytest.fixture(scope="module", params=[CPU, GPU, HALF], ids="-".join)
 def house(
     request: pytest.FixtureRequest,
     long_llama: Path,
@@ -121,8 +154,13 @@ def house(
     roomy = start()
     for number in range(PROFILES):
         assert roomy.put(f"p{number}", roomy.profile(number)).status_code == 201
-    yield House(start, roomy, ask_all(roomy))
+    alone = ask_all(roomy)
+    sameness = Sameness(alone, rounded=request.param == HALF)
+    yield House(start, roomy, alone, sameness)
     assert {server.stop() for server in servers if server.process.poll() is None} == {0}
+    if request.param != CPU:
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            sys.stdout.write(f"\n{sameness.equal} of {sameness.counted} texts were those that are written alone\n")
 
 
 def test_other_profiles_and_other_seeds_write_other_texts(house: House) -> None:
@@ -136,17 +174,17 @@ def test_other_profiles_and_other_seeds_write_other_texts(house: House) -> None:
 
 
 def test_alone_twice_and_in_company(house: House) -> None:
-    assert ask_all(house.roomy) == house.alone
+    house.check(ask_all(house.roomy))
     assert preemptions(house.roomy) == 0
     for seed in range(ROUNDS):
-        assert in_company(house.roomy, seed) == house.alone
+        house.check(in_company(house.roomy, seed))
 
 
 def test_where_room_is_scarce_and_after_a_restart(house: House) -> None:
     """Sequences lose their room and begin anew, profiles lose their slots; the server is another one."""
     tight = house.start("--kv-tokens", "600", "--slots", "4", "--max-batch-tokens", "64")
     for seed in range(ROUNDS):
-        assert in_company(tight, seed) == house.alone
+        house.check(in_company(tight, seed))
     assert preemptions(tight) > 10
-    assert ask_all(tight) == house.alone
+    house.check(ask_all(tight))
     assert tight.stop() == 0

@@ -21,7 +21,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from xpeft_kernels import AdapterForm
+from xpeft_kernels import PROFILE_TILES, AdapterForm
 from xpeft_kernels.aggregate import kernel as aggregate
 from xpeft_kernels.apply import kernel as apply
 from xpeft_kernels.attend import kernel as attend
@@ -70,7 +70,7 @@ def cases() -> Iterator[Case]:
                 yield apply_case(AdapterForm(hidden, width), tokens, dtype, torch_dtype)
         full = AdapterForm(768, 64, "gelu", down_bias=True, up_bias=True)
         yield apply_case(full, 2048, dtype, torch_dtype)
-        for profiles in (16, 32):
+        for profiles in PROFILE_TILES:
             for masks in ("u8", "fp16"):
                 yield aggregate_case(profiles, masks, dtype)
         yield heads_case(dtype)
@@ -182,7 +182,8 @@ def join_case(d: int, group: int, window: bool, dtype: str) -> Case:
 
 
 def needs(case: Case, architecture: int) -> dict[str, Any]:
-    """Registers a thread, bytes spilled a thread, bytes of shared memory a program."""
+    """Registers a thread, bytes spilled a thread, bytes of shared memory a program, and integers whose values decide
+    which version is compiled."""
     names = case.kernel.arg_names
     signature = {name: "constexpr" if name in case.constants else case.types[name] for name in names}
     constants = {(names.index(name),): value for name, value in case.constants.items()}
@@ -196,6 +197,11 @@ def needs(case: Case, architecture: int) -> dict[str, Any]:
         "architecture": architecture,
         "warps": case.options["num_warps"],
         "shared": compiled.metadata.shared,
+        "decisive": [
+            each.name
+            for each in case.kernel.params
+            if case.types.get(each.name, "")[:1] == "i" and not each.do_not_specialize
+        ],
         **resources(compiled.asm["cubin"]),
     }
 

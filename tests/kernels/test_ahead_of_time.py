@@ -15,6 +15,7 @@ PROGRAM = Path(__file__).with_name("ahead_of_time.py")
 # Of an SM of sm_80. A program takes 1 KiB beside its own, and registers of a warp by 256.
 SHARED, REGISTERS = 164 * 1024, 65_536
 LEAST_WARPS = 12
+STRIDES = [f"stride_{name}{of}" for name in ("query", "key", "value") for of in ("", "_head")]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,21 @@ def test_every_operator_is_compiled_for_every_architecture(compiled: list[dict[s
 
 def test_nothing_is_spilled(compiled: list[dict[str, Any]]) -> None:
     assert [each for each in compiled if each["spilled"]] == []
+
+
+def test_no_version_is_for_a_number_that_changes_from_batch_to_batch(compiled: list[dict[str, Any]]) -> None:
+    """Triton compiles one for 1, one for multiples of 16 and one for the rest: while somebody waits for an answer."""
+    decisive = {(each["kernel"].split()[0], name) for each in compiled for name in each["decisive"]}
+    assert decisive == {
+        *(("apply_adapters", name) for name in ("stride_slot", "split")),
+        *(("aggregate_adapters", name) for name in ("adapters", "split", "row", "mask_width")),
+        *(("aggregate_adapters", name) for name in ("stride_slot_block", "stride_slot")),
+        ("apply_heads", "hidden"),
+        ("mean_rows", "width"),
+        *(("attend_packed", name) for name in (*STRIDES, "window")),
+        *(("attend_cache", name) for name in (*STRIDES, "heads", "window")),
+        *(("join_parts", name) for name in ("heads", "window")),
+    }
 
 
 def test_twelve_warps_fit_on_a_multiprocessor(compiled: list[dict[str, Any]]) -> None:

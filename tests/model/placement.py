@@ -149,7 +149,7 @@ def pretend() -> None:
     slots.bank_rows = lambda bank, *, device, dtype: torch.empty(  # type: ignore[assignment]
         bank.blocks, bank.adapters, slots.adapter_form(bank).bank_row, device=device, dtype=dtype
     )
-    classifying.choose_attention = lambda plm, lanes: AttentionKernel.OURS  # type: ignore[attr-defined]
+    classifying.choose_attention = lambda plm, lanes, tokens: AttentionKernel.OURS  # type: ignore[attr-defined]
     StaticFields.stage = staged  # type: ignore[method-assign]
     StaticFields.load = loaded  # type: ignore[method-assign]
     for module in (packing, step_packing, arena_step, decoding, sampling, sampling_weights):
@@ -231,7 +231,7 @@ def main() -> None:
         for run in ((classify, generate) if "num_key_value_heads" in config or family == "gpt2" else (classify,))
         for graph_tokens in (0, 64)
     ]
-    astray = prepared("bert", classify, 0)
+    astray = prepared("llama", generate, 0)
     pretend()
     for family, run, graph_tokens, launch in launches:
         case = {"family": family, "launch": run.__name__, "graph_tokens": graph_tokens}

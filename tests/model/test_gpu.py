@@ -94,6 +94,45 @@ def test_a_launch_and_a_fill_wait_for_nothing(lab: Any, dtype: torch.dtype) -> N
     assert len(launched[1].result()) == PROFILES
 
 
+@pytest.mark.parametrize("graph_tokens", [0, 1024])
+def test_no_kernel_is_compiled_while_somebody_waits(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, graph_tokens: int
+) -> None:
+    import triton
+
+    from xpeft_kernels.aggregate import kernel as aggregate
+    from xpeft_kernels.apply import kernel as apply
+    from xpeft_kernels.attend import kernel as attend
+    from xpeft_kernels.heads import kernel as heads
+    from xpeft_kernels.pool import kernel as pool
+
+    compiled: list[str] = []
+    monkeypatch.setattr(
+        triton.knobs.runtime, "jit_post_compile_hook", lambda *_, **told: compiled.append(str(told["repr"]))
+    )
+    for kernel in (
+        aggregate._aggregate_adapters_kernel,
+        apply._apply_adapters_kernel,
+        attend._attend_packed_kernel,
+        heads._apply_heads_kernel,
+        pool._mean_rows_kernel,
+    ):
+        kernel.device_caches.clear()
+    plm = load_plm(lab.plm("bert").name, device="cuda", dtype=torch.bfloat16)
+    crowd = lab.crowd(lab.plm("bert"), lab.bank(plm), PROFILES)
+    classifier = Classifier(plm, crowd.bank, slots=PROFILES + 3, head_rows=7 * PROFILES, graph_tokens=graph_tokens)
+    classifier.warm_up()
+    assert {each.split("[")[0] for each in compiled} >= {"_aggregate_adapters_kernel", "_apply_heads_kernel"}
+    compiled.clear()
+    hard, soft = ([n for n in range(PROFILES) if n % 2 == odd] for odd in (0, 1))
+    for some in (hard[:1], soft[:1], hard[:5], soft, [*hard, *soft]):
+        classifier.fill([crowd.fill(n) for n in some], overlap=True)
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 16, PROFILES):
+        classifier.launch([crowd.input(n, lab.text(rng, 1 + n)) for n in range(count)]).result()
+    assert compiled == []
+
+
 def test_two_batches_in_flight_do_not_mix(lab: Any) -> None:
     pair = Pair(lab, "bert", torch.float32)
     inputs = pair.inputs()

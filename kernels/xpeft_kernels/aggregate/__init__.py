@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dispatch import Impl, Operator, deferred
+from .launch import PROFILE_TILES
 from .reference import aggregate_adapters_ref
 
 AGGREGATE = Operator(
@@ -35,4 +36,4 @@ def aggregate_adapters(
     AGGREGATE(bank.device.type, impl)(bank, masks, slots, slot_ids, split=split)
 
 
-__all__ = ["AGGREGATE", "aggregate_adapters", "aggregate_adapters_ref"]
+__all__ = ["AGGREGATE", "PROFILE_TILES", "aggregate_adapters", "aggregate_adapters_ref"]

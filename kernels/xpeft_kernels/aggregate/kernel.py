@@ -8,11 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check_aggregate
+from .launch import tile_profiles
 
 BLOCK_D = 128
 BLOCK_N = 32
-MOST_PROFILES = 32
-"""Profiles a program: 64 would make sm_90 multiply with other instructions, which add in another order."""
 
 
 def aggregate_adapters_triton(bank: Tensor, masks: Tensor, slots: Tensor, slot_ids: Tensor, *, split: int) -> None:
@@ -24,7 +23,7 @@ def aggregate_adapters_triton(bank: Tensor, masks: Tensor, slots: Tensor, slot_i
         return
     bank, masks = bank.contiguous(), masks.contiguous()
     hard = masks.dtype == torch.uint8
-    block_p = 16 if profiles <= 16 else MOST_PROFILES
+    block_p = tile_profiles(profiles)
     columns = triton.cdiv(split, BLOCK_D) + triton.cdiv(row - split, BLOCK_D)
     _aggregate_adapters_kernel[(triton.cdiv(profiles, block_p), columns, blocks)](
         bank,
@@ -48,7 +47,7 @@ def aggregate_adapters_triton(bank: Tensor, masks: Tensor, slots: Tensor, slot_i
     )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["profiles"])  # type: ignore[untyped-decorator]
 def _aggregate_adapters_kernel(  # type: ignore[no-untyped-def]
     bank,  # [L, N, D]
     masks,  # [P, 2, L, W]: W bytes of bits, or W = N weights

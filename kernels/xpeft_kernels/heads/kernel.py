@@ -34,7 +34,7 @@ def apply_heads_triton(pooled: Tensor, weight: Tensor, bias: Tensor, rows: Tenso
     return logits
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["count"])  # type: ignore[untyped-decorator]
 def _apply_heads_kernel(  # type: ignore[no-untyped-def]
     pooled,  # [Q, H]
     weight,  # [D, H]

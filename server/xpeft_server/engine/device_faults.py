@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 
-from .device_memory import is_out_of_memory
+from xpeft_server.model.device_memory import is_out_of_memory
 
 # How errors of the CUDA runtime and driver begin, whichever library reports them.
 _WORDS: Final = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]", "cuBLAS error", "CUBLAS_STATUS")

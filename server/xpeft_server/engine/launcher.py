@@ -7,12 +7,12 @@ import time
 from typing import NamedTuple
 
 from xpeft_server.model.classifier import Classifier, ClassifierInput
+from xpeft_server.model.device_memory import is_out_of_memory, reclaim_memory
 from xpeft_server.model.launched import Launched
 from xpeft_server.model.slots import Filled, SlotFill
 
 from .batch import Outcome
 from .device_faults import is_device_lost
-from .device_memory import is_out_of_memory, reclaim_memory
 from .errors import Unavailable, WrongBank
 from .journey import Stage
 from .slot_table import SlotTable

@@ -8,14 +8,16 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from xpeft_kernels import apply_heads, chosen_implementations
 
 from .bank import Bank
+from .graphs.attention_choice import choose_attention
 from .graphs.graph_set import GraphFacts
 from .graphs.graphed_forward import GraphedForward
 from .launched import Launched
-from .packed_sequences import choose_attention
+from .packed_sequences import AttentionKernel
 from .packing import PackedRows, pack, packed_order
 from .plm import Plm
 from .pooling import Pooled, pool
@@ -51,9 +53,10 @@ class Classifier:
         self.geometry = bank.geometry
         self._pooling = bank.pooling
         self.buffers = SlotBuffers(bank, slots=slots, head_rows=head_rows, device=plm.device, dtype=plm.dtype)
-        self._attention = choose_attention(plm, self.buffers.lanes)
+        self._attention = AttentionKernel.OURS
         self._graphs: GraphedForward | None = None
         if graph_tokens and self.buffers.lanes.asynchronous:
+            self._attention = choose_attention(plm, self.buffers.lanes, tokens=graph_tokens)
             self._graphs = self._graphed(graph_tokens)
 
     @property
@@ -74,12 +77,18 @@ class Classifier:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """One bare forward, so that the first request does not pay for what libraries do at first use, and graphs."""
+        """Everything that a batch launches, so that none pays for what is done at first use, and graphs.
+
+        No profile's slot or label row is touched.
+        """
+        buffers = self.buffers
+        buffers.warm_up(self.geometry)
         first = np.zeros(64, np.int32)
-        self._pooled([TokenizedText(first, first)], None)
+        pooled = self._pooled([TokenizedText(first, first)], [buffers.bare_slot])
+        self._logits(pooled.vectors, np.array([buffers.spare_head_row]), np.zeros(1, np.int64))
         if self._graphs is not None:
             self._graphs.capture()
-        self.buffers.lanes.synchronize()
+        buffers.lanes.synchronize()
 
     @torch.inference_mode()
     def fill(self, fills: Sequence[SlotFill], *, overlap: bool = False) -> Filled:
@@ -102,16 +111,7 @@ class Classifier:
         counts = [each.head_rows.size for each in packed]
         rows = np.concatenate([each.head_rows for each in packed])
         owners = np.repeat(np.arange(len(packed)), counts)
-        with recorded("heads"):
-            logits = lanes.download(
-                apply_heads(
-                    pooled,
-                    self.buffers.head_weight,
-                    self.buffers.head_bias,
-                    lanes.upload(rows),
-                    lanes.upload(owners),
-                )
-            )
+        logits = self._logits(pooled, rows, owners)
         ended = lanes.mark()
         self.buffers.note_readers(np.array(slots), rows, ended)
         return Launched(logits, counts, order, began, ended)
@@ -151,6 +151,15 @@ class Classifier:
         began = buffers.lanes.mark()
         with recorded("forward"):
             return Pooled(pool(self.plm.forward(batch, adapters), batch, self._pooling), began)
+
+    def _logits(self, pooled: Tensor, rows: NDArray[np.int64], owners: NDArray[np.int64]) -> Tensor:
+        """``[ΣC]`` on the host, there when a mark made afterwards has passed; see `apply_heads`."""
+        lanes, buffers = self.buffers.lanes, self.buffers
+        with recorded("heads"):
+            logits = apply_heads(
+                pooled, buffers.head_weight, buffers.head_bias, lanes.upload(rows), lanes.upload(owners)
+            )
+            return lanes.download(logits)
 
     def _graphed(self, tokens: int) -> GraphedForward:
         return GraphedForward(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class CudaMark:
 
 
 class CudaLanes:
-    """The current stream, and one for fills. All graphs share one pool of memory: they never run at once.
+    """The current stream, and one for fills. Graphs that are kept share one pool of memory: they never run at once.
 
     Copies leave from pinned memory, which PyTorch hands out again when the copy is over.
     """
@@ -41,6 +42,8 @@ class CudaLanes:
         self._device = device
         self._fills = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
+        self._sharing: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+        self._unended: list[torch.cuda.CUDAGraph] = []
 
     def mark(self) -> Mark:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -71,11 +74,35 @@ class CudaLanes:
     def staging(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
-    def graph(self, run: Callable[[], None]) -> Callable[[], None]:
+    def graph(self, run: Callable[[], None], *, kept: bool = True) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            run()
+        main = torch.cuda.current_stream(self._device)
+        if not self._sharing:
+            # PyTorch does not open a pool anew that was everybody's and is nobody's.
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            # A capture that cannot be ended leaves its own stream the current one.
+            with torch.cuda.stream(main), torch.cuda.graph(graph, pool=self._pool if kept else None):
+                run()
+        except BaseException:
+            if not _has_ended(graph):
+                # The allocator goes on asking it what is its own, and lets nothing else be captured into its pool.
+                self._unended.append(graph)
+                if kept:
+                    self._sharing = WeakSet()
+            raise
+        if kept:
+            self._sharing.add(graph)
         return graph.replay
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self._device)
+
+
+def _has_ended(graph: torch.cuda.CUDAGraph) -> bool:
+    """Whether its capture was ended, however it went: only then is its pool closed."""
+    try:
+        graph.pool()
+    except RuntimeError:
+        return False
+    return True

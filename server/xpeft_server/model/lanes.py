@@ -61,8 +61,13 @@ class Lanes(Protocol):
         """``[size]`` uint8 host memory to upload from; kept as long as a copy needs it."""
         ...
 
-    def graph(self, run: Callable[[], None]) -> Callable[[], None]:
-        """``run`` as it will be repeated: on the same tensors, without its Python. It must have run before."""
+    def graph(self, run: Callable[[], None], *, kept: bool = True) -> Callable[[], None]:
+        """``run`` as it will be repeated: on the same tensors, without its Python. It must have run before.
+
+        Args:
+            kept: it shares the memory of what it computes with others that are kept; False for a trial.
+        Raises: RuntimeError if the device has no room for it.
+        """
         ...
 
     def synchronize(self) -> None:
@@ -106,7 +111,7 @@ class HostLanes:
     def staging(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.uint8)
 
-    def graph(self, run: Callable[[], None]) -> Callable[[], None]:
+    def graph(self, run: Callable[[], None], *, kept: bool = True) -> Callable[[], None]:
         return run
 
     def synchronize(self) -> None:

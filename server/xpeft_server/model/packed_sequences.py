@@ -1,32 +1,14 @@
-"""Attention over packed sequences on a GPU: by our kernel or by PyTorch's, whichever is faster there."""
+"""Attention over packed sequences on a GPU, by our kernel or by PyTorch's."""
 
 from __future__ import annotations
 
 import enum
 import inspect
-import logging
-from collections.abc import Callable
-from functools import partial
-from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from xpeft_kernels import Impl, PlacedSequences, Sequences, attend_packed
-
-from .errors import ModelUnusable
-from .lanes import Lanes
-
-if TYPE_CHECKING:
-    from .plm import Plm
-
-logger = logging.getLogger(__name__)
-
-_ROUNDS: Final = 7
-_CALLS: Final = 10
-_SEQUENCES: Final = 32
-_LENGTH: Final = 64
 
 
 class AttentionKernel(enum.Enum):
@@ -88,48 +70,3 @@ def _varlen(
     out = varlen_attn(q, k, v, bounds, bounds, longest, longest, **options)
     assert isinstance(out, Tensor)  # noqa: S101
     return out
-
-
-def choose_attention(plm: Plm, lanes: Lanes) -> AttentionKernel:
-    """The faster one for 32 sequences of 64 tokens, by trying both; in float32, and on CPU, there is only ours."""
-    if plm.device.type != "cuda" or plm.dtype == torch.float32:
-        return AttentionKernel.OURS
-    tokens = _SEQUENCES * _LENGTH
-    heads, kv_heads, size = plm.attention_shape
-    sequences = Sequences.of([_LENGTH] * _SEQUENCES, plm.device)
-    bounds = torch.arange(0, tokens + 1, _LENGTH, dtype=torch.int32, device=plm.device)
-    query = torch.randn(1, heads, tokens, size, dtype=plm.dtype, device=plm.device)
-    key = torch.randn(1, kv_heads, tokens, size, dtype=plm.dtype, device=plm.device)
-    longest = min(plm.tokenizer.limit, tokens)
-
-    def run(kernel: AttentionKernel) -> None:
-        packed = PackedSequences(sequences, bounds, longest, kernel)
-        for _ in range(_CALLS):
-            packed.attend(query, key, key, scaling=None, window=None, causal=plm.family.decoder)
-
-    seconds: dict[AttentionKernel, float] = {}
-    for kernel in (AttentionKernel.OURS, AttentionKernel.VARLEN):
-        try:
-            seconds[kernel] = _seconds(lanes, partial(run, kernel))
-        except (ImportError, NotImplementedError, RuntimeError) as error:
-            logger.warning("attention by %s cannot be had here: %s", kernel.value, error)
-    if not seconds:
-        raise ModelUnusable("plm: no kernel for attention over packed sequences runs on this device")
-    chosen = min(seconds, key=seconds.__getitem__)
-    tried = ", ".join(f"{kernel.value} {each * 1e6:.1f} µs" for kernel, each in seconds.items())
-    logger.info("attention runs by %s (%d sequences of %d tokens: %s)", chosen.value, _SEQUENCES, _LENGTH, tried)
-    return chosen
-
-
-def _seconds(lanes: Lanes, run: Callable[[], None]) -> float:
-    """Of one call, as a graph repeats it: the median of some rounds."""
-    run()
-    repeat = lanes.graph(run)
-    found = []
-    for _ in range(_ROUNDS):
-        began = lanes.mark()
-        repeat()
-        ended = lanes.mark()
-        ended.wait()
-        found.append(ended.seconds_since(began) / _CALLS)
-    return median(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xpeft_kernels import AdapterForm, Impl, Norm, PlacedTiles, Tiles, aggregate_adapters, apply_adapters
-from xpeft_profiles import Profile
+from xpeft_kernels import (
+    PROFILE_TILES,
+    AdapterForm,
+    Impl,
+    Norm,
+    PlacedTiles,
+    Tiles,
+    aggregate_adapters,
+    apply_adapters,
+)
+from xpeft_profiles import BankGeometry, Profile
 
 from .bank import Bank
 from .lanes import Mark, lanes_of
@@ -65,7 +75,7 @@ class SlotBuffers:
         bank: ``[L, N, D]`` rows of the form, as `bank_rows`; dtype of the model, float32 on CPU.
         adapters: ``[L, S + 1, D']`` rows of the form, dtype of the model; the last is all zeros, an adapter that
             changes nothing: rows of the bare PLM in a batch with others.
-        head_weight, head_bias: ``[rows, H]`` and ``[rows]`` float32.
+        head_weight, head_bias: ``[rows, H]`` and ``[rows]`` float32; the last row is all zeros, and nobody's.
     """
 
     def __init__(self, bank: Bank, *, slots: int, head_rows: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -79,9 +89,11 @@ class SlotBuffers:
         self.adapters = torch.empty(bank.blocks, slots + 1, self.form.slot_row, device=device, dtype=dtype)
         self.adapters[:, slots].zero_()
         shared = {name: head.weight.shape[0] for name, head in bank.heads.items()}
-        total = head_rows + sum(shared.values())
+        total = head_rows + sum(shared.values()) + 1
         self.head_weight = torch.empty(total, bank.hidden, device=device)
         self.head_bias = torch.empty(total, device=device)
+        self.head_weight[-1:].zero_()
+        self.head_bias[-1:].zero_()
         self.shared_head_rows: dict[str, NDArray[np.int64]] = {}
         start = head_rows
         for name, count in shared.items():
@@ -100,6 +112,22 @@ class SlotBuffers:
     def bare_slot(self) -> int:
         """The row that changes nothing."""
         return self.slots
+
+    @property
+    def spare_head_row(self) -> int:
+        """The label row that is nobody's."""
+        return self.head_bias.numel() - 1
+
+    def warm_up(self, geometry: BankGeometry) -> None:
+        """Launch what `fill` may launch, into the slot and the label row that are no profile's, and zeros afterwards.
+
+        Args: geometry: of the bank.
+        """
+        # How many there are matters to kernels that are compiled at first use.
+        counts = PROFILE_TILES if self.lanes.asynchronous else (1,)
+        for profile, count in product(_stand_ins(geometry), counts):
+            self._write([SlotFill(self.bare_slot, profile, np.array([self.spare_head_row]))] * count)
+        self.adapters[:, self.bare_slot].zero_()
 
     def fill(self, fills: Sequence[SlotFill], *, overlap: bool = False) -> Filled:
         """Materialise profiles into their slots, before whatever is launched next.
@@ -163,6 +191,16 @@ class SlotBuffers:
 
     def _device(self, values: NDArray[np.generic]) -> Tensor:
         return self.lanes.upload(values)
+
+
+def _stand_ins(geometry: BankGeometry) -> list[Profile]:
+    """A hard and a soft profile that choose the bank's first adapter, each with a head of zeros."""
+    first = np.broadcast_to(np.arange(geometry.adapters) == 0, (geometry.blocks, geometry.adapters))
+    head = np.zeros((1, geometry.hidden), np.float16)
+    return [
+        Profile(bank=geometry.fingerprint, mask_a=mask, mask_b=mask, head_weight=head, labels=("none",))
+        for mask in (first, first.astype(np.float16))
+    ]
 
 
 class SlotAdapters:

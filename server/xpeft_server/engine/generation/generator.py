@@ -7,6 +7,7 @@ import time
 
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
+from xpeft_server.model.device_memory import is_out_of_memory, reclaim_memory
 from xpeft_server.model.kv_arena import ArenaRow
 from xpeft_server.model.kv_cache import KvRow, KvStore
 from xpeft_server.model.recorded import recorded
@@ -15,7 +16,6 @@ from xpeft_server.model.slots import SlotFill
 from xpeft_server.model.step_packing import Chunk
 
 from ..device_faults import is_device_lost
-from ..device_memory import is_out_of_memory, reclaim_memory
 from ..errors import EngineError, InternalError, Unavailable, WrongBank
 from ..metrics import Metrics
 from ..queue import FairQueue

@@ -10,6 +10,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 import torch
 
+from ..device_memory import is_out_of_memory
 from ..lanes import Lanes
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,9 @@ class GraphSet(Generic[Size, Static]):
         for number, size in enumerate(sizes, 1):
             try:
                 self._captured[size] = self._graph(prepare(size))
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not _wants_memory(error):
+                    raise
                 logger.warning("no CUDA graph for %s of %s: %s", self._what, size, error)
                 continue
             if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
@@ -100,3 +103,8 @@ class GraphSet(Generic[Size, Static]):
             return 0
         torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(self._device)[0])
+
+
+def _wants_memory(error: BaseException) -> bool:
+    """A capture that ran out of memory may not be ended either, which is another error."""
+    return any(each is not None and is_out_of_memory(each) for each in (error, error.__context__))

@@ -70,7 +70,6 @@ class StaticBatch:
         longest: int,
         attention: AttentionKernel,
     ) -> None:
-        self.bucket = bucket
         self._pieces = pieces
         self._first_position = first_position
         self._fields = StaticFields(_fields(bucket, pieces), memory, lanes)
