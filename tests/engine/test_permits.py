@@ -153,7 +153,9 @@ def test_tokens_that_come_later_are_checked_with_those_that_the_request_has_whic
 def test_a_tenant_holds_only_its_share_of_what_others_leave(make: Any, enter: Enter) -> None:
     permits = make(texts=100, limits=for_all(queue_share=0.5))
     enter(permits.admitted("loud", 50))
-    with pytest.raises(LimitReached, match="50 texts of this tenant are waiting; with 1 more it would pass its share of 50"):
+    with pytest.raises(
+        LimitReached, match="50 texts of this tenant are waiting; with 1 more it would pass its share of 50"
+    ):
         enter(permits.admitted("loud", 1))
     enter(permits.admitted("second", 20))
     enter(permits.admitted("second", 5))

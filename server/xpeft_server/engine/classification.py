@@ -12,7 +12,7 @@ from xpeft_server.model.tokenizing import TokenizedText
 from .answers import answer_of
 from .backlog import Backlog
 from .batch import Batch
-from .errors import EngineError, InternalError
+from .errors import EngineError, as_engine_error
 from .freshness import Freshness
 from .metrics import Metrics
 from .profile_cache import CachedProfile
@@ -111,7 +111,7 @@ class Classification:
             if not entry.alive:
                 continue
             if isinstance(outcome, Exception):
-                entry.ticket.answer.set_exception(_as_engine_error(outcome))
+                entry.ticket.answer.set_exception(as_engine_error(outcome))
                 continue
             entry.ticket.logits[entry.place] = outcome
             entry.ticket.missing -= 1
@@ -148,7 +148,3 @@ class Classification:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.critical("a batch could not be answered", exc_info=error)
             self._on_failure(error)
-
-
-def _as_engine_error(error: Exception) -> EngineError:
-    return error if isinstance(error, EngineError) else InternalError(f"the text could not be computed: {error!r}")

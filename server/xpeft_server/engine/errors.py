@@ -88,3 +88,8 @@ class Unavailable(EngineError):
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+def as_engine_error(error: Exception) -> EngineError:
+    """What a client is told of any failure to compute its text."""
+    return error if isinstance(error, EngineError) else InternalError(f"the text could not be computed: {error!r}")

@@ -18,15 +18,12 @@ SEQUENCE: Any = SimpleNamespace(taken=12.0, filled=None, preemptions=0)
 class HeldBack:
     """A text of which everything is clear at the end only."""
 
-    def __init__(self, stops_at_the_end: bool) -> None:
-        self.stopped = False
-        self._stops = stops_at_the_end
+    stopped = False
 
     def push(self, token: int) -> str:
         return ""
 
     def end(self) -> str:
-        self.stopped = self._stops
         return "rest"
 
 
@@ -37,21 +34,20 @@ def answer_with(text: Any, journey: Journey | None = None) -> Answer:
     )
 
 
-@pytest.mark.parametrize(("stops", "reason"), [(True, "stop"), (False, "length")])
-async def test_a_stop_text_that_shows_in_the_held_back_rest_is_the_reason(stops: bool, reason: str) -> None:
-    answer = answer_with(HeldBack(stops))
+async def test_what_was_held_back_is_told_at_the_end() -> None:
+    answer = answer_with(HeldBack())
     assert not answer.advance(Advance(SEQUENCE, 12.5, token=5))
     assert answer.advance(Advance(SEQUENCE, 13.0, token=6, finish_reason="length"))
     news = [await answer.next() for _ in range(3)]
     assert news[0] == Started("v", 3, 2.0)
     assert news[1] == Piece("rest", generated=2)
     assert isinstance(news[2], Finished)
-    assert (news[2].finish_reason, news[2].completion_tokens) == (reason, 2)
+    assert (news[2].finish_reason, news[2].completion_tokens) == ("length", 2)
     assert answer.told_all
 
 
 async def test_nothing_is_told_after_the_end() -> None:
-    answer = answer_with(HeldBack(False))
+    answer = answer_with(HeldBack())
     answer.advance(Advance(SEQUENCE, 12.5, finish_reason="stop"))
     answer.advance(Advance(SEQUENCE, 12.6, token=7))
     answer.fail(InternalError("late"))
@@ -60,7 +56,7 @@ async def test_nothing_is_told_after_the_end() -> None:
 
 
 async def test_an_error_is_raised_once_and_ends_the_answer() -> None:
-    answer = answer_with(HeldBack(False))
+    answer = answer_with(HeldBack())
     assert answer.advance(Advance(SEQUENCE, 12.5, counted=False, error=InternalError("first")))
     answer.fail(InternalError("second"))
     with pytest.raises(InternalError, match="first"):
@@ -70,7 +66,7 @@ async def test_an_error_is_raised_once_and_ends_the_answer() -> None:
 
 async def test_the_way_of_an_answer_has_a_stage_for_the_queue_the_first_token_and_the_rest() -> None:
     journey = Journey()
-    answer = answer_with(HeldBack(False), journey)
+    answer = answer_with(HeldBack(), journey)
     sequence: Any = SimpleNamespace(taken=12.0, filled=(12.125, 12.25), preemptions=1)
     answer.advance(Advance(sequence, 12.5, token=5))
     answer.advance(Advance(sequence, 12.75, token=6))
@@ -89,7 +85,7 @@ async def test_the_way_of_an_answer_has_a_stage_for_the_queue_the_first_token_an
 @pytest.mark.parametrize(("taken", "names"), [(None, ["queue"]), (12.0, ["queue", "prefill"])])
 async def test_what_an_answer_waited_for_is_noted_when_its_client_leaves(taken: float | None, names: list[str]) -> None:
     journey = Journey()
-    answer = answer_with(HeldBack(False), journey)
+    answer = answer_with(HeldBack(), journey)
     began = journey.stages
     answer.leave(SimpleNamespace(taken=taken, filled=None, preemptions=0))  # type: ignore[arg-type]
     assert [stage.name for stage in began] == names

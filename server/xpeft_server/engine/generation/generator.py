@@ -16,7 +16,7 @@ from xpeft_server.model.slots import SlotFill
 from xpeft_server.model.step_packing import Chunk
 
 from ..device_faults import is_device_lost
-from ..errors import EngineError, InternalError, Unavailable, WrongBank
+from ..errors import InternalError, Unavailable, WrongBank, as_engine_error
 from ..metrics import Metrics
 from ..queue import FairQueue
 from ..requests import FinishReason
@@ -191,7 +191,7 @@ class Generator:
             return self._compute_with_less(parts, failure)
         if len(parts) == 1:
             logger.error("a sequence could not be computed", exc_info=failure, extra=_labels(parts[0].sequence))
-            return [Advance(parts[0].sequence, time.monotonic(), counted=False, error=_as_engine_error(failure))]
+            return [Advance(parts[0].sequence, time.monotonic(), counted=False, error=as_engine_error(failure))]
         half = len(parts) // 2
         logger.warning("a step of %d sequences failed and is halved: %r", len(parts), failure)
         return self._compute(parts[:half]) + self._compute(parts[half:])
@@ -266,10 +266,6 @@ class Generator:
         cache = self._decoder.cache
         self._metrics.kv_tokens["used"].set(cache.used)
         self._metrics.kv_tokens["free"].set(cache.tokens - cache.used)
-
-
-def _as_engine_error(error: Exception) -> EngineError:
-    return error if isinstance(error, EngineError) else InternalError(f"the text could not be computed: {error!r}")
 
 
 def _labels(sequence: Sequence) -> dict[str, str]:
