@@ -22,7 +22,7 @@ from .geometry import BankGeometry
 from .job_record import UNFINISHED, JobKey, JobRecord, JobStatus, new_job_id
 from .job_store import JobPage, JobStore, StoredJob
 from .memory_store import MemoryStore
-from .names import ProfileKey, check_name
+from .names import RESERVED, ProfileKey, check_name, check_new_name
 from .profile import Profile
 from .record_batch import write_file_batch
 from .record_reader import decode_record
@@ -33,6 +33,7 @@ from .store import KeyedRecord, ListPage, Match, ProfileListing, ProfileStore, P
 from .store_url import open_store
 
 __all__ = [
+    "RESERVED",
     "UNFINISHED",
     "BankGeometry",
     "BankMismatch",
@@ -66,6 +67,7 @@ __all__ = [
     "TooManyJobs",
     "TooManyProfiles",
     "check_name",
+    "check_new_name",
     "decode_record",
     "encode_record",
     "new_job_id",

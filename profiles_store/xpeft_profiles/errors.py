@@ -71,7 +71,7 @@ class TooManyProfiles(ProfileStoreError):
     """``retry_after``: seconds; there is room again once the tenant has deleted a profile."""
 
     def __init__(self, most: int) -> None:
-        super().__init__(f"this tenant has {most} profiles, which is all that it may have: delete one, or raise its max_profiles")
+        super().__init__(f"this tenant has {most} profiles and may have no more: delete one, or raise its max_profiles")
         self.retry_after = 10.0
 
 

@@ -43,10 +43,12 @@ class MemoryStore:
         check_name(key.tenant, param="tenant")
         check_name(key.name)
         there = self._profiles.get(key)
-        match.check(there and there.version)
+        version, record = profile.version, encode_record(profile)
+        damaged = there is not None and there.version == version and there.record != record
+        match.check(there and there.version, damaged=damaged)
         if there is None and most is not None and sum(each.tenant == key.tenant for each in self._profiles) >= most:
             raise TooManyProfiles(most)
-        return self._put(KeyedRecord(key, profile.version, encode_record(profile)), self._clock(), replace=True)
+        return self._put(KeyedRecord(key, version, record), self._clock(), replace=True)
 
     async def put_many(self, records: Sequence[KeyedRecord], *, replace: bool = True) -> list[PutOutcome]:
         check_keys(record.key for record in records)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .errors import ProfileInvalid, shown
 
+RESERVED: Final = "base"
+"""Asks a server for the bare model, by intent; no profile can be called so."""
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -36,3 +38,10 @@ def check_name(name: str, *, param: str = "name") -> None:
         raise ProfileInvalid(
             f"{shown(name)} is not a name (a letter or digit, then up to 127 of A-Z a-z 0-9 . _ -)", param
         )
+
+
+def check_new_name(name: str) -> None:
+    """Raises: ProfileInvalid for what is no name, and for the one that no profile can have."""
+    check_name(name)
+    if name == RESERVED:
+        raise ProfileInvalid(f"{RESERVED!r} stands for the bare model, no profile can have it", "name")

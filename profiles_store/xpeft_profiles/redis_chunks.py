@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
+from .portions import PORTION_BYTES
 from .redis_scripts import TIMES
 from .store import KeyedRecord, PutOutcome
 
 RECORDS: Final = 500
 """Of one script: it passes four values for each to one command, Lua has room for 8,000; and it runs for some ms."""
-RECORD_BYTES: Final = 4 << 20
 
 _STATUS: Final[dict[int, Literal["created", "replaced", "identical", "kept"]]] = {
     ord("c"): "created",
@@ -21,17 +21,17 @@ _STATUS: Final[dict[int, Literal["created", "replaced", "identical", "kept"]]] =
 
 
 class Chunk:
-    """Records of one tenant, of different names. ``places``: where they stand in the whole call."""
+    """Records of one tenant, of different names. ``places``: where they stand in the whole call; ``bytes``: of them."""
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
         self.places: list[int] = []
         self.arguments: list[str | bytes] = []
+        self.bytes = 0
         self._names: set[str] = set()
-        self._bytes = 0
 
     def takes(self, keyed: KeyedRecord) -> bool:
-        room = len(self.places) < RECORDS and self._bytes + len(keyed.record) <= RECORD_BYTES
+        room = len(self.places) < RECORDS and self.bytes + len(keyed.record) <= PORTION_BYTES
         return not self.places or (room and keyed.key.name not in self._names)
 
     def add(self, place: int, keyed: KeyedRecord) -> None:
@@ -39,7 +39,7 @@ class Chunk:
         self.places.append(place)
         self.arguments += (name, version, bytes.fromhex(version.removeprefix("sha256:")) + record)
         self._names.add(name)
-        self._bytes += len(record)
+        self.bytes += len(name) + len(version) + len(record)
 
     def outcomes(
         self, answer: tuple[bytes, bytes, list[bytes]], records: Sequence[KeyedRecord]

@@ -15,18 +15,19 @@ DIGEST_BYTES = 32
 ENVELOPE_BYTES = TIMES.size + DIGEST_BYTES
 
 # ARGV from ``first``: how many versions If-Match has, how many If-None-Match has (-1: no such condition), then both.
+# ``damaged``: the record that is there is not that of ``current``; If-None-Match does not find it by that version.
 _PRECONDITION = """
-local function named(first, count, current)
+local function named(first, count, current, damaged)
     for i = first, first + count - 1 do
-        if current and (ARGV[i] == '*' or ARGV[i] == current) then return true end
+        if current and (ARGV[i] == '*' or ARGV[i] == current and not damaged) then return true end
     end
     return false
 end
 
-local function refused(first, current)
+local function refused(first, current, damaged)
     local matches, none_matches = tonumber(ARGV[first]), tonumber(ARGV[first + 1])
     if matches >= 0 and not named(first + 2, matches, current) then return true end
-    return none_matches >= 0 and named(first + 2 + math.max(matches, 0), none_matches, current)
+    return none_matches >= 0 and named(first + 2 + math.max(matches, 0), none_matches, current, damaged)
 end
 """
 
@@ -39,16 +40,16 @@ local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local current = redis.call('GET', KEYS[2])
 local kept = redis.call('GET', KEYS[1])
 redis.call('ZSCORE', KEYS[3], ARGV[1])
-if refused(6, current) then return {'refused', current or ''} end
+local same = current == ARGV[2]
+local whole = same and kept and string.sub(kept, 17) == ARGV[3] .. ARGV[4]
+if refused(6, current, same and not whole) then return {'refused', current or ''} end
 local most = tonumber(ARGV[5])
 if not current and most >= 0 and redis.call('ZCARD', KEYS[3]) >= most then return {'full', ''} end
 local status, created = 'created', now
 if current then
     status = 'replaced'
     if kept and #kept >= 16 then created = struct.unpack('<d', kept) end
-    if current == ARGV[2] and kept and string.sub(kept, 17) == ARGV[3] .. ARGV[4] then
-        return {'identical', string.sub(kept, 1, 16)}
-    end
+    if whole then return {'identical', string.sub(kept, 1, 16)} end
 end
 local times = struct.pack('<dd', created, now)
 redis.call('SET', KEYS[1], times .. ARGV[3] .. ARGV[4])

@@ -15,16 +15,18 @@ from .errors import PreconditionFailed, StoreUnavailable, TooManyProfiles
 from .job_store import JobStore
 from .listing import PAGE_BYTES, check_limit, decode_cursor, encode_cursor, listing_of
 from .names import ProfileKey, check_keys, check_name
+from .portions import PORTION_BYTES, portions
 from .profile import Profile
 from .record_writer import encode_record
-from .redis_chunks import chunks_of
+from .redis_chunks import Chunk, chunks_of
 from .redis_job_store import RedisJobStore
 from .redis_scripts import DELETE, PUT, PUT_MANY, TIMES, open_envelope, precondition_arguments
 from .store import NO_CONDITION, KeyedRecord, ListPage, Match, ProfileListing, PutOutcome, StoredProfile
 
 T = TypeVar("T")
-# So many records a list has in memory at a time.
+# So many records a list has in memory at a time; of large ones fewer, once it has seen the first few.
 LIST_CHUNK = 64
+LIST_FIRST = 2
 SCANNED = 5_000  # keys that one step of the search for tenants looks at
 
 
@@ -103,20 +105,36 @@ class RedisStore:
         if not records:
             return []
         check_keys(record.key for record in records)
-        chunks = chunks_of(records)
+        outcomes: dict[int, PutOutcome] = {}
+        for chunks in portions(chunks_of(records), lambda chunk: chunk.bytes):
+            answers = await self._put_chunks(chunks, replace=replace, script_known=bool(outcomes))
+            for chunk, answer in zip(chunks, answers, strict=True):
+                outcomes.update(chunk.outcomes(answer, records))
+        return [outcomes[place] for place in range(len(records))]
 
-        async def write() -> list[Any]:
+    async def _put_chunks(self, chunks: Sequence[Chunk], *, replace: bool, script_known: bool) -> Sequence[Any]:
+        """What the script returned of each; unless it is known to the server it is asked whether it knows it."""
+        script: Any = self._put_many_script
+
+        async def write() -> Sequence[Any]:
             async with self._client.pipeline(transaction=False) as pipe:
                 for chunk in chunks:
                     begin = f"xpeft:{{{chunk.tenant}}}:"
-                    arguments = [f"{begin}version:", f"{begin}profile:", int(replace), *chunk.arguments]
-                    await self._put_many_script(keys=[f"{begin}names"], args=arguments, client=pipe)
-                return await pipe.execute()
+                    pipe.evalsha(
+                        script.sha,
+                        1,
+                        f"{begin}names",
+                        f"{begin}version:",
+                        f"{begin}profile:",
+                        int(replace),
+                        *chunk.arguments,
+                    )
+                if not script_known:
+                    pipe.scripts.add(script)
+                answers: Sequence[Any] = await pipe.execute()
+                return answers
 
-        outcomes: dict[int, PutOutcome] = {}
-        for chunk, answer in zip(chunks, await self._once(write), strict=True):
-            outcomes.update(chunk.outcomes(answer, records))
-        return [outcomes[place] for place in range(len(records))]
+        return await self._once(write)
 
     async def delete(self, key: ProfileKey, *, match: Match = NO_CONDITION) -> bool:
         status, _ = await self._run(self._delete_script, key, [key.name, *precondition_arguments(match)])
@@ -132,13 +150,15 @@ class RedisStore:
         )
         names = [name.decode() for name in found]
         lines: list[ProfileListing] = []
-        done = 0
-        while done < min(limit, len(names)) and sum(line.bytes for line in lines) < PAGE_BYTES:
-            chunk = names[done : min(done + LIST_CHUNK, limit)]
+        done = size = 0
+        while done < min(limit, len(names)) and size < PAGE_BYTES:
+            fitting = PORTION_BYTES * done // max(size, 1) if done else LIST_FIRST
+            chunk = names[done : min(done + max(1, min(fitting, LIST_CHUNK)), limit)]
             profiles = await self.get_many([ProfileKey(tenant, name) for name in chunk])
             # The checksums of large records take a while, in which the event loop has others to serve.
             lines += await asyncio.to_thread(_lines, chunk, profiles)
             done += len(chunk)
+            size = sum(line.bytes for line in lines)
         return ListPage(tuple(lines), encode_cursor(names[done - 1]) if len(names) > done else None)
 
     async def tenants(self) -> AsyncIterator[str]:

@@ -77,6 +77,8 @@ def connect_writer(path: Path, busy_seconds: float) -> sqlite3.Connection:
             raise StoreUnavailable(f"{path} cannot be put into WAL mode, it stays in {mode!r}")
         # FULL: a commit is on the disk before it is acknowledged (NORMAL would lose it in a power cut).
         connection.execute("PRAGMA synchronous = FULL")
+        # The first read makes the write-ahead log and its index, if they are not there.
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     except BaseException:
         connection.close()
         raise
@@ -154,8 +156,9 @@ def put(
 ) -> PutOutcome:
     """Inside a transaction. Raises: PreconditionFailed, TooManyProfiles."""
     there = connection.execute(GET_FOR_PUT, (record, *key)).fetchone()
-    match.check(there and there[0])
-    if there is not None and there[0] == version and there[3]:
+    same_version = there is not None and there[0] == version
+    match.check(there and there[0], damaged=same_version and not there[3])
+    if same_version and there[3]:
         return PutOutcome(version, "identical", there[1], there[2])
     if there is None and most is not None:
         (count,) = connection.execute(COUNT, (key.tenant, most)).fetchone()

@@ -18,6 +18,7 @@ from .listing import check_limit, decode_cursor
 from .names import ProfileKey, check_keys, check_name
 from .profile import Profile
 from .record_writer import encode_record
+from .sqlite_files import SqliteFiles
 from .sqlite_job_store import SqliteJobStore
 from .sqlite_write_lane import WriteLane
 from .store import NO_CONDITION, KeyedRecord, ListPage, Match, PutOutcome, StoredProfile
@@ -42,7 +43,7 @@ class OpenFile(NamedTuple):
     lister: Lane
     writer: WriteLane
     cache: VersionCache
-    identity: tuple[int, int]
+    files: SqliteFiles
 
 
 class SqliteStore:
@@ -78,14 +79,15 @@ class SqliteStore:
         writer = ThreadPoolExecutor(1, "xpeft-sqlite-writer")
         opened: list[sqlite3.Connection] = []
 
-        def connect() -> None:
+        def connect() -> SqliteFiles:
             opened.append(database.connect_writer(self._path, self._busy_seconds))
             opened.append(database.connect_reader(self._path, self._busy_seconds))
             opened.append(database.connect_reader(self._path, self._busy_seconds))
             opened.append(database.connect_reader(self._path, 0.0))
+            return SqliteFiles(self._path)
 
         try:
-            await self._in_thread(writer, connect)
+            files = await self._in_thread(writer, connect)
         except BaseException:
             for connection in opened:
                 connection.close()
@@ -96,9 +98,9 @@ class SqliteStore:
         return OpenFile(
             Lane(to_read, reader),
             Lane(to_list, lister),
-            WriteLane(to_write, writer),
+            WriteLane(to_write, writer, committed=files.check),
             VersionCache(probe),
-            self._identity(),
+            files,
         )
 
     async def get(self, key: ProfileKey) -> StoredProfile | None:
@@ -163,18 +165,8 @@ class SqliteStore:
     def _opened(self) -> OpenFile:
         if self._file is None:
             raise StoreUnavailable(f"the store {self._path} is not open")
-        # What is written to a file that has no name any more is lost with the process.
-        if self._identity() != self._file.identity:
-            raise StoreUnavailable(f"the store {self._path} is another file now: put it back, or restart the server")
+        self._file.files.check()
         return self._file
-
-    def _identity(self) -> tuple[int, int]:
-        """Device and number of the file that has the store's name. Raises: StoreUnavailable if none has."""
-        try:
-            found = self._path.stat()
-        except OSError as error:
-            raise StoreUnavailable(f"the store {self._path} failed: {error}") from error
-        return found.st_dev, found.st_ino
 
     async def _read(
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs

@@ -27,11 +27,16 @@ class WriteLane:
     Those that wait while the thread commits share the next transaction and its one sync to the disk. Each is judged
     alone: one that raises is taken back and touches no other. Nobody is answered before the commit; one that fails
     is the failure of all that shared it, and nothing of theirs is written.
+
+    Args: committed: called in the thread after each commit; what it raises is raised to all that shared it.
     """
 
-    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, *, committed: Callable[[], None]
+    ) -> None:
         self.connection = connection
         self.thread = thread
+        self._committed = committed
         self._waiting: deque[Call] = deque()
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -49,6 +54,7 @@ class WriteLane:
         try:
             with transaction(self.connection):
                 ends = [self._end_of(call) for call in calls]
+            self._committed()
         except BaseException as error:
             for call in calls:
                 call.done.set_exception(error)

@@ -81,21 +81,30 @@ class KeyedRecord(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A precondition on the version that is there: If-Match and If-None-Match, unquoted; ``("*",)`` is any version."""
+    """A precondition on the version that is there: If-Match and If-None-Match, unquoted; ``("*",)`` is any version.
+
+    To a put whose If-None-Match names the put's own version, a record that is kept under it and is another is a
+    damaged one and not there: it is written again.
+    """
 
     if_match: tuple[str, ...] | None = None
     if_none_match: tuple[str, ...] | None = None
 
-    def check(self, current_version: str | None) -> None:
-        """Raises: PreconditionFailed unless it holds for this version (None: the profile is absent)."""
+    def check(self, current_version: str | None, *, damaged: bool = False) -> None:
+        """Raises: PreconditionFailed unless it holds.
+
+        Args:
+            current_version: None if the profile is absent.
+            damaged: the record that is there is not that version's.
+        """
         if self.if_match is not None and not _names(self.if_match, current_version):
             raise PreconditionFailed(current_version)
-        if self.if_none_match is not None and _names(self.if_none_match, current_version):
+        if self.if_none_match is not None and _names(self.if_none_match, current_version, damaged=damaged):
             raise PreconditionFailed(current_version)
 
 
-def _names(versions: tuple[str, ...], current_version: str | None) -> bool:
-    return current_version is not None and ("*" in versions or current_version in versions)
+def _names(versions: tuple[str, ...], current_version: str | None, *, damaged: bool = False) -> bool:
+    return current_version is not None and ("*" in versions or (current_version in versions and not damaged))
 
 
 NO_CONDITION = Match()

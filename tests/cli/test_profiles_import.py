@@ -113,6 +113,26 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(jsonl: Any, url: str) -
     assert stored(url) == {"a": profile(1).version}
 
 
+def test_a_dry_run_makes_no_file(jsonl: Any, url: str, tmp_path: Path) -> None:
+    source = jsonl(line("a", 1), line("b", 2), "{")
+    done = call(source, "--store", url, "--tenant", "acme", "--dry-run")
+    assert done.exit_code == 1
+    first, second = done.stdout.splitlines()
+    assert first.startswith("would be: 2 created, 0 replaced, 0 identical, 1 refused (")
+    assert second == f"there is no file {tmp_path}/profiles.db yet; the import would make it"
+    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
+    assert call(source, "--store", url, "--tenant", "acme").stdout.startswith("2 created, 0 replaced, 0 identical, 1")
+    assert "there is no file" not in call(source, "--store", url, "--tenant", "acme", "--dry-run").stdout
+
+
+def test_the_bare_models_name_is_refused(jsonl: Any, url: str) -> None:
+    done = call(jsonl(line("base", 1), line("basel", 2)), "--store", url, "--tenant", "acme")
+    assert done.exit_code == 1
+    assert done.stdout.startswith("1 created, 0 replaced, 0 identical, 1 refused")
+    assert "name: 'base' stands for the bare model, no profile can have it" in done.stderr
+    assert stored(url).keys() == {"basel"}
+
+
 def test_refused_entries_are_shown_counted_and_written(jsonl: Any, url: str, tmp_path: Path) -> None:
     errors = tmp_path / "errors.jsonl"
     bad = [f'{{"name": "n{n}\x1b[31m", "file": "AAAA"}}'.replace("\x1b", "\\u001b") for n in range(12)]

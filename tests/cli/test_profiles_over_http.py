@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -81,10 +82,11 @@ def jsonl(tmp_path: Path) -> Callable[..., Path]:
 class Server:
     def __init__(self, folder: Path) -> None:
         keys = folder / "keys.json"
+        self.path = folder / "p.db"
         self.keys = {tenant: self._key(keys, tenant, "admin") for tenant in ("acme", "zeta")}
         self.reader = self._key(keys, "acme", "infer")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("XPEFT_")}
-        command = [sys.executable, "-c", SERVER, "serve", "--port", "0", "--store", f"sqlite:///{folder}/p.db"]
+        command = [sys.executable, "-c", SERVER, "serve", "--port", "0", "--store", f"sqlite:///{self.path}"]
         self.process = subprocess.Popen(
             [*command, "--api-keys", str(keys)],
             stdout=subprocess.PIPE,
@@ -164,6 +166,24 @@ def test_other_versions_are_replaced_or_kept(call: Call, jsonl: Any, dry: list[s
     assert replaced.removeprefix("would be: ").startswith("1 created, 1 replaced, 1 identical, 0 refused")
     expected = profile(2 if dry else 3).version
     assert json.loads(call("get", "b", "--json").stdout)["version"] == expected
+
+
+def test_a_backup_heals_what_is_damaged(call: Call, jsonl: Any, server: Server) -> None:
+    source = jsonl(line("a", profile(1)), line("b", profile(2)))
+    call("import", source)
+    with closing(sqlite3.connect(server.path)) as connection, connection:
+        (record,) = connection.execute("SELECT record FROM profiles WHERE name = 'a'").fetchone()
+        record = record[:-9] + bytes([record[-9] ^ 1]) + record[-8:]
+        connection.execute("UPDATE profiles SET record = ? WHERE name = 'a'", (record,))
+    assert "damaged_profile" in call("get", "a").stderr
+    for arguments, said in (
+        (["--keep-existing"], "0 created, 0 replaced, 1 identical, 1 kept"),
+        (["--dry-run"], "would be: 0 created, 1 replaced, 1 identical"),
+        ([], "0 created, 1 replaced, 1 identical"),
+        ([], "0 created, 0 replaced, 2 identical"),
+    ):
+        assert call("import", source, *arguments).stdout.startswith(said)
+    assert json.loads(call("get", "a", "--json").stdout)["version"] == profile(1).version
 
 
 def test_what_the_server_has_against_one_profile_stops_no_other(call: Call, jsonl: Any) -> None:

@@ -73,6 +73,13 @@ def test_a_sink_works_in_a_thread_that_did_not_open_it(sink: Sink) -> None:
     assert sink.versions(["ann"]) == {"ann": profile("").version}
 
 
+def test_a_store_takes_no_profile_with_the_bare_models_name(tmp_path: Path) -> None:
+    with closing(StoreSink(f"sqlite:///{tmp_path / 's.db'}", "critics")) as sink:
+        with pytest.raises(SinkFailed, match="name: 'base' stands for the bare model, no profile can have it"):
+            sink.put("base", profile(""))
+        assert sink.versions(["base"]) == {}
+
+
 def test_a_server_is_asked_only_for_names_that_begin_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client("", None)
     monkeypatch.setattr(tune_sinks, "ProfilesClient", lambda *_: client)

@@ -20,7 +20,7 @@ def key(number: int, tenant: str = "acme") -> ProfileKey:
 async def test_a_new_profile_too_many_is_refused_and_not_stored(store: ProfileStore, make_profile: MakeProfile) -> None:
     for number in range(3):
         assert (await store.put(key(number), make_profile(), most=3)).status == "created"
-    with pytest.raises(TooManyProfiles, match="this tenant has 3 profiles, which is all that it may have") as refused:
+    with pytest.raises(TooManyProfiles, match="this tenant has 3 profiles and may have no more") as refused:
         await store.put(key(3), make_profile(), most=3)
     assert refused.value.retry_after > 0
     assert await store.versions([key(3)]) == [None]

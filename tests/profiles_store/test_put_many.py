@@ -19,6 +19,7 @@ from xpeft_profiles import (
     SqliteStore,
     StoreUnavailable,
     encode_record,
+    portions,
     redis_chunks,
 )
 
@@ -132,6 +133,17 @@ async def test_more_than_one_chunk_comes_back_in_order(store: ProfileStore, keye
     expected = ["replaced" if n % 3 == 0 else "identical" for n in range(count)]
     assert statuses(await store.put_many(some)) == expected
     assert await store.versions([each.key for each in some]) == [each.version for each in some]
+
+
+async def test_more_than_one_portion_comes_back_in_order(
+    store: ProfileStore, keyed: Keyed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(portions, "PORTION_BYTES", 3 * len(keyed("x").record))
+    records = [keyed(f"p{n % 20}", n % 3, tenant=f"t{n % 4}") for n in range(50)]
+    outcomes = await store.put_many(records)
+    assert [outcome.version for outcome in outcomes] == [each.version for each in records]
+    assert statuses(outcomes) == ["created"] * 20 + ["replaced"] * 30
+    assert await store.versions([each.key for each in records[30:]]) == [each.version for each in records[30:]]
 
 
 @pytest.mark.parametrize("key", [ProfileKey("acme", "../x"), ProfileKey("", "x"), ProfileKey("a}b", "x")])

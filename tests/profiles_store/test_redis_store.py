@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+import redis.asyncio
 from redis.crc import key_slot
 
-from xpeft_profiles import Match, PreconditionFailed, ProfileKey, RecordDamaged, RedisStore, StoreUnavailable
+from xpeft_profiles import (
+    KeyedRecord,
+    Match,
+    PreconditionFailed,
+    ProfileKey,
+    RecordDamaged,
+    RedisStore,
+    StoreUnavailable,
+    encode_record,
+)
+from xpeft_profiles.transfer import FolderTarget, export_profiles
 
 KEY = ProfileKey("acme", "support")
 MakeProfile = Callable[..., Any]
 # What a test may take for "in time", with read_seconds=0.2 and a busy machine.
 IN_TIME = 3.0
+LINK_BYTES = 8 << 20  # a second
 
 
 @pytest.fixture
@@ -35,6 +49,40 @@ async def calm_store(redis_client: redis.Redis, redis_server: Any) -> AsyncItera
     opened = RedisStore(redis_server.url)
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def far_store(redis_client: redis.Redis, redis_server: Any) -> AsyncIterator[RedisStore]:
+    """Over a link that carries `LINK_BYTES` in the time after which an answer is given up."""
+
+    connections: set[asyncio.StreamWriter] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        free_at = time.monotonic()
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                free_at = max(free_at, time.monotonic()) + len(data) / LINK_BYTES
+                await asyncio.sleep(free_at - time.monotonic())
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(writer)
+        back, forth = await asyncio.open_connection("127.0.0.1", redis_server.port)
+        await asyncio.gather(pump(reader, forth), pump(back, writer))
+        connections.remove(writer)
+
+    with socket.socket() as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        door.bind(("127.0.0.1", 0))
+        async with await asyncio.start_server(carry, sock=door):
+            opened = RedisStore(f"redis://127.0.0.1:{door.getsockname()[1]}", read_seconds=1.0)
+            await opened.open()
+            yield opened
+            await opened.close()
+            while connections:
+                await asyncio.sleep(0.01)
 
 
 def calls_of(store: RedisStore, profile: Any) -> list[Callable[[], Any]]:
@@ -101,16 +149,37 @@ async def test_a_server_that_does_not_answer_is_unavailable_in_time(
     await store.ping()
 
 
-async def test_a_write_without_an_answer_is_not_sent_again(
-    store: RedisStore, own_redis: Any, make_profile: MakeProfile
+async def test_a_write_whose_answer_was_lost_is_not_sent_again(
+    calm_store: RedisStore, make_profile: MakeProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own_redis.process.send_signal(signal.SIGSTOP)
-    with pytest.raises(StoreUnavailable):
-        await store.put(KEY, make_profile(1), match=Match(if_none_match=("*",)))
-    own_redis.process.send_signal(signal.SIGCONT)
-    with redis.Redis(port=own_redis.port) as client:
-        calls = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
-    assert calls <= 1
+    put, sent = calm_store._put_script, []
+
+    async def unanswered(**arguments: Any) -> Any:
+        sent.append(await put(**arguments))
+        raise redis.ConnectionError("the connection broke")
+
+    monkeypatch.setattr(calm_store, "_put_script", unanswered)
+    with pytest.raises(StoreUnavailable, match="the connection broke"):
+        await calm_store.put(KEY, make_profile(1), match=Match(if_none_match=("*",)))
+    assert len(sent) == 1
+    assert await calm_store.versions([KEY]) == [make_profile(1).version]
+
+
+async def test_records_whose_answer_was_lost_are_not_sent_again(
+    calm_store: RedisStore, make_profile: MakeProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile, sent = make_profile(1), []
+    execute = redis.asyncio.client.Pipeline.execute
+
+    async def unanswered(pipe: Any) -> Any:
+        sent.append(await execute(pipe))
+        raise redis.ConnectionError("the connection broke")
+
+    monkeypatch.setattr(redis.asyncio.client.Pipeline, "execute", unanswered)
+    with pytest.raises(StoreUnavailable, match="the connection broke"):
+        await calm_store.put_many([KeyedRecord(KEY, profile.version, encode_record(profile))], replace=False)
+    assert len(sent) == 1
+    assert await calm_store.versions([KEY]) == [profile.version]
 
 
 async def test_an_address_where_nobody_listens_is_unavailable() -> None:
@@ -257,3 +326,24 @@ async def test_a_connection_that_uvloop_finds_closed_is_one_that_broke(
     failures += [True, True]
     with pytest.raises(StoreUnavailable, match="the handler is closed"):
         await calm_store.versions([KEY])
+
+
+async def test_what_takes_longer_than_an_answer_may_is_put_some_at_a_time(
+    far_store: RedisStore, make_profile: MakeProfile
+) -> None:
+    profile = make_profile(labels=("a", "b"), hidden=25_000)
+    record = encode_record(profile)
+    keys = [ProfileKey(f"t{n % 7}", f"p{n}") for n in range(2 * LINK_BYTES // len(record))]
+    outcomes = await far_store.put_many([KeyedRecord(key, profile.version, record) for key in keys])
+    assert [outcome.status for outcome in outcomes] == ["created"] * len(keys)
+
+
+async def test_large_records_are_listed_and_exported_some_at_a_time(
+    far_store: RedisStore, calm_store: RedisStore, make_profile: MakeProfile, tmp_path: Path
+) -> None:
+    profile = make_profile(labels=("a", "b"), hidden=250_000)
+    record = encode_record(profile)
+    keys = [ProfileKey("acme", f"p{n}") for n in range(10)]
+    await calm_store.put_many([KeyedRecord(key, profile.version, record) for key in keys])
+    assert len(keys) * len(record) > LINK_BYTES
+    assert await export_profiles(far_store, FolderTarget(tmp_path), tenant="acme", on_page=lambda *_: None) == 10

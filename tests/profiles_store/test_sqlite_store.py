@@ -44,6 +44,23 @@ async def main():
 asyncio.run(main())
 """
 
+OTHER_PROGRAM = """
+import contextlib, sqlite3, sys
+
+path, *statements = sys.argv[1:]
+connection = sqlite3.connect(path)
+for statement in statements:
+    if statement.startswith("."):
+        with contextlib.closing(sqlite3.connect(f"{path}.copy")) as copy:
+            pair = (connection, copy) if statement == ".backup" else (copy, connection)
+            pair[0].backup(pair[1])
+    else:
+        with contextlib.suppress(sqlite3.OperationalError):
+            connection.execute(statement).fetchall()
+    connection.commit()
+connection.close()
+"""
+
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
@@ -256,3 +273,80 @@ async def test_a_file_that_lost_its_name_takes_no_write_until_it_has_it_again(
     away.rename(path)
     assert await store.versions([KEY]) == [make_profile(1).version]
     assert (await store.put(KEY, make_profile(2))).status == "replaced"
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+async def test_a_log_or_index_that_is_gone_refuses_everything_until_a_restart(
+    store: SqliteStore, tmp_path: Path, make_profile: MakeProfile, suffix: str
+) -> None:
+    gone = tmp_path / f"profiles.db{suffix}"
+    await store.put(KEY, make_profile(1))
+    gone.unlink()
+    for call in (store.put(KEY, make_profile(2)), store.ping(), store.versions([KEY]), store.get(KEY)):
+        with pytest.raises(StoreUnavailable, match=rf"No such file .*{gone.name}"):
+            await call
+    gone.touch()
+    with pytest.raises(StoreUnavailable, match=rf"{gone.name} is another file now"):
+        await store.put(KEY, make_profile(2))
+    await store.close()
+    await store.open()
+    assert await store.versions([KEY]) == [make_profile(1).version]
+    assert (await store.put(KEY, make_profile(2))).status == "replaced"
+
+
+async def test_a_log_that_was_away_may_come_back(store: SqliteStore, tmp_path: Path, make_profile: MakeProfile) -> None:
+    path, away = tmp_path / "profiles.db-wal", tmp_path / "away"
+    await store.put(KEY, make_profile(1))
+    path.rename(away)
+    with pytest.raises(StoreUnavailable, match=r"profiles\.db-wal"):
+        await store.put(KEY, make_profile(2))
+    away.rename(path)
+    assert (await store.put(KEY, make_profile(2))).status == "replaced"
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+async def test_a_file_that_goes_while_something_is_written_to_it_fails_the_write(
+    store: SqliteStore, tmp_path: Path, make_profile: MakeProfile, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    put = sqlite_database.put
+
+    def put_and_lose(*arguments: Any) -> Any:
+        (tmp_path / f"profiles.db{suffix}").unlink()
+        return put(*arguments)
+
+    monkeypatch.setattr(sqlite_database, "put", put_and_lose)
+    with pytest.raises(StoreUnavailable, match=f"profiles.db{suffix}"):
+        await store.put(KEY, make_profile(1))
+
+
+async def test_what_other_programs_do_with_an_open_file_stops_no_write(
+    tmp_path: Path, make_profile: MakeProfile
+) -> None:
+    """By another name of the file, too."""
+    path, link = tmp_path / "profiles.db", tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    store, other = SqliteStore(link), SqliteStore(path)
+    await store.open()
+    programs = (
+        ["SELECT count(*) FROM profiles"],
+        ["PRAGMA wal_checkpoint(TRUNCATE)"],
+        ["PRAGMA wal_checkpoint(RESTART)", "DELETE FROM profiles"],
+        ["VACUUM"],
+        ["PRAGMA journal_mode = DELETE"],
+        [".backup"],
+        [".restore"],
+    )
+    for seed, statements in enumerate(programs):
+        await store.put(KEY, make_profile(seed))
+        command = [sys.executable, "-c", OTHER_PROGRAM, str(path), *statements]
+        await asyncio.to_thread(subprocess.run, command, check=True)
+        await other.open()
+        version = make_profile(100 + seed).version
+        assert (await store.put(KEY, make_profile(100 + seed))).version == version
+        assert await other.versions([KEY]) == await store.versions([KEY]) == [version]
+        await other.close()
+    await store.close()
+    await store.open()
+    assert await store.versions([KEY]) == [version]
+    await store.close()

@@ -219,7 +219,7 @@ async def test_nobody_is_answered_before_the_commit() -> None:
 
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False, factory=Watched)
     with ThreadPoolExecutor(1) as thread:
-        lane = WriteLane(connection, thread)
+        lane = WriteLane(connection, thread, committed=lambda: None)
         release = threading.Event()
         thread.submit(release.wait)
         tasks += [asyncio.ensure_future(lane.write(lambda _: None)) for _ in range(5)]

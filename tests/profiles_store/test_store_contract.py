@@ -149,6 +149,28 @@ async def test_conditions_judge_the_version_that_is_there(store: ProfileStore, m
     assert (await store.put(KEY, old, match=Match(if_none_match=(old.version,)))).status == "created"
 
 
+async def test_a_damaged_record_is_no_version_that_a_put_of_it_finds(
+    store: ProfileStore, make_profile: MakeProfile, damage: Callable[[ProfileKey], None]
+) -> None:
+    there, other = make_profile(1), make_profile(2)
+    created = await store.put(KEY, there)
+    same = Match(if_none_match=("sha256:x", there.version))
+    with pytest.raises(PreconditionFailed):
+        await store.put(KEY, there, match=same)
+    damage(KEY)
+    for profile, match in ((there, NONE), (other, same)):
+        with pytest.raises(PreconditionFailed) as refused:
+            await store.put(KEY, profile, match=match)
+        assert refused.value.current_version == there.version
+    healed = await store.put(KEY, there, match=same)
+    assert (healed.status, healed.created) == ("replaced", created.created)
+    stored = await store.get(KEY)
+    assert stored is not None
+    assert stored.decode().version == there.version
+    with pytest.raises(PreconditionFailed):
+        await store.put(KEY, there, match=same)
+
+
 async def test_of_twenty_conditional_puts_one_wins(store: ProfileStore, make_profile: MakeProfile) -> None:
     first = await store.put(KEY, make_profile(0))
     match = Match(if_match=(first.version,))

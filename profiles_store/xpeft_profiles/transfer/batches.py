@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from ..errors import ProfileInvalid, SourceInvalid, shown
 from ..file_batch import read_file_batch
-from ..names import NAME_PATTERN, ProfileKey, check_name
+from ..names import NAME_PATTERN, RESERVED, ProfileKey, check_name, check_new_name
 from ..store import KeyedRecord
 from .entries import Entry, Refusal, Source
 
@@ -103,8 +103,8 @@ class BatchReader:
             owner = self._owners[entry.tenant] = self._owner(entry.tenant)
         tenant, seen = owner
         name = entry.name
-        if NAME_PATTERN.fullmatch(name) is None:
-            check_name(name)
+        if NAME_PATTERN.fullmatch(name) is None or name == RESERVED:
+            check_new_name(name)
         if name in seen:
             raise ProfileInvalid(f"{name!r} stands in the source before, only the first is taken", "name")
         seen.add(name)

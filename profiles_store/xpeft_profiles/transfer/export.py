@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from ..errors import RecordDamaged
 from ..names import ProfileKey
+from ..portions import portions
 from ..record_batch import write_file_batch
 from ..store import ProfileStore, StoredProfile
 from .entries import Refusal
@@ -34,22 +35,31 @@ async def export_profiles(
         cursor: str | None = None
         while True:
             page = await store.list(owner, limit=PAGE, cursor=cursor)
-            keys = [ProfileKey(owner, line.name) for line in page.profiles]
             refusals: list[Refusal] = []
-            # Without those that were deleted since the page was read.
-            found = [(key, stored) for key, stored in zip(keys, await store.get_many(keys), strict=True) if stored]
-            files = write_file_batch([stored.record for _, stored in found])
-            for (key, stored), file in zip(found, files, strict=True):
-                try:
-                    _write(target, key, stored, file, named=tenant is None)
-                    written += 1
-                except RecordDamaged as error:
-                    refusals.append(Refusal(f"{key.tenant}/{key.name}", key.name, error.message))
+            for lines in portions(page.profiles, lambda line: line.bytes):
+                keys = [ProfileKey(owner, line.name) for line in lines]
+                # Without those that were deleted since the page was read.
+                found = [(key, stored) for key, stored in zip(keys, await store.get_many(keys), strict=True) if stored]
+                damaged = _write_all(target, found, named=tenant is None)
+                written += len(found) - len(damaged)
+                refusals += damaged
             on_page(written, refusals)
             cursor = page.next_cursor
             if cursor is None:
                 break
     return written
+
+
+def _write_all(target: Target, found: Sequence[tuple[ProfileKey, StoredProfile]], *, named: bool) -> list[Refusal]:
+    """All but those that are damaged, which are returned."""
+    refusals: list[Refusal] = []
+    files = write_file_batch([stored.record for _, stored in found])
+    for (key, stored), file in zip(found, files, strict=True):
+        try:
+            _write(target, key, stored, file, named=named)
+        except RecordDamaged as error:
+            refusals.append(Refusal(f"{key.tenant}/{key.name}", key.name, error.message))
+    return refusals
 
 
 def _write(target: Target, key: ProfileKey, stored: StoredProfile, file: bytes | RecordDamaged, *, named: bool) -> None:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-from ..store import ProfileStore
+from ..portions import portions
+from ..store import KeyedRecord, ProfileStore, StoredProfile
 from .batches import Batch, BatchReader
 from .entries import Refusal
 
@@ -62,15 +63,26 @@ class StoreTarget:
         return [outcome.status for outcome in await self._store.put_many(batch.records, replace=self._replace)]
 
     async def _looked_up(self, batch: Batch) -> list[Status]:
-        versions = await self._store.versions([keyed.key for keyed in batch.records])
-        return [
-            would_be(keyed.version, version, replace=self._replace)
-            for keyed, version in zip(batch.records, versions, strict=True)
-        ]
+        statuses: list[Status] = []
+        for records in portions(batch.records, lambda keyed: len(keyed.record)):
+            found = await self._store.get_many([keyed.key for keyed in records])
+            statuses += [
+                would_be(keyed.version, _version_there(keyed, stored), replace=self._replace)
+                for keyed, stored in zip(records, found, strict=True)
+            ]
+        return statuses
+
+
+def _version_there(keyed: KeyedRecord, stored: StoredProfile | None) -> str | None:
+    """Of what is stored; none of a damaged record, which has the version of the one to be put and is another."""
+    if stored is None:
+        return None
+    damaged = stored.version == keyed.version and stored.record != keyed.record
+    return "" if damaged else stored.version
 
 
 def would_be(version: str, there: str | None, *, replace: bool) -> Status:
-    """What putting ``version`` comes to where ``there`` is."""
+    """What putting ``version`` comes to where ``there`` is: None where nothing is, "" where the record is damaged."""
     if there is None:
         return "created"
     if there == version:

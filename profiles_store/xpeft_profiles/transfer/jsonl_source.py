@@ -55,10 +55,10 @@ class JsonlSource:
             if len(rest) > self._line_max:
                 rest = self._after_line(len(rest))
                 yield [None]
-        yield [rest]
+        yield [*rest.split(b"\n")]
 
     def _after_line(self, read: int) -> bytes:
-        """Read over the rest of a line. Returns: what was read of the next one."""
+        """Read over the rest of a line. Returns: what was read of those after it."""
         while piece := self._file.read(PIECE):
             _, end, following = piece.partition(b"\n")
             if end:

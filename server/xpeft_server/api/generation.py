@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 from starlette.requests import Request
 
-from xpeft_profiles import ProfileKey
+from xpeft_profiles import RESERVED, ProfileKey
 from xpeft_server.engine.errors import EngineError
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import Finished, GenerateRequest, News, Piece, Prompt, PromptGroup, Started
@@ -20,7 +20,6 @@ from .counts import CountsCheck
 from .engine_port import EnginePort
 from .errors import ApiError
 from .json_bodies import parse_json
-from .names import RESERVED
 from .replies import JSON, UNVERIFIED, Headers
 from .sampling_wire import SamplingFields
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from xpeft_profiles import ProfileKey, ProfileStore
+from xpeft_profiles import RESERVED, ProfileKey, ProfileStore
 from xpeft_profiles.listing import encode_cursor
 
 from .context import context_of
 from .engine_port import EnginePort
-from .names import RESERVED, checked_name, model_in_path, no_such_profile
+from .names import checked_name, model_in_path, no_such_profile
 from .paging import asked_limit, known_parameters
 from .replies import Reply, json_reply
 

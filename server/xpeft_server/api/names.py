@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from starlette.types import Scope
 
-from xpeft_profiles import ProfileInvalid, check_name
+from xpeft_profiles import RESERVED, ProfileInvalid, check_name
 
 from .access import MODELS_PREFIX, PROFILES_PREFIX, TUNE_SUFFIX
 from .errors import ApiError
-
-# Asks for the bare model, by intent; no profile can be called so.
-RESERVED: Final = "base"
 
 
 def checked_name(name: str, *, param: str) -> str:
@@ -68,5 +63,5 @@ def asked_profile(profile: str | None, model: str | None) -> str:
     return name
 
 
-def no_such_profile(name: str, *, param: str = "name") -> ApiError:
-    return ApiError(404, "profile_not_found", f"there is no profile {name!r}", param=param)
+def no_such_profile(name: str) -> ApiError:
+    return ApiError(404, "profile_not_found", f"there is no profile {name!r}", param="name")

@@ -23,8 +23,8 @@ from .profiles_place import (
     StoreUrl,
     Tenant,
     chosen_place,
+    missing_file,
     open_store_at,
-    refuse_missing_file,
     shown_place,
 )
 from .profiles_target import opened_target
@@ -67,8 +67,8 @@ def export_command(
     from xpeft_profiles import ProfileStoreError
 
     place = chosen_place(context, store=store, tenant=tenant, url=url, api_key=api_key, tls=ClientTls(**https))
-    if isinstance(place, StorePlace):
-        refuse_missing_file(place)
+    if isinstance(place, StorePlace) and (path := missing_file(place)) is not None:
+        fail(f"there is no file {path}, which the store {place.url!r} names; nothing was written")
     refusals = Refusals(None)
     progress = TransferProgress("exported", total=None)
     try:

@@ -14,7 +14,17 @@ from xpeft_server.client_tls import ClientTls
 
 from .https_options import with_https_options
 from .profiles_client import ClientError
-from .profiles_place import ApiKey, ServerPlace, ServerUrl, StorePlace, StoreUrl, Tenant, chosen_place, open_store_at
+from .profiles_place import (
+    ApiKey,
+    ServerPlace,
+    ServerUrl,
+    StorePlace,
+    StoreUrl,
+    Tenant,
+    chosen_place,
+    missing_file,
+    open_store_at,
+)
 from .refusals import Refusals, open_refusals
 from .screen import fail, say
 from .transfer_progress import TransferProgress
@@ -76,6 +86,8 @@ def import_command(
     except (ProfileStoreError, ClientError) as error:
         fail(f"{error}; {totals.done} entries were done before: begin again to go on" if totals.done else str(error))
     say(_summary(totals, progress.seconds, dry_run=dry_run))
+    if dry_run and isinstance(place, StorePlace) and (path := missing_file(place)) is not None:
+        say(f"there is no file {path} yet; the import would make it")
     if totals.refused:
         fail(f"{totals.refused} of {totals.done} entries were refused")
 
@@ -98,9 +110,12 @@ class _Import:
 
     async def into_store(self, place: StorePlace, *, replace: bool, dry_run: bool) -> None:
         """Raises: ProfileStoreError."""
+        from xpeft_profiles import MemoryStore
         from xpeft_profiles.transfer import BatchReader, StoreTarget
 
         store = open_store_at(place)
+        if dry_run and missing_file(place) is not None:
+            store = MemoryStore()
         await store.open()
         try:
             reader = BatchReader(self._source, tenant=place.tenant, max_bytes=self._max_bytes)

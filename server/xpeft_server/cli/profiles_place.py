@@ -92,19 +92,20 @@ def shown_place(place: StorePlace | ServerPlace) -> str:
     return url if tenant is None else f"{url} of the tenant {tenant!r}"
 
 
-def refuse_missing_file(place: StorePlace) -> None:
-    """End the command if the store is an SQLite file that is not there: to open it would make it."""
+def missing_file(place: StorePlace) -> Path | None:
+    """The store's SQLite file, if it is not there: to open it would make it."""
     from xpeft_profiles.store_url import SQLITE
 
     if not place.url.startswith(SQLITE):
-        return
+        return None
     path = Path(place.url.removeprefix(SQLITE))
     try:
         path.stat()
     except FileNotFoundError:
-        fail(f"there is no file {path}, which the store {place.url!r} names; nothing was written")
+        return path
     except (OSError, ValueError):
-        return  # What is wrong with the file or its name is said by who opens it.
+        return None  # What is wrong with the file or its name is said by who opens it.
+    return None
 
 
 def open_store_at(place: StorePlace) -> ProfileStore:

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from xpeft_profiles import ProfileInvalid, check_name
-from xpeft_server.api.names import RESERVED
+from xpeft_profiles import ProfileInvalid, check_new_name
 
 _NOT_IN_A_NAME: Final = re.compile(r"[^A-Za-z0-9._-]")
 _NAMED: Final = 3  # so many bad values are told, and how many more there are
@@ -44,10 +43,8 @@ def check_profile_name(name: str) -> None:
 
 
 def _why_not(name: str) -> str | None:
-    if name == RESERVED:
-        return f"name: {name!r} stands for the bare model, no profile can have it"
     try:
-        check_name(name)
+        check_new_name(name)
     except ProfileInvalid as error:
         return error.message
     return None

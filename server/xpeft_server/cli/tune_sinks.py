@@ -14,6 +14,7 @@ from xpeft_profiles import (
     ProfileKey,
     ProfileStoreError,
     check_name,
+    check_new_name,
     open_store,
     read_profile_file,
     write_profile_file,
@@ -131,6 +132,10 @@ class StoreSink:
         return found
 
     def put(self, name: str, profile: Profile) -> str:
+        try:
+            check_new_name(name)
+        except ProfileInvalid as error:
+            raise SinkFailed(error.message) from None
         outcome = self._run(self._store.put(ProfileKey(self._tenant, name), profile))
         return f"{'created' if outcome.status == 'created' else 'stored'} {name} {outcome.version}"
 

@@ -91,11 +91,13 @@ def test_a_flipped_bit_in_sqlite_is_500_for_that_profile_alone_counted_logged_on
     assert far.classify("flipped").json()["profile_version"] == version
 
 
+@pytest.mark.parametrize("suffix", ["", "-wal"])
 @pytest.mark.parametrize("another", [False, True], ids=["away", "replaced"])
 def test_a_file_that_is_moved_away_takes_no_write_that_would_be_lost_and_is_welcome_back(
-    sqlite_pair: Any, assert_unavailable: Any, another: bool
+    sqlite_pair: Any, assert_unavailable: Any, suffix: str, another: bool
 ) -> None:
-    near, path = sqlite_pair.near, file_of(sqlite_pair)
+    near = sqlite_pair.near
+    path = Path(f"{file_of(sqlite_pair)}{suffix}")
     (old, version), (new, _) = sqlite_pair.profile(5), sqlite_pair.profile(6)
     near.put("moved", old)
     assert near.classify("moved").json()["profile_version"] == version

@@ -179,6 +179,25 @@ async def test_a_dry_run_says_what_would_be_and_writes_nothing(
     assert await store.versions([ProfileKey("acme", "old")]) == [expected]
 
 
+async def test_a_damaged_record_is_written_again_and_a_dry_run_says_so(
+    store: ProfileStore, entry: Any, make_profile: MakeProfile, damage: Callable[[ProfileKey], None]
+) -> None:
+    key = ProfileKey("acme", "p")
+    await store.put(key, make_profile(1))
+    await store.put(ProfileKey("acme", "q"), make_profile(2))
+    damage(key)
+    entries = [entry("p", 1), entry("q", 2)]
+    kept, _ = await run(Scripted(*entries), store, replace=False, dry_run=True)
+    assert (kept.kept, kept.identical) == (1, 1)
+    assert (await run(Scripted(*entries), store, replace=False))[0] == kept
+    healed, _ = await run(Scripted(*entries), store, dry_run=True)
+    assert (healed.replaced, healed.identical) == (1, 1)
+    assert (await run(Scripted(*entries), store))[0] == healed
+    stored = await store.get(key)
+    assert stored is not None
+    assert stored.decode().version == make_profile(1).version
+
+
 async def test_the_next_batch_is_read_while_one_is_put(entry: Any) -> None:
     """The first put ends only after the second entry was read."""
     second_read = threading.Event()

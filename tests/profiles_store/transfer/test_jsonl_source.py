@@ -107,6 +107,13 @@ def test_lines_are_the_same_whatever_is_read_at_once(lines: Any, monkeypatch: py
     assert [each.where for each in found][5:7] == ["p.jsonl:6", "p.jsonl:7"]
 
 
+def test_many_lines_behind_the_last_long_one_are_all_read(lines: Any) -> None:
+    texts = [f'{{"name":"p{n}","file":"{TEXT}"}}' for n in range(40)]
+    long, *found = read(lines("x" * (jsonl_source.PIECE + 7000), *texts))
+    assert isinstance(long, Refusal)
+    assert found == [Entry(f"p.jsonl:{n + 2}", None, f"p{n}", FILE) for n in range(40)]
+
+
 def test_a_bomb_takes_no_memory_and_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounded_file, "SKIPPED_MAX", 30 << 20)
     path = tmp_path / "bomb.jsonl.gz"
