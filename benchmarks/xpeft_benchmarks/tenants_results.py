@@ -119,13 +119,15 @@ def flood_results(flood: Flood[Stretch], capacity: float, *, times: float) -> li
         speed = statuses[_OK] / max(due + latency for due, latency, _ in _rows(stretch))
         if name == "during":
             details["goodput_of_capacity"] = round(speed / capacity, 4)
-        if name == "after":
-            normal = percentiles(latencies_of(flood.before), [99])[0]
-            details["recovery_seconds"] = round(recovery(stretch, normal), 2)
+        if name == "after" and (normal := latencies_of(flood.before)):
+            details["recovery_seconds"] = round(recovery(stretch, percentiles(normal, [99])[0]), 2)
         results.append(Result(f"flood {name}", meaning, "requests", [speed], details=details))
     return results
 
 
 def _latency(latencies: Sequence[float]) -> dict[str, float]:
+    """None where nothing was answered."""
+    if not latencies:
+        return {}
     found = percentiles([1000 * each for each in latencies], list(_POINTS))
     return {f"p{point}_ms": round(value, 2) for point, value in zip(_POINTS, found, strict=True)}

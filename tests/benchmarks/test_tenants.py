@@ -91,6 +91,14 @@ def test_goodput_is_what_was_answered_until_the_last_answer() -> None:
     assert end.details["recovery_seconds"] == 0.3
 
 
+def test_a_time_in_which_nothing_is_answered_has_no_latency() -> None:
+    refused, answered = [stream((0.5, 0.1, 429))], [stream((0.5, 0.1, 200))]
+    before, _, after = flood_results(Flood(refused, answered, refused), 50.0, times=5)
+    assert before.details == after.details == {"refused_429": 1, "other_errors": 0, "unanswered": 0}
+    _, _, after = flood_results(Flood(answered, answered, refused), 50.0, times=5)
+    assert after.details["recovery_seconds"] == 0.5
+
+
 @pytest.fixture(scope="module")
 def results(tiny_bert: Path) -> dict[str, Result]:
     plan = TenantsPlan(

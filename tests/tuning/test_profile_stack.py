@@ -59,8 +59,8 @@ def test_what_is_tuned_is_what_is_served_up_to_float16(
     rows = stack.slot_rows(weights, stack.learned, BankParts.of(bank, CPU))
     torch.testing.assert_close(rows, buffers.adapters[:, :3], rtol=2e-3, atol=1e-3)
     weight, bias = stack.head(torch.arange(3), stack.learned)
-    torch.testing.assert_close(weight[:, :2].flatten(0, 1), buffers.head_weight, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(bias[:, :2].flatten(), buffers.head_bias, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(weight[:, :2].flatten(0, 1), buffers.head_weight[:6], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(bias[:, :2].flatten(), buffers.head_bias[:6], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["logits", "ln_weight", "ln_bias"])
