@@ -16,7 +16,8 @@ _PER_ITEM: Final[Mapping[str, int]] = {"lists and objects": 2, "strings": 8, "co
 def check_json_counts(data: bytes, items: int) -> None:
     """Refuse a body that no request needs and that would keep others waiting while it is parsed.
 
-    Nothing else runs while a body is parsed. Eight MiB of empty lists take seconds, of text 0.02.
+    Nothing else runs while a body is parsed: half a second for eight MiB of empty lists, a hundredth for as much text
+    (benchmarks/results/http-cpu.txt).
 
     Args:
         items: the most that a list of the request may have, which may need more than what is allowed to every body.

@@ -48,7 +48,8 @@ class Plm:
     """A PLM with places for adapters, frozen, in evaluation mode, on its device. One thread at a time runs it.
 
     ``feed_forward`` is the width inside a block's feed-forward on CPU, 0 elsewhere (see `even_rows`).
-    ``vocabulary_head`` is None for encoders, and for decoders whose checkpoint brings no head and ties none.
+    ``vocabulary_head`` is None for encoders, and for decoders whose checkpoint brings no head and ties none, or whose
+    tokens see those behind them.
     ``ends`` are the tokens that end a generated text: what the checkpoint names, and what its tokenizer does. Chats of
     many a fine-tuned model end with the latter, beside the generation_config.json of the model that it was made of.
     """
