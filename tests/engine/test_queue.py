@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from xpeft_server.engine.queue import ALONE, BESIDE, FairQueue
+from xpeft_server.engine.batch_policy import ALONE, BESIDE
+from xpeft_server.engine.queue import FairQueue
 from xpeft_server.engine.shares import Shares
 from xpeft_server.engine.ticket import Entry
 from xpeft_server.tenant_limits import ONE_TENANT, TenantLimits, TenantTable
@@ -259,7 +260,7 @@ def test_who_had_enough_in_many_batches_has_saved_nothing_up() -> None:
 def test_who_is_ahead_is_taken_after_the_others_where_nobody_counts_tokens() -> None:
     queue = hog_and_quiet()
     queue.put(Waiter("q1", 16).entries())
-    taken = tenants(queue.take_ready(lambda entry: True))
+    taken = tenants(queue.offer(lambda entry: True))
     assert taken[0] == "q1"
     assert taken.count("hog") == 1000
 
@@ -267,7 +268,7 @@ def test_who_is_ahead_is_taken_after_the_others_where_nobody_counts_tokens() -> 
 def test_who_is_ahead_takes_no_room_that_another_waits_for() -> None:
     queue = hog_and_quiet()
     queue.put(Waiter("q1", 16, 500).entries())
-    assert tenants(queue.take_ready(lambda entry: entry.tokens < 100)) == ["q1"]
+    assert tenants(queue.offer(lambda entry: entry.tokens < 100)) == ["q1"]
 
 
 def test_the_part_of_a_batch_holds_for_a_tenant_of_little_weight_that_has_many_turns() -> None:

@@ -125,7 +125,7 @@ class Generator:
         """Take in who has room for keys, values and profile. Returns: who never will."""
         refused: list[Advance] = []
 
-        def fits(sequence: Sequence) -> bool:
+        def accept(sequence: Sequence) -> bool:
             row = self._row_for(sequence)
             while row is None and self._make_way(sequence):
                 row = self._row_for(sequence)
@@ -143,7 +143,7 @@ class Generator:
             self._running.append(sequence)
             return True
 
-        self._waiting.take_ready(fits)
+        self._waiting.offer(accept)
         return refused
 
     def _row_for(self, sequence: Sequence) -> KvRow | ArenaRow | None:
