@@ -174,19 +174,14 @@ class SlotBuffers:
 
     def _write_affine(self, fills: Sequence[SlotFill]) -> None:
         """LN_R's weight and bias of each profile, identity where it brings none."""
-        shape = (self.adapters.shape[0], self.form.width)
-        affine = [
-            np.concatenate(
-                [
-                    np.ones(shape, np.float16) if fill.profile.ln_weight is None else fill.profile.ln_weight,
-                    np.zeros(shape, np.float16) if fill.profile.ln_bias is None else fill.profile.ln_bias,
-                ],
-                axis=1,
-            )
-            for fill in fills
-        ]
+        width = self.form.width
+        affine = np.empty((self.adapters.shape[0], len(fills), 2 * width), np.float32)
+        for place, fill in enumerate(fills):
+            weight, bias = fill.profile.ln_weight, fill.profile.ln_bias
+            affine[:, place, :width] = 1.0 if weight is None else weight
+            affine[:, place, width:] = 0.0 if bias is None else bias
         ids = self._device(np.array([fill.slot for fill in fills]))
-        values = self._device(np.stack(affine, axis=1)).to(self.adapters.dtype)
+        values = self._device(affine).to(self.adapters.dtype)
         self.adapters[:, :, self.form.bank_row :].index_copy_(1, ids, values)
 
     def _device(self, values: NDArray[np.generic]) -> Tensor:
