@@ -35,21 +35,32 @@ class SlotTable:
         self._free_rows = list(range(head_rows - 1, -1, -1))
         self._placed: SegmentedLru[Placement] = SegmentedLru(slots)
         self._pinned: set[str] = set()
+        self._asked: set[str] = set()  # counted as a hit or a miss of this batch
         self._metrics = metrics
 
     def begin_batch(self) -> None:
         """Nothing is pinned any more."""
         self._pinned.clear()
+        self._asked.clear()
+
+    def pin(self, version: str) -> Placement | None:
+        """Its placement, pinned for this batch, if it is still there: a use, but no hit of the tier, and no miss."""
+        found = self._placed.get(version)
+        if found is not None and version not in self._pinned:
+            self._placed.use(version)
+            self._pinned.add(version)
+        return found
 
     def place(self, profile: CachedProfile) -> tuple[Placement, bool] | None:
-        """The version's placement, pinned for this batch, and whether it has to be filled; None if there is no room."""
+        """The version's placement, pinned for this batch, and whether it has to be filled; None if there is no room.
+
+        The first time in a batch it is a hit or a miss.
+        """
         version = profile.version
-        found = self._placed.get(version)
+        found = self.pin(version)
         if found is not None:
-            if version not in self._pinned:
-                self._placed.use(version)
-                self._metrics.cache_hits["device"].inc()
-                self._pinned.add(version)
+            self._metrics.cache_hits["device"].inc(version not in self._asked)
+            self._asked.add(version)
             return found, False
         head = profile.profile.head_weight
         rows = 0 if head is None else head.shape[0]
@@ -59,6 +70,7 @@ class SlotTable:
         placement = Placement(self._free_slots.pop(), np.array(taken, np.int64))
         self._placed.add(version, placement)
         self._pinned.add(version)
+        self._asked.add(version)
         self._metrics.cache_misses["device"].inc()
         self._metrics.profiles_resident["device"].set(len(self._placed))
         return placement, True

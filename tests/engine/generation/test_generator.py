@@ -13,6 +13,7 @@ import torch
 
 from xpeft_server.engine.errors import EngineError, InternalError, Unavailable, WrongBank
 from xpeft_server.engine.requests import SamplingRule
+from xpeft_server.tenant_limits import TenantTable
 
 PROMPT = tuple(range(10, 22))
 WAVES = 20 if os.environ.get("NIGHTLY") == "1" else 8
@@ -82,6 +83,36 @@ async def test_a_tenant_that_holds_all_room_makes_way_for_another_and_loses_noth
     await studio.until(studio.empty)
 
 
+async def test_a_cache_that_nobody_has_used_yet_is_free(open_studio: Any) -> None:
+    studio = await open_studio(kv_tokens=1024)
+    gauges = studio.engine.metrics.kv_tokens
+    assert [gauges[state]._value.get() for state in ("used", "free")] == [0, 1024]
+
+
+async def test_tenants_who_take_room_from_each_other_write_for_what_they_read(
+    open_studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In room for one of them, where reading a prompt takes longer than what was had is remembered."""
+    studio = await open_studio(kv_tokens=255, max_batch_tokens=16, tenants=TenantTable())
+    keys = [await studio.put("p", number, tenant=f"t{number}") for number in range(2)]
+    now = 0.0
+    shares = studio.engine._generation.generator._shares
+    monkeypatch.setattr(shares, "_clock", lambda: now)
+    monkeypatch.setattr(shares, "_start", 0.0)
+    step = studio.decoder.step
+
+    def slow(chunks: Any) -> Any:
+        nonlocal now
+        now += 1.5
+        return step(chunks)
+
+    monkeypatch.setattr(studio.decoder, "step", slow)
+    prompt = PROMPT * 7
+    told = await asyncio.gather(*(studio.told(keys[number % 2], prompt, 20) for number in range(4)))
+    written = sum(each.finished.completion_tokens for each in told)
+    assert 0 < studio.engine.metrics.preemptions._value.get() <= 8 * written / len(prompt)
+
+
 async def test_where_the_cache_is_full_who_came_first_finishes_first(open_studio: Any) -> None:
     studio = await open_studio(kv_tokens=256)
     key = await studio.put("p", 1)
@@ -115,6 +146,25 @@ async def test_who_waits_for_room_makes_no_profile_resident(open_studio: Any) ->
     assert list(studio.engine._device._launcher._slots._placed) == [(await studio.store.versions(keys))[0]]
     await first.aclose()
     assert (await waiting).finished.completion_tokens > 0
+
+
+async def test_a_profile_is_asked_for_when_a_sequence_is_taken_in_and_not_at_every_step(open_studio: Any) -> None:
+    studio = await open_studio(slots=2)
+    keys = [await studio.put(f"p{number}", number) for number in range(3)]
+    metrics = studio.engine.metrics
+
+    def counted() -> tuple[float, ...]:
+        families = metrics.cache_misses, metrics.cache_hits, metrics.cache_evictions
+        return tuple(family["device"]._value.get() for family in families)
+
+    first = studio.engine.generate(studio.request(keys[0], PROMPT, 100))
+    await anext(first)
+    await studio.told(keys[0], PROMPT, 20)
+    await studio.told(keys[1], PROMPT, 20)
+    assert counted() == (2, 1, 0)
+    await studio.told(keys[2], PROMPT, 20)
+    assert counted() == (3, 1, 1)
+    await first.aclose()
 
 
 async def test_more_profiles_than_slots_wait_for_one_another(open_studio: Any) -> None:

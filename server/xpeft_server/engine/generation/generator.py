@@ -18,6 +18,7 @@ from xpeft_server.model.step_packing import Chunk
 from ..device_faults import is_device_lost
 from ..errors import InternalError, Unavailable, WrongBank, as_engine_error
 from ..metrics import Metrics
+from ..profile_cache import CachedProfile
 from ..queue import FairQueue
 from ..requests import FinishReason
 from ..shares import Shares
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 _SPARE = 32
 """Who comes leaves one part in so many of the cache free, for those who are there and grow."""
+
+_PAID = 8
+"""Who is ahead makes way for another once it has written a token for so many that it would read again."""
 
 
 class Generator:
@@ -70,6 +74,7 @@ class Generator:
         self._ends = decoder.plm.ends
         self._running: list[Sequence] = []
         self._fills: dict[str, SlotFill] = {}
+        self._show_room()
 
     @property
     def busy(self) -> bool:
@@ -131,7 +136,7 @@ class Generator:
                 row = self._row_for(sequence)
             if row is None:
                 return False
-            if self._slot_of(sequence) is None:
+            if self._place(sequence.profile) is None:
                 self._decoder.cache.release(row)
                 if self._running:
                     return False
@@ -139,6 +144,7 @@ class Generator:
                 refused.append(Advance(sequence, time.monotonic(), counted=False, error=error))
                 return True
             sequence.row = row
+            sequence.to_read = len(sequence.ids)
             sequence.taken = sequence.taken or time.monotonic()
             self._running.append(sequence)
             return True
@@ -153,18 +159,28 @@ class Generator:
         return cache.claim(len(sequence.ids), spare=cache.tokens // _SPARE if self._running else 0)
 
     def _make_way(self, sequence: Sequence) -> bool:
-        """Preempt the latest sequence of a tenant that is ahead of its share, for one of a tenant that is not."""
+        """Preempt the latest sequence of a tenant that is ahead of its share, for one of a tenant that is not.
+
+        It must have paid for what is read again: to be taken in is charged at once, so that two tenants could take
+        room from each other before either has written anything.
+        """
         if self._shares.is_ahead(sequence.tenant):
             return False
-        latest = next((each for each in reversed(self._running) if self._shares.is_ahead(each.tenant)), None)
+        paid = (each for each in reversed(self._running) if (len(each.ids) - each.to_read) * _PAID >= each.to_read)
+        latest = next((each for each in paid if self._shares.is_ahead(each.tenant)), None)
         if latest is None:
             return False
         self._preempt(latest)
         return True
 
     def _slot_of(self, sequence: Sequence) -> int | None:
-        """The slot of its profile, pinned for this step and filled before it computes; None if there is no room."""
+        """As `_place`, for one that was taken in: its profile is asked for anew only where it lost its slot."""
         profile = sequence.profile
+        kept = None if profile is None else self._slots.pin(profile.version)
+        return self._place(profile) if kept is None else kept.slot
+
+    def _place(self, profile: CachedProfile | None) -> int | None:
+        """The profile's slot, pinned for this step and filled before it computes; None if there is no room."""
         if profile is None:
             return self._classifier.buffers.bare_slot
         placed = self._slots.place(profile)
@@ -263,6 +279,9 @@ class Generator:
 
     def _count(self, advances: list[Advance]) -> None:
         self._metrics.generation_tokens.inc(sum(advance.counted for advance in advances))
+        self._show_room()
+
+    def _show_room(self) -> None:
         cache = self._decoder.cache
         self._metrics.kv_tokens["used"].set(cache.used)
         self._metrics.kv_tokens["free"].set(cache.tokens - cache.used)

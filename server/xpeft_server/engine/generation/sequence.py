@@ -31,6 +31,7 @@ class Sequence:
     Attributes:
         ids: tokens of the prompt, and behind them those generated.
         known: how many of ``ids``, from the first on, have keys and values in ``row``.
+        to_read: how many of ``ids`` there were when it was last taken in.
         taken: monotonic seconds when the device thread first took it.
         filled: when its profile's slot was filled for it, from and to, in monotonic seconds; None if it was ready.
         preemptions: how often it gave its keys and values away.
@@ -51,6 +52,7 @@ class Sequence:
         "row",
         "taken",
         "tenant",
+        "to_read",
         "withdrawn",
     )
 
@@ -75,6 +77,7 @@ class Sequence:
         self.request_id = request_id
         self.row: KvRow | ArenaRow | None = None
         self.known = 0
+        self.to_read = 0
         self.taken: float | None = None
         self.filled: tuple[float, float] | None = None
         self.preemptions = 0
