@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -279,6 +279,13 @@ def load_settings(options: Mapping[str, object], environ: Mapping[str, str]) -> 
         raise SettingsInvalid("\n".join(_reason(dict(item)) for item in error.errors())) from None
 
 
+def check_variable(variable: str, known: Collection[str]) -> None:
+    """Raises: SettingsInvalid, without the variable's value, which may be a key, if it is none of those known."""
+    if variable not in known:
+        near = difflib.get_close_matches(variable, known, n=1, cutoff=0.0)
+        raise SettingsInvalid(f"{variable} is not a setting; the nearest is {near[0]}")
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a server that listens on ``host``."""
     if host == "localhost":
@@ -295,10 +302,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
     for variable, value in environ.items():
         if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES or variable.startswith(_OF_OTHERS):
             continue
-        if variable not in known:
-            near = difflib.get_close_matches(variable, [*known, *CLIENT_VARIABLES], n=1, cutoff=0.0)
-            # Without its value, which may be a key.
-            raise SettingsInvalid(f"{variable} is not a setting; the nearest is {near[0]}")
+        check_variable(variable, [*known, *CLIENT_VARIABLES])
         if not value:
             raise SettingsInvalid(f"{variable} is empty; give it a value or unset it")
         values[known[variable]] = value

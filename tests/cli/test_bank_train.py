@@ -152,6 +152,12 @@ def test_variables_stand_for_options_also_those_of_the_other_method(train: Call,
     assert (settings["epochs"], settings["batch_rows"], settings["batch_users"]) == (1, 5, 3)
 
 
+def test_a_misspelt_variable_is_refused_with_the_nearest_one(train: Call, out: Path) -> None:
+    result = train(XPEFT_BANK_TRAIN_EPOCH="1", XPEFT_TUNE_EPOCH="1")
+    said = "xpeft: XPEFT_BANK_TRAIN_EPOCH is not a setting; the nearest is XPEFT_BANK_TRAIN_EPOCHS\n"
+    assert (result.exit_code, result.stderr, out.exists()) == (1, said, False)
+
+
 def test_the_seed_decides_the_file(train: Call, out: Path) -> None:
     files = []
     for seed in ("4", "4", "5"):

@@ -261,6 +261,14 @@ def test_a_file_that_is_not_there_is_named(path, command):
     assert "keys.json" in refused.stderr
 
 
+@pytest.mark.parametrize("command", [["create", "--role", "operator"], ["revoke", "x"], ["rotate", "x"]])
+def test_a_file_that_cannot_be_written_is_named_with_the_reason(path, command):
+    missing = path.parent / "no" / "keys.json"
+    refused = keys(*command, path=missing)
+    assert refused.exit_code == 1
+    assert refused.stderr == f"xpeft: {missing} cannot be written: No such file or directory\n"
+
+
 def test_a_broken_file_is_not_overwritten(path):
     path.write_text("{")
     assert create(path).exit_code == 1

@@ -25,6 +25,7 @@ from xpeft_server.cli import profiles_kept_client, transfer_progress
 from xpeft_server.cli.keys import app as keys_app
 from xpeft_server.cli.profiles import app
 from xpeft_server.cli.profiles_kept_client import KeptProfilesClient
+from xpeft_server.cli.tune_sinks import ServerSink, SinkFailed
 
 BANK = "sha256:" + "ab" * 32
 SERVER = """
@@ -201,7 +202,7 @@ def test_what_the_server_has_against_one_profile_stops_no_other(call: Call, json
     shown = {each.split(":")[1]: each for each in done.stderr.splitlines() if each.startswith("refused ")}
     assert "the profile was made for bank" in shown["2"]
     assert "base" in shown["3"]
-    assert "the key says whose profiles these are" in shown["4"]
+    assert "the key says whose profiles these are: an export with --tenant names none" in shown["4"]
     assert "is not a safetensors file" in shown["5"]
 
 
@@ -212,6 +213,14 @@ def test_a_key_that_may_not_ends_the_import(call: Call, jsonl: Any, server: Serv
     assert done.stderr.startswith("xpeft: 403 Forbidden")
     assert len(done.stderr.splitlines()) == 1
     assert "401 Unauthorized" in call("import", source, key="xp_wrong").stderr
+
+
+def test_a_tune_asks_for_the_bank_and_for_the_right_to_write_and_leaves_nothing(call: Call, server: Server) -> None:
+    assert ServerSink(server.url, server.keys["acme"]).bank == BANK
+    assert call("list").stdout.splitlines()[-1] == "0 profiles"
+    for key, said in ((server.reader, "403 Forbidden"), ("xp_wrong", "401 Unauthorized"), (None, "401 Unauthorized")):
+        with pytest.raises(SinkFailed, match=said):
+            ServerSink(server.url, key)
 
 
 def test_a_server_that_is_gone_ends_the_import(call: Call, jsonl: Any) -> None:

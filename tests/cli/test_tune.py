@@ -3,10 +3,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from xpeft_profiles import ProfileKey, open_store, read_profile_file
 from xpeft_server.cli import tune, tune_one, tune_sinks
-from xpeft_server.cli.profiles_client import Answer, ClientError
+from xpeft_server.cli.profiles_client import Answer, ClientError, Refused
 from xpeft_server.client_tls import ClientTls
 from xpeft_server.model.bank import SharedHead
 from xpeft_server.model.bank_file import read_bank_file, write_bank_file
@@ -31,22 +30,27 @@ Call = Callable[..., Result]
 class Server:
     """Stands for the client of a server: keeps what is put, refuses what it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, bank: str) -> None:
         self.profiles: dict[str, bytes] = {}
         self.asked: list[tuple[str, str | None]] = []
         self.refusal: dict[str, str] = {}
+        self.fingerprint = bank
+        self.role = (422, "reserved_name")
 
     def connect(self, url: str, api_key: str | None, tls: ClientTls) -> Server:
         self.asked.append((url, api_key))
         return self
 
-    def list(self, *, prefix: str, limit: int | None) -> Iterator[dict[str, Any]]:
-        if "list" in self.refusal:
-            raise ClientError(self.refusal["list"])
-        yield from ({"name": name} for name in self.profiles if name.startswith(prefix))
+    def bank(self) -> str:
+        if "bank" in self.refusal:
+            raise ClientError(self.refusal["bank"])
+        return self.fingerprint
 
     def put(self, name: str, file: bytes, *, if_match: str | None, if_none_match: str | None) -> Answer:
         assert (if_match, if_none_match) == (None, None)
+        if name == "base":
+            status, code = self.role
+            raise Refused(f"{status} ({code})", status=status, code=code, reason=code, retry_after=None)
         if "put" in self.refusal:
             raise ClientError(self.refusal["put"])
         status = 200 if name in self.profiles else 201
@@ -55,8 +59,8 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    server = Server()
+def server(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server(open_bank(SPEC, open_plm_facts(str(tiny_bert))).fingerprint)
     monkeypatch.setattr(tune_sinks, "ProfilesClient", server.connect)
     return server
 
@@ -239,6 +243,13 @@ def test_variables_stand_for_options(xpeft: Call, server: Server) -> None:
     assert read_profile_file(server.profiles["polar"]).k == 1
 
 
+def test_a_misspelt_variable_is_refused_with_the_nearest_one(xpeft: Call, tmp_path: Path) -> None:
+    out = tmp_path / "p"
+    result = xpeft("--out", str(out), XPEFT_TUNE_EPOCH="1", XPEFT_BANK_TRAIN_EPOCH="1")
+    said = "xpeft: XPEFT_TUNE_EPOCH is not a setting; the nearest is XPEFT_TUNE_EPOCHS\n"
+    assert (result.exit_code, result.stderr, out.exists()) == (1, said, False)
+
+
 def test_a_server_and_a_store_in_the_environment_get_nothing_without_a_name(
     xpeft: Call, server: Server, tmp_path: Path
 ) -> None:
@@ -247,6 +258,23 @@ def test_a_server_and_a_store_in_the_environment_get_nothing_without_a_name(
     assert xpeft("--out", str(tmp_path / "p"), "--epochs", "1", **variables).exit_code == 0
     assert server.asked == []
     assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"XPEFT_URL": "http://there"}, "XPEFT_URL"),
+        ({"XPEFT_URL": "http://there", "XPEFT_TUNE_STORE": "sqlite:///s"}, "XPEFT_URL or XPEFT_TUNE_STORE"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [(), ("--by", "user")])
+def test_a_variable_that_does_not_count_is_named_where_there_is_no_other_place(
+    xpeft: Call, arguments: tuple[str, ...], variables: dict[str, str], named: str
+) -> None:
+    result = xpeft(*arguments, **variables)
+    assert result.exit_code == 1
+    assert "there is nowhere to put the profile" in result.stderr
+    assert result.stderr.endswith(f"; without --profile nothing goes where {named} says\n")
 
 
 def test_what_cannot_be_uploaded_is_still_in_the_file(xpeft: Call, server: Server, tmp_path: Path) -> None:
@@ -320,9 +348,15 @@ def test_a_file_is_never_replaced_without_force(xpeft: Call, tmp_path: Path) -> 
 def test_a_server_that_refuses_is_found_out_before_anything_is_tuned(
     xpeft: Call, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.refusal["list"] = "401 Unauthorized (invalid_key): no such key"
     monkeypatch.setattr(tune_one, "tune_profile", lambda *_: pytest.fail("tuned although nothing can be uploaded"))
-    result = xpeft("--url", "http://host", "--profile", "polar")
+    arguments = ("--url", "http://host", "--profile", "polar")
+    fingerprint, server.fingerprint = server.fingerprint, "sha256:other"
+    said = f"bank is {fingerprint}, the server has sha256:other: give its --plm and --bank"
+    assert xpeft(*arguments).stderr == f"xpeft: {said}\n"
+    server.role = (403, "forbidden")
+    assert xpeft(*arguments).stderr == "xpeft: 403 (forbidden)\n"
+    server.refusal["bank"] = "401 Unauthorized (invalid_key): no such key"
+    result = xpeft(*arguments)
     assert (result.exit_code, result.stderr) == (1, "xpeft: 401 Unauthorized (invalid_key): no such key\n")
 
 

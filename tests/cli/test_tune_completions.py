@@ -49,7 +49,7 @@ def test_many_profiles_that_write_are_averaged_by_their_loss(xpeft: Call, tmp_pa
     out = tmp_path / "out"
     result = xpeft("--out", str(out), "--by", "user")
     assert result.exit_code == 0, result.output
-    scores = [json.loads(line)["held_out"] for line in (out / "journal.jsonl").read_text().splitlines()]
+    scores = [json.loads(line)["held_out"] for line in (out / ".journal.jsonl").read_text().splitlines()]
     mean = sum(score["loss"] * score["rows"] for score in scores) / sum(score["rows"] for score in scores)
     assert len(scores) == 2
     [shown] = [line.split() for line in result.stdout.splitlines() if "a token's mean loss, nats" in line]

@@ -12,8 +12,8 @@ import torch
 from typer.testing import CliRunner, Result
 
 from xpeft_profiles import Profile, ProfileKey, open_store, read_profile_file
-from xpeft_server.cli import tune, tune_many, tune_sinks
-from xpeft_server.cli.profiles_client import Answer, ClientError
+from xpeft_server.cli import profiles, tune, tune_many, tune_sinks
+from xpeft_server.cli.profiles_client import Answer, ClientError, Refused
 from xpeft_server.client_tls import ClientTls
 from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.plm import open_plm_facts
@@ -96,9 +96,9 @@ def files(folder: Path) -> dict[str, Profile]:
 def test_every_value_of_the_field_gets_a_file_and_a_line(xpeft: Call, out: Path, tiny_bert: Path) -> None:
     result = xpeft("--out", str(out))
     assert result.exit_code == 0, result.output
-    profiles, journal = files(out), {line["name"]: line for line in lines(out / "journal.jsonl")}
+    profiles, journal = files(out), {line["name"]: line for line in lines(out / ".journal.jsonl")}
     assert {path.name for path in out.iterdir()} == {
-        "journal.jsonl",
+        ".journal.jsonl",
         *(f"{name}.safetensors" for name in ("ann", "bob", "rt-corey-hall")),
     }
     geometry = open_bank(SPEC, open_plm_facts(str(tiny_bert))).geometry
@@ -121,7 +121,7 @@ def test_every_value_of_the_field_gets_a_file_and_a_line(xpeft: Call, out: Path,
 def test_the_summary_counts_and_averages(xpeft: Call, out: Path) -> None:
     result = xpeft("--out", str(out))
     shown = facts(result)
-    held_out = [line["held_out"] for line in lines(out / "journal.jsonl")]
+    held_out = [line["held_out"] for line in lines(out / ".journal.jsonl")]
     mean = sum(score["accuracy"] * score["rows"] for score in held_out) / sum(score["rows"] for score in held_out)
     assert (shown["profiles tuned"], shown["skipped, done before"], shown["refused"]) == ("3", "0", "0")
     assert shown["held-out rows"] == "6, of 3 profiles"
@@ -151,7 +151,7 @@ def test_labels_that_are_numbers_are_averaged_by_correlation_and_error(xpeft: Ca
     write_rows(data, rows)
     result = xpeft("--out", str(out), "--profile", "user-{user}")
     assert result.exit_code == 0, result.output
-    journal, shown = lines(out / "journal.jsonl"), facts(result)
+    journal, shown = lines(out / ".journal.jsonl"), facts(result)
     assert [line["value"] for line in journal] == ["0", "1"]
     assert all(line["majority"] is None and "accuracy" not in line["held_out"] for line in journal)
     error = sum(line["held_out"]["loss"] * line["held_out"]["rows"] for line in journal) / 16
@@ -187,31 +187,42 @@ def test_a_store_gets_every_profile_and_skips_those_that_it_has(xpeft: Call, tmp
     assert "3 of the journal's profiles are tuned again, as they are not where they were put" in other.stderr
 
 
+def refusal(status: int, code: str) -> Refused:
+    return Refused(f"{status} ({code})", status=status, code=code, reason=code, retry_after=None)
+
+
 class Server:
     """Stands for the client of a server: keeps what is put until it is told to refuse."""
 
-    def __init__(self) -> None:
+    def __init__(self, bank: str) -> None:
         self.profiles: dict[str, str] = {"zoe": "sha256:0"}
         self.most = 100
+        self.failure = ClientError("507 Insufficient Storage")
+        self.fingerprint = bank
 
     def connect(self, url: str, api_key: str | None, tls: ClientTls) -> Server:
         assert (url, api_key) == ("http://host", "xp_1")
         return self
+
+    def bank(self) -> str:
+        return self.fingerprint
 
     def list(self, *, prefix: str, limit: int | None) -> Iterator[dict[str, Any]]:
         found = [{"name": name, "version": version} for name, version in self.profiles.items()]
         yield from [each for each in found if each["name"].startswith(prefix)][:limit]
 
     def put(self, name: str, file: bytes, *, if_match: str | None, if_none_match: str | None) -> Answer:
+        if name == "base":
+            raise refusal(422, "reserved_name")
         if len(self.profiles) > self.most:
-            raise ClientError("507 Insufficient Storage")
+            raise self.failure
         self.profiles[name] = read_profile_file(file).version
         return Answer(201, {"etag": f'"{self.profiles[name]}"'}, b"{}")
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    server = Server()
+def server(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server(open_bank(SPEC, open_plm_facts(str(tiny_bert))).fingerprint)
     monkeypatch.setattr(tune_sinks, "ProfilesClient", server.connect)
     return server
 
@@ -245,6 +256,28 @@ def test_a_server_that_fails_ends_the_run_which_goes_on_later(
     tuned.clear()
     assert xpeft(*arguments).exit_code == 0
     assert tuned == ["rt-corey-hall"]
+
+
+def test_a_server_that_refuses_for_good_is_no_reason_to_give_the_command_again(
+    xpeft: Call, tmp_path: Path, server: Server
+) -> None:
+    journal = tmp_path / "journal.jsonl"
+    arguments = ("--url", "http://host", "--api-key", "xp_1", "--journal", str(journal), "--batch-profiles", "1")
+    server.most, server.failure = 2, refusal(409, "bank_mismatch")
+    result = xpeft(*arguments)
+    assert result.exit_code == 1
+    said = f"xpeft: 409 (bank_mismatch); 2 of 3 profiles are done and in {journal}"
+    assert result.stderr.splitlines()[-1] == said
+
+
+def test_a_server_with_another_bank_is_found_out_before_anything_is_tuned(
+    xpeft: Call, tmp_path: Path, server: Server, tuned: list[str]
+) -> None:
+    server.fingerprint = "sha256:other"
+    journal = tmp_path / "journal.jsonl"
+    result = xpeft("--url", "http://host", "--api-key", "xp_1", "--journal", str(journal))
+    assert (result.exit_code, tuned, journal.exists()) == (1, [], False)
+    assert "the server has sha256:other: give its --plm and --bank" in result.stderr
 
 
 def test_a_second_run_tunes_only_what_is_missing(xpeft: Call, out: Path, tuned: list[str]) -> None:
@@ -291,12 +324,30 @@ def test_force_tunes_everything_again(xpeft: Call, out: Path, tuned: list[str]) 
     tuned.clear()
     assert xpeft("--out", str(out), "--force").exit_code == 0
     assert sorted(tuned) == ["ann", "bob", "rt-corey-hall"]
-    assert len(lines(out / "journal.jsonl")) == 6
+    assert len(lines(out / ".journal.jsonl")) == 6
+
+
+def test_a_journal_that_was_begun_in_sight_is_gone_on_with(xpeft: Call, out: Path, tuned: list[str]) -> None:
+    assert xpeft("--out", str(out)).exit_code == 0
+    (out / ".journal.jsonl").rename(out / "journal.jsonl")
+    tuned.clear()
+    again = xpeft("--out", str(out))
+    assert (again.exit_code, tuned) == (0, [])
+    assert "3 of the journal's profiles are done and skipped" in again.stderr
+    assert not (out / ".journal.jsonl").exists()
+
+
+def test_a_folder_of_tuned_profiles_is_imported_as_it_is(xpeft: Call, out: Path, tmp_path: Path) -> None:
+    assert xpeft("--out", str(out)).exit_code == 0
+    place = ["--store", f"sqlite:///{tmp_path / 'p.db'}", "--tenant", "critics"]
+    imported = runner.invoke(profiles.app, ["import", str(out), *place])
+    assert imported.exit_code == 0, imported.output
+    assert imported.stdout.startswith("3 created, 0 replaced, 0 identical, 0 refused")
 
 
 def test_a_torn_line_counts_as_not_written(xpeft: Call, out: Path, tuned: list[str]) -> None:
     xpeft("--out", str(out))
-    journal = out / "journal.jsonl"
+    journal = out / ".journal.jsonl"
     *whole, last = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(whole) + last[: len(last) // 2])
     tuned.clear()
@@ -316,7 +367,7 @@ def test_who_cannot_be_tuned_is_refused_and_disturbs_nobody(
     assert f"refused lone: {reason}" in result.stdout
     assert (facts(result)["profiles tuned"], facts(result)["refused"]) == ("3", "1")
     assert set(files(out)) == {"ann", "bob", "rt-corey-hall"}
-    [line] = [line for line in lines(out / "journal.jsonl") if "refused" in line]
+    [line] = [line for line in lines(out / ".journal.jsonl") if "refused" in line]
     assert (line["name"], line["value"], line["refused"]) == ("lone", "lone", reason)
     tuned.clear()
     again = xpeft("--out", str(out))
@@ -332,8 +383,8 @@ def test_the_first_few_that_are_refused_are_told_with_their_reasons(xpeft: Call,
     result = xpeft("--out", str(out))
     told = [line for line in result.stdout.splitlines() if line.startswith("refused u")]
     assert (result.exit_code, len(told), set(files(out))) == (1, 5, set())
-    assert f"refused 2 more: see {out / 'journal.jsonl'}" in result.stdout
-    assert len([line for line in lines(out / "journal.jsonl") if "refused" in line]) == 7
+    assert f"refused 2 more: see {out / '.journal.jsonl'}" in result.stdout
+    assert len([line for line in lines(out / ".journal.jsonl") if "refused" in line]) == 7
 
 
 @pytest.mark.parametrize(("asked", "places"), [((), 3), (("--batch-profiles", "2"), 2), (("--batch-profiles", "9"), 3)])
@@ -360,7 +411,7 @@ def test_a_device_without_enough_memory_is_no_riddle(xpeft: Call, out: Path, mon
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == (
         "xpeft: tried to allocate 2.00 GiB; with a smaller --batch-profiles it may fit; 0 of 3 profiles are done"
-        f" and in {out / 'journal.jsonl'}, the same command goes on from there"
+        f" and in {out / '.journal.jsonl'}, the same command goes on from there"
     )
 
 
@@ -402,7 +453,7 @@ def test_what_cannot_be_done_is_one_line_before_anything_is_tuned(
     assert tuned == []
     assert data.read_bytes() == before
     assert list(tmp_path.rglob("*.safetensors")) == []
-    assert list(tmp_path.rglob("journal.jsonl")) == []
+    assert list(tmp_path.rglob("*journal.jsonl")) == []
 
 
 def test_files_that_no_journal_tells_of_are_not_replaced(xpeft: Call, out: Path, tuned: list[str]) -> None:
@@ -412,7 +463,7 @@ def test_files_that_no_journal_tells_of_are_not_replaced(xpeft: Call, out: Path,
     assert (result.exit_code, tuned) == (1, [])
     assert f"{out / 'bob.safetensors'} is there already" in result.stderr
     assert (out / "bob.safetensors").read_bytes() == b"precious"
-    assert not (out / "journal.jsonl").exists()
+    assert not (out / ".journal.jsonl").exists()
     assert xpeft("--out", str(out), "--force").exit_code == 0
     assert set(files(out)) == {"ann", "bob", "rt-corey-hall"}
 

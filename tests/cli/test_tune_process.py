@@ -75,7 +75,7 @@ def cut_off(process: subprocess.Popen[str], journal: Path, number: signal.Signal
 
 
 def test_a_run_that_was_stopped_and_one_that_was_killed_go_on_where_they_were(start: Start, out: Path) -> None:
-    journal = out / "journal.jsonl"
+    journal = out / ".journal.jsonl"
 
     def written(lines: list[dict[str, Any]]) -> dict[str, int]:
         return {line["name"]: (out / f"{line['name']}.safetensors").stat().st_mtime_ns for line in lines}

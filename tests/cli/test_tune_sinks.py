@@ -11,15 +11,20 @@ import pytest
 
 from xpeft_profiles import Profile, read_profile_file
 from xpeft_server.cli import tune_sinks
-from xpeft_server.cli.profiles_client import Answer, ClientError
-from xpeft_server.cli.tune_sinks import FileSink, ServerSink, Sink, SinkFailed, StoreSink
+from xpeft_server.cli.profiles_client import Answer, ClientError, Refused
+from xpeft_server.cli.tune_sinks import FileSink, ServerSink, Sink, SinkFailed, SinkRefused, StoreSink, check_bank
 from xpeft_server.client_tls import NO_FILES, ClientTls
 
 MASK = np.eye(2, dtype=bool)
+BANK = "sha256:" + "ab" * 32
 
 
 def profile(description: str) -> Profile:
-    return Profile(bank="sha256:" + "ab" * 32, mask_a=MASK, mask_b=MASK, shared_head="polar", description=description)
+    return Profile(bank=BANK, mask_a=MASK, mask_b=MASK, shared_head="polar", description=description)
+
+
+def refusal(status: int, code: str) -> Refused:
+    return Refused(f"{status} ({code})", status=status, code=code, reason=code, retry_after=None)
 
 
 class Client:
@@ -29,12 +34,17 @@ class Client:
         self.versions = {"zoe": "sha256:0"}
         self.prefixes: list[str] = []
 
+    def bank(self) -> str:
+        return BANK
+
     def list(self, *, prefix: str, limit: int | None) -> Iterator[dict[str, Any]]:
         self.prefixes.append(prefix)
         found = [{"name": name, "version": version} for name, version in sorted(self.versions.items())]
         yield from [each for each in found if each["name"].startswith(prefix)][:limit]
 
     def put(self, name: str, file: bytes, *, if_match: None, if_none_match: None) -> Answer:
+        if name == "base":
+            raise refusal(422, "reserved_name")
         status = 200 if name in self.versions else 201
         self.versions[name] = read_profile_file(file).version
         return Answer(status, {"etag": f'"{self.versions[name]}"'}, b"{}")
@@ -87,17 +97,44 @@ def test_a_server_is_asked_only_for_names_that_begin_alike(monkeypatch: pytest.M
     sink.versions(["critic-bob", "critic-ann", "critic-bea"])
     sink.versions(["critic-bob", "critic-bea"])
     sink.versions(["ann", "bob"])
-    assert client.prefixes == ["", "critic-", "critic-b", ""]
+    assert client.prefixes == ["critic-", "critic-b", ""]
 
 
 def test_a_server_that_does_not_answer_is_found_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> Iterator[Any]:
+    def refuse(_: Client) -> str:
         raise ClientError("401 Unauthorized")
 
     monkeypatch.setattr(tune_sinks, "ProfilesClient", Client)
-    monkeypatch.setattr(Client, "list", refuse)
+    monkeypatch.setattr(Client, "bank", refuse)
     with pytest.raises(SinkFailed, match="401"):
         ServerSink("http://host", None)
+
+
+def test_only_a_server_takes_profiles_of_one_bank_alone(sink: Sink) -> None:
+    check_bank([sink], BANK)
+    if isinstance(sink, ServerSink):
+        with pytest.raises(SinkFailed, match=f"^bank is sha256:cd, the server has {BANK}: give its --plm and --bank$"):
+            check_bank([sink], "sha256:cd")
+    else:
+        check_bank([sink], "sha256:cd")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [(403, "forbidden", SinkRefused), (409, "bank_mismatch", SinkRefused), (503, "draining", SinkFailed)],
+)
+def test_what_is_refused_for_good_is_told_from_what_passes(
+    monkeypatch: pytest.MonkeyPatch, status: int, code: str, kind: type[SinkFailed]
+) -> None:
+    def refuse(*_: object, **__: object) -> Answer:
+        raise refusal(status, code)
+
+    monkeypatch.setattr(tune_sinks, "ProfilesClient", Client)
+    sink = ServerSink("http://host", None)
+    monkeypatch.setattr(Client, "put", refuse)
+    with pytest.raises(SinkFailed, match=code) as failed:
+        sink.put("ann", profile(""))
+    assert failed.type is kind
 
 
 def test_a_store_that_is_down_is_found_out_at_once(tmp_path: Path) -> None:

@@ -115,7 +115,9 @@ class BatchReader:
         if not self._of_tenants:
             if named is not None:
                 raise ProfileInvalid(
-                    f"the entry names {shown(named)}, but the key says whose profiles these are", "tenant"
+                    f"the entry names {shown(named)}, but the key says whose profiles these are:"
+                    " an export with --tenant names none",
+                    "tenant",
                 )
             return "", self._seen.setdefault("", set())
         tenant = self._tenant if named is None else named

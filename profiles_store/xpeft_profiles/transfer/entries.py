@@ -48,6 +48,11 @@ def path_of(tenant: str | None, name: str) -> str:
     return f"{name}{SUFFIX}" if tenant is None else f"{tenant}/{name}{SUFFIX}"
 
 
+def is_hidden(path: str) -> bool:
+    """Whether a part of it begins with a dot, which no profile's or tenant's name does."""
+    return any(part.startswith(".") for part in path.split("/") if part not in (".", ".."))
+
+
 def address_of(path: str) -> tuple[str | None, str]:
     """Tenant and name of such a path; whether they are names is not looked at. Raises: ProfileInvalid."""
     parts = path.split("/")

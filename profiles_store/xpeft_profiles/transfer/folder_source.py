@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import ProfileInvalid, SourceInvalid
-from .entries import Entry, Refusal, address_of
+from .entries import Entry, Refusal, address_of, is_hidden
 
 
 class FolderSource:
-    """In the order in which the system names them; links are not followed. Args: max_bytes: of a profile file."""
+    """In the order in which the system names them; links are not followed, hidden files are left out.
+
+    Args: max_bytes: of a profile file.
+    """
 
     bytes_total: int | None = None
 
@@ -23,7 +26,7 @@ class FolderSource:
     def entries(self) -> Iterator[Entry | Refusal]:
         try:
             with os.scandir(self._path) as found:
-                for each in found:
+                for each in _visible(found):
                     if each.is_dir(follow_symlinks=False):
                         yield from self._of_tenant(each)
                     else:
@@ -36,7 +39,7 @@ class FolderSource:
 
     def _of_tenant(self, folder: os.DirEntry[str]) -> Iterator[Entry | Refusal]:
         with os.scandir(folder.path) as found:
-            for each in found:
+            for each in _visible(found):
                 yield self._entry(each, f"{folder.name}/{each.name}")
 
     def _entry(self, found: os.DirEntry[str], path: str) -> Entry | Refusal:
@@ -53,3 +56,7 @@ class FolderSource:
             return Refusal(path, None, f"cannot be read: {error.strerror or error}")
         self.bytes_read += len(data)
         return Entry(path, tenant, name, data)
+
+
+def _visible(found: Iterable[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]:
+    return (each for each in found if not is_hidden(each.name))

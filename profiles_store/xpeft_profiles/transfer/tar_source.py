@@ -8,7 +8,7 @@ from typing import Final
 
 from ..errors import ProfileInvalid, SourceInvalid, shown
 from .bounded_file import BoundedFile
-from .entries import Entry, Refusal, address_of
+from .entries import Entry, Refusal, address_of, is_hidden
 from .tar_header import BLOCK, EMPTY, FOLDER, GNU_NAME, NOTES, PAX, REGULAR, TarHeader, parse_header, parse_pax
 
 NOTE_BYTES: Final = 1 << 16
@@ -71,13 +71,16 @@ class TarSource:
         return header._replace(name=fields.get(b"path", name if name is not None else header.name), size=int(size))
 
     def _entry(self, header: TarHeader) -> Entry | Refusal | None:
-        """None for a folder, which says nothing."""
+        """None for a folder, which says nothing, and for a hidden file."""
         path = header.name.decode(errors="replace")
         where = f"{self._name}: {shown(path)}"
         if header.kind == FOLDER:
             return None
         if header.kind in EMPTY:
             return Refusal(where, None, f"the member is {EMPTY[header.kind]}, not a file")
+        if is_hidden(path):
+            self._file.skip(_padded(header.size))
+            return None
         refused: str | None = None
         if header.kind not in REGULAR:
             refused = f"the member is of a kind that is not known ({shown(header.kind)})"

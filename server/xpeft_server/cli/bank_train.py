@@ -18,7 +18,7 @@ from .bank_facts import bank_facts
 from .epoch_bar import epoch_bar, shown_score
 from .out_file import check_out_file
 from .screen import fail, plain, say, show_facts
-from .setting_options import add_options, option_name, setting_options
+from .setting_options import add_options, check_variables, option_name, setting_options
 
 if TYPE_CHECKING:
     from xpeft_server.model.bank import Bank
@@ -107,6 +107,7 @@ def train(  # the options that follow are the settings' (see `setting_options`)
     from xpeft_server.model.errors import ModelError
     from xpeft_tuning.errors import TuningError
 
+    check_variables(context, _VARIABLES)
     chosen = _method(method, by)
     try:
         settings = _settings(context, options, chosen)

@@ -65,8 +65,10 @@ def create(
             if any(other.id == entry.id for other in entries):
                 fail(f"there is a key with the id {entry.id!r} already in {file}")
             write_keys(file, (*entries, entry))
-    except (KeysInvalid, OSError) as error:
+    except KeysInvalid as error:
         fail(str(error))
+    except OSError as error:
+        fail(_not_written(file, error))
     _show_once(secret, entry, file)
 
 
@@ -124,8 +126,10 @@ def rotate(
             secret, new = new_key(id=new_id, tenant=old.tenant, role=old.role, expires=until)
             changed = [kept if entry is old else entry for entry in entries]
             write_keys(file, (*(entry for entry in changed if entry is not None), new))
-    except (KeysInvalid, OSError) as error:
+    except KeysInvalid as error:
         fail(str(error))
+    except OSError as error:
+        fail(_not_written(file, error))
     fate = "is revoked" if kept is None else f"expires at {kept.expires}"
     typer.echo(f"Key {old.id} {fate}.", err=True)
     if successor is not None:
@@ -143,8 +147,10 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The id, as 
             if len(left) == len(entries):
                 fail(f"there is no key with the id {key_id!r} in {file}")
             write_keys(file, left)
-    except (KeysInvalid, OSError) as error:
+    except KeysInvalid as error:
         fail(str(error))
+    except OSError as error:
+        fail(_not_written(file, error))
     say(f"Key {key_id} is revoked.")
 
 
@@ -173,6 +179,10 @@ def _grace(text: str) -> timedelta:
     if age is None:
         fail(f"grace = {text!r} is no duration: give it as 7d, 24h or 30m, or 0")
     return age
+
+
+def _not_written(file: Path, error: OSError) -> str:
+    return f"{file} cannot be written: {error.strerror or error}"
 
 
 def _check_tenant(tenant: str) -> None:

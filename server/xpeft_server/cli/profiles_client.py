@@ -92,6 +92,14 @@ class ProfilesClient:
         """Remove a profile."""
         self._call("DELETE", _path(name), headers=_conditions(if_match, None))
 
+    def bank(self) -> str:
+        """The fingerprint of the bank that the server has."""
+        info = self._object(self._call("GET", "/info"))
+        try:
+            return str(info["bank"]["fingerprint"])
+        except (KeyError, TypeError):
+            raise ClientError(f"{self._url} told of no bank: is it an xpeft server?") from None
+
     def list(self, *, prefix: str, limit: int | None) -> Iterator[dict[str, Any]]:
         """The tenant's profiles by name, page after page, at most ``limit`` of them."""
         cursor: str | None = None

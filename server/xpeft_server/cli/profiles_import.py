@@ -43,7 +43,7 @@ def import_command(
         Path,
         typer.Argument(
             help="A folder of NAME.safetensors or TENANT/NAME.safetensors, a .tar or .tar.gz of such, or a .jsonl or"
-            ' .jsonl.gz of {"tenant"?, "name", "file": the profile file in base64}.'
+            ' .jsonl.gz of {"tenant"?, "name", "file": the profile file in base64}. Hidden files are left out.'
         ),
     ],
     store: StoreUrl = None,

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from xpeft_server.settings import SettingsInvalid, check_variable
+
+from .screen import fail
 
 
 def setting_options(settings: type[Any], *, variables: str, panels: Mapping[str, str]) -> list[inspect.Parameter]:
@@ -43,6 +48,17 @@ def is_typed(context: typer.Context, parameter: str) -> bool:
     """Whether it stands on the command line, rather than in the environment or nowhere."""
     source = context.get_parameter_source(parameter)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def check_variables(context: typer.Context, prefix: str) -> None:
+    """End the command if a variable begins so that is no option's of it."""
+    known = [each.envvar for each in context.command.params if isinstance(each.envvar, str)]
+    try:
+        for variable in os.environ:
+            if variable.startswith(prefix):
+                check_variable(variable, known)
+    except SettingsInvalid as error:
+        fail(str(error))
 
 
 def add_options(command: Callable[..., None], options: list[inspect.Parameter]) -> None:

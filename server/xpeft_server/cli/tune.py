@@ -12,10 +12,11 @@ from xpeft_tuning.errors import SettingsInvalid
 
 from .https_options import https_options, take_https_options
 from .screen import fail
-from .setting_options import add_options
+from .setting_options import add_options, check_variables
 from .tune_destinations import Destinations
 from .tune_input import TuningInput
 from .tune_options import (
+    VARIABLES,
     ApiKey,
     BankName,
     BatchProfiles,
@@ -74,6 +75,7 @@ def tune(  # the options that follow are `https_options` and `learning_options`
 
     Example: xpeft tune --data reviews.jsonl.gz --by user --profile 'critic-{user}' --out critics
     """
+    check_variables(context, VARIABLES)
     where = Destinations(
         out=out,
         force=force,
@@ -121,8 +123,14 @@ def _tune_many(
     if journal is None:
         if where.out is None:
             fail("without --out there is no place for the journal, which a run goes on from: give --journal FILE")
-        journal = where.out / "journal.jsonl"
+        journal = _journal_in(where.out)
     tune_many(given, where, ManyOptions(by=by, journal=journal, places=batch_profiles))
+
+
+def _journal_in(folder: Path) -> Path:
+    """Hidden, so that an import of the folder finds profiles alone; one that was begun in sight is gone on with."""
+    in_sight = folder / "journal.jsonl"
+    return in_sight if in_sight.exists() else folder / ".journal.jsonl"
 
 
 add_options(tune, [*https_options(), *learning_options()])

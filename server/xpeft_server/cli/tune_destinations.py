@@ -34,6 +34,7 @@ class Destinations:
         url, api_key, tls: of a server.
         store, tenant: a store's URL, and whose profiles they are in it.
         profile: name, or template of names, see `tune_names.profile_names`.
+        unasked: variables that name a server or a store, and do not count.
     """
 
     out: Path | None
@@ -44,6 +45,7 @@ class Destinations:
     store: str | None
     tenant: str | None
     profile: str | None
+    unasked: tuple[str, ...] = ()
 
     def meant(self, context: typer.Context) -> Destinations:
         """A server or a store in the environment counts only beside a name: nothing goes there unasked.
@@ -52,11 +54,11 @@ class Destinations:
         """
         meant = self
         if self.profile is None:
-            meant = replace(
-                self,
-                url=self.url if is_typed(context, "url") else None,
-                store=self.store if is_typed(context, "store") else None,
-            )
+            url = self.url if is_typed(context, "url") else None
+            store = self.store if is_typed(context, "store") else None
+            dropped = {"XPEFT_URL": url != self.url, "XPEFT_TUNE_STORE": store != self.store}
+            unasked = tuple(variable for variable, is_so in dropped.items() if is_so)
+            meant = replace(self, url=url, store=store, unasked=unasked)
         if meant.url is None:
             refuse_https_options(context, "is of a server: give --url")
         return meant
@@ -69,7 +71,8 @@ class Destinations:
         if self.profile is not None and not (self.url or self.store):
             fail(f"--profile {self.profile} needs a server or a store: give --url, or XPEFT_URL, or --store")
         if self.out is None and self.profile is None:
-            fail("there is nowhere to put the profile: give --out FILE, or --profile NAME with --url or --store")
+            nowhere = "there is nowhere to put the profile: give --out FILE, or --profile NAME with --url or --store"
+            fail(nowhere + self._reason())
         if self.out is not None:
             check_out_file(self.out, force=self.force)
 
@@ -77,7 +80,11 @@ class Destinations:
         """End the command if this is no place for profiles."""
         self._check_tenant()
         if not (self.out or self.url or self.store):
-            fail("there is nowhere to put the profiles: give --out, --url or --store")
+            fail(f"there is nowhere to put the profiles: give --out, --url or --store{self._reason()}")
+
+    def _reason(self) -> str:
+        """Why what the environment names is no destination."""
+        return f"; without --profile nothing goes where {' or '.join(self.unasked)} says" if self.unasked else ""
 
     def _check_tenant(self) -> None:
         if self.tenant is not None and self.store is None:

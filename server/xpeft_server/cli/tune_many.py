@@ -28,7 +28,7 @@ from .tune_input import Model, TuningInput
 from .tune_names import NamesInvalid, profile_names
 from .tune_plan import Candidate, Plan, plan_of
 from .tune_progress import BarOfMany
-from .tune_sinks import SinkFailed
+from .tune_sinks import SinkFailed, SinkRefused, check_bank
 from .tune_summary import show_summary
 
 _PLACES: Final = {"cpu": 16, "cuda": 256}
@@ -95,6 +95,7 @@ def tune_many(given: TuningInput, where: Destinations, options: ManyOptions) -> 
         _make_folder(where, options.journal, names.values())
         with where.opened(_file_of, overwrite=True) as sinks:
             model = given.model()
+            check_bank(sinks, model.bank.fingerprint)
             given.settings.check_fits(model.bank)
             recipe = Recipe(model.plm.facts.fingerprint, model.bank.fingerprint, given.dtype, given.settings)
             candidates = [
@@ -137,6 +138,8 @@ def _run(run: Run, model: Model, given: TuningInput, options: ManyOptions) -> No
     except KeyboardInterrupt:
         typer.echo(plain(f"stopped: {_how_to_go_on(run, options)}"), err=True)
         raise typer.Exit(_INTERRUPTED) from None
+    except SinkRefused as error:
+        fail(f"{error}; {_how_far(run, options)}")
     except (SinkFailed, JournalFailed) as error:
         fail(f"{error}; {_how_to_go_on(run, options)}")
     except torch.OutOfMemoryError as error:
@@ -181,7 +184,11 @@ def _announce(plan: Plan) -> None:
 
 
 def _how_to_go_on(run: Run, options: ManyOptions) -> str:
+    return f"{_how_far(run, options)}, the same command goes on from there"
+
+
+def _how_far(run: Run, options: ManyOptions) -> str:
     plan = run.plan
     before = len(plan.skipped) + len(plan.refused)
     done, every = before + len(run.delivery.entries), before + len(plan.to_tune)
-    return f"{done} of {every} profiles are done and in {options.journal}, the same command goes on from there"
+    return f"{done} of {every} profiles are done and in {options.journal}"

@@ -15,7 +15,7 @@ from .screen import fail, say, show_facts
 from .tune_destinations import Destinations
 from .tune_input import TuningInput
 from .tune_names import NamesInvalid, check_profile_name
-from .tune_sinks import SinkFailed
+from .tune_sinks import SinkFailed, check_bank
 
 if TYPE_CHECKING:
     from xpeft_tuning.dataset import Task
@@ -39,6 +39,7 @@ def tune_one(given: TuningInput, where: Destinations) -> None:
             if given.settings.shared_head is None:  # whose labels the bank knows
                 learnable_parts(dataset, dataset.labels, given.settings)
             plm, bank = given.model()
+            check_bank(sinks, bank.fingerprint)
             with epoch_bar() as show:
                 tuned = tune_profile(plm, bank, dataset, given.settings, show)
             _report(tuned, dataset.task)

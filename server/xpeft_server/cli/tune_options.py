@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -12,6 +12,9 @@ from xpeft_tuning.errors import SettingsInvalid
 from xpeft_tuning.settings import TuningSettings
 
 from .setting_options import setting_options
+
+VARIABLES: Final = "XPEFT_TUNE_"
+"""What the variables of this command alone begin with."""
 
 _BY_HAND = frozenset({"kind", "shared_head", "own_head"})  # settings whose options read otherwise: --soft and --head
 _WHERE_TO = "Where profiles go"
@@ -37,7 +40,7 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(envvar="XPEFT_DE
 Dtype = Annotated[
     Literal["float32", "bfloat16"],
     typer.Option(
-        envvar="XPEFT_TUNE_DTYPE", help="Number format of the language model while tuning; what is learned is float32."
+        envvar=f"{VARIABLES}DTYPE", help="Number format of the language model while tuning; what is learned is float32."
     ),
 ]
 Out = Annotated[
@@ -75,7 +78,7 @@ ApiKey = Annotated[
 Store = Annotated[
     str | None,
     typer.Option(
-        envvar="XPEFT_TUNE_STORE",
+        envvar=f"{VARIABLES}STORE",
         help="Write into this profile store, which needs no server: sqlite:///FILE or redis://…. The variable counts"
         " only beside --profile.",
         show_default=False,
@@ -113,7 +116,7 @@ JournalFile = Annotated[
     Path | None,
     typer.Option(
         "--journal",
-        help="A line for each profile that is done; the same command goes on from there. Default: OUT/journal.jsonl.",
+        help="A line for each profile that is done; the same command goes on from there. Default: OUT/.journal.jsonl.",
         show_default=False,
         rich_help_panel=_MANY,
     ),
@@ -121,7 +124,7 @@ JournalFile = Annotated[
 BatchProfiles = Annotated[
     int | None,
     typer.Option(
-        envvar="XPEFT_TUNE_BATCH_PROFILES",
+        envvar=f"{VARIABLES}BATCH_PROFILES",
         min=1,
         help="Profiles that are tuned together. Default: 16 on CPU, 256 on a GPU.",
         show_default=False,
@@ -169,7 +172,7 @@ def tuning_settings(options: dict[str, Any], *, soft: bool, head: str) -> Tuning
 
 def learning_options() -> list[inspect.Parameter]:
     """An option for each setting that has none of its own here."""
-    every = setting_options(TuningSettings, variables="XPEFT_TUNE_", panels={"": _HOW})
+    every = setting_options(TuningSettings, variables=VARIABLES, panels={"": _HOW})
     return [each for each in every if each.name not in _BY_HAND]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 from xpeft_profiles import (
+    RESERVED,
     Profile,
     ProfileInvalid,
     ProfileKey,
@@ -22,18 +23,27 @@ from xpeft_profiles import (
 from xpeft_server.client_tls import NO_FILES, ClientTls
 from xpeft_server.output_file import output_file
 
-from .profiles_client import ClientError, ProfilesClient
+from .profiles_client import ClientError, ProfilesClient, Refused
 
 T = TypeVar("T")
 _KEYS_AT_ONCE: Final = 1000  # in one question to a store
+_FOR_GOOD: Final = (403, 409)  # the key's role, another bank
 
 
 class SinkFailed(Exception):
     """The profile is not kept, or nobody can say; the message is for people."""
 
 
+class SinkRefused(SinkFailed):
+    """The same profile would be refused again."""
+
+
 class Sink(Protocol):
     """Raises: SinkFailed from every method."""
+
+    @property
+    def bank(self) -> str | None:
+        """Fingerprint of the bank whose profiles it takes; None: those of every bank."""
 
     def versions(self, names: Sequence[str]) -> dict[str, str]:
         """Name → version, of those of the names that are there."""
@@ -47,6 +57,8 @@ class FileSink:
 
     Args: path_of: name → file; overwrite: whether it may be there already.
     """
+
+    bank = None
 
     def __init__(self, path_of: Callable[[str], Path], *, overwrite: bool) -> None:
         self._path_of = path_of
@@ -75,15 +87,23 @@ class FileSink:
 
 
 class ServerSink:
-    """A running server. Asks it for profiles at once: a wrong address or key shall not cost a whole tuning."""
+    """A running server. Asked at once for its bank and whether the key may write: no mistake shall cost a tuning."""
 
     def __init__(self, url: str, api_key: str | None, tls: ClientTls = NO_FILES) -> None:
         try:
             self._client = ProfilesClient(url, api_key, tls)
-            for _ in self._client.list(prefix="", limit=1):
-                pass
+            self.bank = self._client.bank()
+            self._check_role()
         except ClientError as error:
             raise SinkFailed(str(error)) from None
+
+    def _check_role(self) -> None:
+        """By uploading what no profile can be called, which only a key that may write is told. Raises: ClientError."""
+        try:
+            self._client.put(RESERVED, b"", if_match=None, if_none_match=None)
+        except Refused as refusal:
+            if refusal.code != "reserved_name":
+                raise
 
     def versions(self, names: Sequence[str]) -> dict[str, str]:
         if not names:
@@ -99,13 +119,16 @@ class ServerSink:
         try:
             answer = self._client.put(name, write_profile_file(profile), if_match=None, if_none_match=None)
         except ClientError as error:
-            raise SinkFailed(str(error)) from None
+            refused = isinstance(error, Refused) and error.status in _FOR_GOOD
+            raise (SinkRefused if refused else SinkFailed)(str(error)) from None
         outcome = "created" if answer.status == 201 else "stored"
         return f"{outcome} {name} {answer.headers.get('etag', '').strip(chr(34))}".rstrip()
 
 
 class StoreSink:
     """A store that servers read, written without any of them. Opened when it is made; to be closed."""
+
+    bank = None
 
     def __init__(self, url: str, tenant: str) -> None:
         try:
@@ -150,6 +173,13 @@ class StoreSink:
             return self._loop.run(call)
         except ProfileStoreError as error:
             raise SinkFailed(error.message) from None
+
+
+def check_bank(sinks: Sequence[Sink], fingerprint: str) -> None:
+    """Raises: SinkFailed if one of them takes no profiles of this bank."""
+    for sink in sinks:
+        if sink.bank not in (None, fingerprint):
+            raise SinkFailed(f"bank is {fingerprint}, the server has {sink.bank}: give its --plm and --bank")
 
 
 def _common_prefix(names: Sequence[str]) -> str:

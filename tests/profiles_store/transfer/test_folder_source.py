@@ -42,6 +42,15 @@ def test_what_is_no_profile_file_is_refused(tmp_path: Path) -> None:
     assert len(found) == 5
 
 
+def test_hidden_files_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "acme").mkdir()
+    (tmp_path / ".git").mkdir()
+    for path in (".journal.jsonl", ".a.safetensors", "acme/.b.safetensors.0f.draft", ".git/c.safetensors"):
+        (tmp_path / path).write_bytes(b"x")
+    (tmp_path / "a.safetensors").write_bytes(b"12345")
+    assert list(read(tmp_path)) == ["a.safetensors"]
+
+
 def test_no_more_of_a_large_file_is_read_than_shows_that_it_is_too_large(tmp_path: Path) -> None:
     with (tmp_path / "large.safetensors").open("wb") as file:
         file.truncate(1 << 40)

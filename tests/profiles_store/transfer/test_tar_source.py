@@ -63,6 +63,16 @@ def test_members_are_entries_in_every_form_of_tar(archive: Any, form: int, size:
     assert found[1].where == "p.tar: './acme/b.safetensors'"
 
 
+def test_hidden_files_are_left_out(archive: Any) -> None:
+    path = archive(
+        ("./.journal.jsonl", b"x" * 6000, {}),
+        ("acme/._b.safetensors", b"x", {}),
+        (".git/c.safetensors", b"x", {}),
+        ("./a.safetensors", b"a", {}),
+    )
+    assert [each[1:] for each in read(path)] == [(None, "a", b"a")]
+
+
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_the_longest_names_come_back(archive: Any, form: int) -> None:
     tenant, name = "t" * 128, "n" * 128
