@@ -161,8 +161,10 @@ def drain() -> Drain:
 
 
 @pytest.fixture
-def settings() -> Settings:
-    return Settings(max_inputs=4, max_body_bytes=4096, max_profile_bytes=2048, max_tuning_rows=8)
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """Small limits; a test may ask for others."""
+    limits = {"max_inputs": 4, "max_body_bytes": 4096, "max_profile_bytes": 2048, "max_tuning_rows": 8}
+    return Settings(**limits | getattr(request, "param", {}))
 
 
 SECRETS = {
@@ -278,10 +280,14 @@ def connection_limits() -> ConnectionLimits:
 
 
 @pytest.fixture
-async def port(app: FastAPI, metrics: Metrics, connection_limits: ConnectionLimits) -> AsyncIterator[int]:
+async def port(
+    app: FastAPI, settings: Settings, metrics: Metrics, connection_limits: ConnectionLimits
+) -> AsyncIterator[int]:
     """Where a real server listens."""
     listening = bind("127.0.0.1", 0)
-    server = HttpServer(app, tls=None, limits=connection_limits, metrics=metrics, closing_seconds=5)
+    server = HttpServer(
+        app, tls=None, limits=connection_limits, metrics=metrics, closing_seconds=5, access_log=settings.access_log
+    )
     running = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started:
         await asyncio.sleep(0)

@@ -231,12 +231,13 @@ async def test_answered_requests_are_counted_by_profile(client, metric):
     assert metric('xpeft_profile_requests_total{profile="b",tenant="default"}') == 1
 
 
-async def test_a_full_queue_refuses_before_it_looks_at_what_is_asked(client, engine):
+async def test_a_full_queue_refuses_before_it_looks_at_what_is_asked(client, engine, metric):
     engine.full = True
     answer = await client.post(URL, content=b"not even JSON", headers={"content-type": "application/json"})
     assert answer.status_code == 429
     assert answer.headers["retry-after"] == "2"
     assert engine.seen == []
+    assert metric('xpeft_refusals_total{reason="queue"}') == 1
 
 
 async def test_refused_requests_are_not_counted_by_profile(client, engine, metrics):

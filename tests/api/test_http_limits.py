@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 
 import pytest
@@ -125,6 +126,61 @@ async def test_a_head_beyond_the_limits_is_431_in_the_envelope(send, head, code)
     assert b"connection: close" in answer
     assert b"x-request-id: " in answer
     assert b'"code":"%s"' % code in answer
+
+
+UNPARSED = {
+    "rubbish": (b"rubbish\r\n\r\n", 400, "invalid_http", "client_error"),
+    "many headers": (GET + b"X: y\r\n" * HEADERS + b"\r\n", 431, "too_many_headers", "client_error"),
+    "gzip": (POST + b"Transfer-Encoding: gzip\r\n\r\n", 501, "unsupported_transfer_encoding", "server_error"),
+    "HTTP/2": (b"GET /health HTTP/2.0\r\n\r\n", 505, "http_version_not_supported", "server_error"),
+}
+
+
+@pytest.fixture
+def access_lines():
+    """What the access log was told, as the fields of each line."""
+    found = []
+
+    class Lines(logging.Handler):
+        def emit(self, record):
+            found.append({"message": record.getMessage(), **record.fields})
+
+    handler, logger = Lines(), logging.getLogger("xpeft.access")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield found
+    logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize(("request_", "status", "code", "outcome"), UNPARSED.values(), ids=UNPARSED)
+async def test_what_cannot_be_read_as_a_request_is_counted(send, metric, request_, status, code, outcome):
+    assert (await send(request_)).startswith(b"HTTP/1.1 %d " % status)
+    assert metric(f'xpeft_requests_total{{outcome="{outcome}",route="unmatched"}}') == 1
+    assert metric('xpeft_request_duration_seconds_count{route="unmatched"}') == 0
+
+
+@pytest.mark.parametrize("settings", [{"access_log": True}], indirect=True)
+@pytest.mark.parametrize(("request_", "status", "code", "outcome"), UNPARSED.values(), ids=UNPARSED)
+async def test_what_cannot_be_read_as_a_request_has_a_line_in_the_access_log(
+    send, access_lines, request_, status, code, outcome
+):
+    answer = await send(request_)
+    (line,) = access_lines
+    assert b"x-request-id: %s\r\n" % line.pop("request_id").encode() in answer
+    assert line.pop("client").startswith("127.0.0.1:")
+    assert line == {
+        "message": f"unmatched {status}",
+        "route": "unmatched",
+        "status": status,
+        "code": code,
+        "outcome": outcome,
+    }
+
+
+async def test_without_the_access_log_what_cannot_be_read_logs_nothing(send, access_lines):
+    await send(b"rubbish\r\n\r\n")
+    assert access_lines == []
 
 
 async def test_so_many_headers_are_read(send):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from xpeft_server.engine.metrics import Metrics
+from xpeft_profiles import TooManyJobs, TooManyProfiles
+from xpeft_server.api.errors import refusal_of, translate
+from xpeft_server.engine.errors import InvalidInput, LimitReached, Overloaded, Unavailable
+from xpeft_server.engine.metrics import REFUSALS, Metrics
 from xpeft_server.engine.profile_requests import ProfileRequests
 
 FAMILIES = {
@@ -176,3 +179,20 @@ def test_profiles_of_two_tenants_are_two_series():
         ("two", "p", 1),
         ("", "other", 0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Overloaded("full"), "queue"),
+        (Overloaded("behind", reason="queue_seconds"), "queue_seconds"),
+        (LimitReached("request_rate", "2 a second"), "request_rate"),
+        (TooManyProfiles(3), "profiles"),
+        (TooManyJobs(4), "tuning_jobs"),
+        (Unavailable("stopping"), None),
+        (InvalidInput("empty"), None),
+    ],
+)
+def test_what_is_answered_with_429_has_a_reason_and_nothing_else_has(error, reason):
+    assert refusal_of(error) == reason
+    assert (translate(error).status == 429) == (reason in REFUSALS)

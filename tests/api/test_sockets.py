@@ -35,6 +35,18 @@ async def test_a_client_that_leaves_while_it_waits_withdraws_its_request(port, e
     await until(lambda: metric('xpeft_requests_total{outcome="cancelled",route="/v1/classify"}') == 1)
 
 
+@pytest.mark.parametrize("settings", [{"max_body_bytes": 1 << 20}], indirect=True)
+async def test_a_client_that_leaves_is_seen_however_long_its_body_was(port, engine, metric):
+    engine.hold = asyncio.Event()
+    _, writer = await connect(port)
+    writer.write(request(BODY + b" " * 300_000))
+    async with asyncio.timeout(10):
+        await engine.waiting.wait()
+        writer.close()
+        await engine.withdrawn.wait()
+    await until(lambda: metric('xpeft_requests_total{outcome="cancelled",route="/v1/classify"}') == 1)
+
+
 async def test_a_client_that_leaves_withdraws_the_first_of_its_requests_in_a_row(port, engine, metric):
     engine.hold = asyncio.Event()
     _, writer = await connect(port)
@@ -76,6 +88,16 @@ async def test_a_client_that_leaves_within_its_body_is_counted_as_cancelled(port
     await until(lambda: metric('xpeft_requests_total{outcome="cancelled",route="/v1/classify"}') == 1)
     assert len(engine.seen) == 1
     assert "Traceback" not in caplog.text
+
+
+async def test_an_upload_that_its_client_gives_up_has_not_failed(port, metric):
+    _, writer = await connect(port)
+    writer.write(b"PUT /v1/profiles/p HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n")
+    writer.write(b"Content-Length: 1000\r\n\r\nabc")
+    await writer.drain()
+    writer.close()
+    await until(lambda: metric('xpeft_requests_total{outcome="cancelled",route="/v1/profiles/{name}"}') == 1)
+    assert metric('xpeft_profile_uploads_total{outcome="failed"}') == 0
 
 
 async def test_a_client_that_sends_all_of_a_long_body_reads_why_it_is_refused(port):

@@ -11,7 +11,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from xpeft_server.engine.errors import Unavailable
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, EngineStatus, GenerateRequest, News
 from xpeft_server.remote.peer import Peer
-from xpeft_server.remote.summed_metrics import summed
+from xpeft_server.remote.summed_metrics import ConnectedMetrics, Told, summed
 from xpeft_server.settings import Settings
 
 
@@ -199,12 +199,12 @@ async def test_one_that_does_not_tell_its_metrics_in_time_counts_for_what_it_tol
     class Hangs:
         told = False
 
-        async def call(self, method: str) -> bytes:
-            assert method == "own_families"
+        async def call(self, method: str) -> Told:
+            assert method == "tell_metrics"
             if self.told:
                 await asyncio.Event().wait()
             self.told = True
-            return pickle.dumps(busy.families())
+            return Told({}, pickle.dumps(busy.families()))
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         fronts = processes(Settings(http_processes=1), listening)
@@ -212,3 +212,93 @@ async def test_one_that_does_not_tell_its_metrics_in_time_counts_for_what_it_tol
         for _ in range(2):
             page = summed(map(pickle.loads, await fronts._families()))
             assert b"\nxpeft_prompt_tokens_total 5.0\n" in page
+
+
+class Front:
+    """A process that counts, and is asked for what it has counted; it answers once it ``may_answer``."""
+
+    def __init__(self) -> None:
+        self.metrics = ConnectedMetrics(cast("Peer", None), top_profiles=2)
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def call(self, method: str) -> Told:
+        assert method == "tell_metrics"
+        told = self.metrics.tell()
+        await self.may_answer.wait()
+        return told
+
+    def count(self, **requests: int) -> None:
+        for profile, times in requests.items():
+            for _ in range(times):
+                self.metrics.profile_requests.count("acme", profile)
+
+
+@pytest.fixture
+def fronts() -> Iterator[FrontProcesses]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield processes(Settings(http_processes=2), listening)
+
+
+def joined(fronts: FrontProcesses) -> Front:
+    front = Front()
+    fronts._listeners.add(cast("Peer", front))
+    return front
+
+
+async def profile_requests(fronts: FrontProcesses) -> dict[str, float]:
+    page = summed(map(pickle.loads, await fronts._families())).decode()
+    found = re.findall(r'^xpeft_profile_requests_total{profile="(.+)",tenant=".*"} (.+)$', page, re.MULTILINE)
+    return {profile: float(value) for profile, value in found}
+
+
+async def test_profiles_of_all_processes_have_no_more_series_than_there_may_be_and_none_falls(
+    fronts: FrontProcesses,
+) -> None:
+    fronts._metrics = Metrics(top_profiles=2)
+    one, other = joined(fronts), joined(fronts)
+    asked: list[tuple[Front, dict[str, int]]] = [
+        (one, {"hot": 10, "x": 5}),
+        (other, {"hot": 1000}),
+        (one, {"x": 20, "y": 20}),
+        (other, {"u": 40, "v": 30, "w": 20}),
+        (one, {"u": 2000, "v": 3000}),
+        (other, {"hot": 9}),
+    ]
+    before: dict[str, float] = {}
+    for front, requests in asked:
+        front.count(**requests)
+        found = await profile_requests(fronts)
+        assert len(found) <= 2 + 1
+        assert {name: value for name, value in before.items() if found.get(name, value) < value} == {}
+        before = found
+    assert sum(before.values()) == sum(sum(requests.values()) for _, requests in asked)
+    assert before.keys() == {"u", "v", "other"}
+
+
+async def test_profiles_of_processes_that_ended_have_no_series_beside_those(fronts: FrontProcesses) -> None:
+    fronts._metrics = Metrics(top_profiles=2)
+    for number in range(10):
+        front = joined(fronts)
+        front.count(**{f"p{number}": 2, f"q{number}": 3})
+        await fronts._families()
+        fronts._listeners.clear()
+        fronts._ended.add(pickle.loads(fronts._told.pop(cast("Peer", front))))  # noqa: S301
+    found = await profile_requests(fronts)
+    assert len(found) == 2 + 1
+    assert sum(found.values()) == 10 * 5
+
+
+async def test_what_a_process_counted_by_profile_is_counted_though_it_tells_too_late(
+    fronts: FrontProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_processes, "_METRICS_SECONDS", 0.05)
+    front = joined(fronts)
+    front.count(desk=3)
+    front.may_answer.clear()
+    for _ in range(2):
+        assert await profile_requests(fronts) == {"other": 0}
+    front.count(desk=4)
+    front.may_answer.set()
+    await asyncio.gather(*fronts._hearing.values())
+    assert await profile_requests(fronts) == {"desk": 7, "other": 0}

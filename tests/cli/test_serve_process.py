@@ -190,6 +190,23 @@ def test_who_still_waits_at_the_end_of_the_drain_is_told(start, pool):
     assert "Traceback" not in err
 
 
+def test_whose_body_is_not_there_at_the_end_of_the_drain_is_told(start):
+    server = start("--drain-seconds", "1")
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=30) as client:
+        client.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        client.sendall(b"Content-Length: 100\r\nExpect: 100-continue\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 100 ")
+        client.sendall(b"{")
+        server.popen.send_signal(signal.SIGTERM)
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 1" in answer.lower()
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "draining"
+    code, _, err = server.ends()
+    assert code == 0
+    assert "Traceback" not in err
+
+
 def test_a_second_signal_ends_at_once(start, pool):
     server = start("--drain-seconds", "60")
     inside = pool.submit(server.classify)

@@ -23,7 +23,6 @@ from xpeft_server.engine.errors import (
     ProfileNotFound,
     Unavailable,
 )
-from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import (
     ChatMessage,
     ChosenToken,
@@ -163,7 +162,7 @@ def engine(ends: Any) -> FakeEngine:
 
 @pytest.fixture
 async def connected(ends: Any, engine: FakeEngine) -> AsyncIterator[ConnectedEngine]:
-    connected = ConnectedEngine(ends.here, metrics=Metrics(), queue_seconds=1.0)
+    connected = ConnectedEngine(ends.here, queue_seconds=1.0)
     async with asyncio.timeout(10):
         await connected.start()
     yield connected
@@ -421,7 +420,7 @@ async def test_an_engine_that_does_not_change_says_nothing(
 
 
 async def test_before_the_start_nothing_is_known_of_the_engine(ends: Any, engine: FakeEngine) -> None:
-    connected = ConnectedEngine(ends.here, metrics=Metrics(), queue_seconds=1.0)
+    connected = ConnectedEngine(ends.here, queue_seconds=1.0)
     for look in (lambda: connected.info, lambda: connected.geometry, connected.status):
         with pytest.raises(Unavailable, match="has not said anything yet"):
             look()
@@ -432,20 +431,19 @@ async def test_a_tenant_of_whom_nothing_more_may_wait_is_refused_before_anything
     ends: Any, engine: FakeEngine, asked: ClassifyRequest, monkeypatch: pytest.MonkeyPatch, until: Until
 ) -> None:
     monkeypatch.setattr(connected_engine, "_CLOSED_SECONDS", 0.2)
-    metrics, tenant = Metrics(), asked.profile.tenant
-    connected = ConnectedEngine(ends.here, metrics=metrics, queue_seconds=60.0)
+    tenant = asked.profile.tenant
+    connected = ConnectedEngine(ends.here, queue_seconds=60.0)
     engine.full.add(tenant)
     connected.check_room(tenant)
     with pytest.raises(Overloaded, match="the queue is full") as refused:
         await connected.classify(asked)
     assert (refused.value.retry_after, refused.value.reason) == (7.0, "queue_seconds")
     assert engine.seen == []
-    # And for a moment without the other end, which counts only what it was asked itself.
+    # And for a moment without the other end.
     engine.full.clear()
     for _ in range(2):
         with pytest.raises(Overloaded, match="the queue is full"):
             connected.check_room(tenant)
-    assert metrics.refusals["queue_seconds"]._value.get() == 2
     connected.check_room("another")
 
     def is_open() -> bool:
@@ -464,7 +462,7 @@ async def test_where_little_may_wait_a_refusal_is_soon_forgotten(
 ) -> None:
     now = 100.0
     monkeypatch.setattr(connected_engine, "time", SimpleNamespace(monotonic=lambda: now))
-    connected = ConnectedEngine(ends.here, metrics=Metrics(), queue_seconds=0.1)
+    connected = ConnectedEngine(ends.here, queue_seconds=0.1)
     engine.full.add(asked.profile.tenant)
     with pytest.raises(Overloaded):
         await connected.classify(asked)
@@ -479,7 +477,7 @@ async def test_of_tenants_that_were_refused_few_are_remembered(
     ends: Any, engine: FakeEngine, asked: ClassifyRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connected_engine, "_MOST_CLOSED", 3)
-    connected = ConnectedEngine(ends.here, metrics=Metrics(), queue_seconds=1.0)
+    connected = ConnectedEngine(ends.here, queue_seconds=1.0)
     for number in range(10):
         tenant = f"tenant-{number}"
         engine.full.add(tenant)
@@ -489,7 +487,7 @@ async def test_of_tenants_that_were_refused_few_are_remembered(
 
 
 async def test_without_the_other_end_it_does_not_start(ends: Any, until: Until) -> None:
-    connected = ConnectedEngine(ends.here, metrics=Metrics(), queue_seconds=1.0)
+    connected = ConnectedEngine(ends.here, queue_seconds=1.0)
     ends.cut()
     await until(lambda: "here" in ends.lost)
     with pytest.raises(Unavailable, match="went away"):
@@ -527,7 +525,7 @@ async def test_closing_ends_what_was_listened_to(
 async def test_closing_right_after_the_start_ends_what_was_listened_to(
     ends: Any, engine: FakeEngine, asked: ClassifyRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connected = ConnectedEngine(ends.here, metrics=Metrics(), queue_seconds=1.0)
+    connected = ConnectedEngine(ends.here, queue_seconds=1.0)
     states = ends.here.stream("states")
     with monkeypatch.context() as patched:
         patched.setattr(ends.here, "stream", lambda _: states)
@@ -546,7 +544,7 @@ async def test_when_the_other_end_went_away_no_error_is_left_behind(
 ) -> None:
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    connected = ConnectedEngine(ends.here, metrics=Metrics(), queue_seconds=1.0)
+    connected = ConnectedEngine(ends.here, queue_seconds=1.0)
     await connected.start()
     ends.cut()
     listening = connected._listening

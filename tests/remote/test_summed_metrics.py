@@ -14,7 +14,7 @@ from prometheus_client.samples import Sample
 
 from xpeft_server.engine.errors import Unavailable
 from xpeft_server.engine.metrics import Metrics
-from xpeft_server.remote.summed_metrics import ConnectedMetrics, EndedProcesses, summed
+from xpeft_server.remote.summed_metrics import ConnectedMetrics, EndedProcesses, Told, summed
 
 # One of each process's, not their sum.
 CHOSEN: dict[str, Callable[[list[float]], float]] = {
@@ -45,6 +45,11 @@ def described(page: bytes) -> list[str]:
 
 def seen(*processes: Metrics | EndedProcesses) -> dict[str, float]:
     return series(summed(each.families() for each in processes))
+
+
+def unpickled(told: Told) -> list[Metric]:
+    families: list[Metric] = pickle.loads(told.families)  # noqa: S301
+    return families
 
 
 def busy(number: int) -> Metrics:
@@ -190,20 +195,40 @@ async def test_a_process_shows_its_own_metrics_with_those_of_all_others(ends: An
     front.prompt_tokens.inc(7)
     front.profile_requests.count("acme", "door")
 
-    async def own_families() -> bytes:
-        return pickle.dumps(front.families())
+    async def tell_metrics() -> Told:
+        return front.tell()
 
     async def families() -> list[bytes]:
-        return [pickle.dumps(engine.families()), await ends.there.call("own_families")]
+        told = await ends.there.call("tell_metrics")
+        engine.profile_requests.add(told.profile_requests)
+        return [pickle.dumps(engine.families()), told.families]
 
     ends.methods["families"] = families
-    ends.methods_here["own_families"] = own_families
+    ends.methods_here["tell_metrics"] = tell_metrics
     page = await front.page()
     assert series(page)["xpeft_prompt_tokens_total[]"] == 107
     assert series(page)["xpeft_profile_requests_total[('profile', 'door'), ('tenant', 'acme')]"] == 1
     assert described(page) == described(engine.render())
     # Its own alone are what it tells the others.
     assert series(front.render())["xpeft_prompt_tokens_total[]"] == 7
+
+
+async def test_requests_by_profile_are_handed_over_and_everything_else_is_told_again(ends: Any) -> None:
+    engine, front = Metrics(top_profiles=2), ConnectedMetrics(ends.here, top_profiles=2)
+    for number in range(300):
+        front.profile_requests.count("acme", "door")
+        front.profile_requests.count("acme", f"profile{number}")
+    front.prompt_tokens.inc(7)
+    told = front.tell()
+    engine.profile_requests.add(told.profile_requests)
+    found = series(summed([engine.families(), unpickled(told)]))
+    by_profile = {name: value for name, value in found.items() if name.startswith("xpeft_profile_requests_total")}
+    assert len(by_profile) == 2 + 1
+    assert by_profile["xpeft_profile_requests_total[('profile', 'door'), ('tenant', 'acme')]"] == 300
+    assert sum(by_profile.values()) == 600
+    again = front.tell()
+    assert sum(again.profile_requests.values()) == 0
+    assert series(summed([unpickled(again)]))["xpeft_prompt_tokens_total[]"] == 7
 
 
 async def test_there_is_no_page_without_the_other_processes(ends: Any, until: Any) -> None:

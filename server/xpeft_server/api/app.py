@@ -69,7 +69,7 @@ def create_app(
         *classify_operations(Classifier(settings, engine=engine, metrics=metrics)),
         *generation_operations(Generate(generation), Completions(generation), Chat(generation)),
         *profile_operations(Profiles(settings, engine=engine, store=store, tenants=tenants, metrics=metrics)),
-        *tuning_operations(Jobs(settings, tuner=tuner, metrics=metrics)),
+        *tuning_operations(Jobs(settings, tuner=tuner)),
         *model_operations(Models(engine=engine, store=store)),
         *probe_operations(Probes(settings, engine=engine, store=store, metrics=metrics, drain=drain)),
     ]

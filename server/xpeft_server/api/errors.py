@@ -110,6 +110,8 @@ _TABLE: Final[Mapping[type[Exception], _Rule]] = {
     JobFinished: _Rule(409, JobFinished.code),
 }
 
+_QUOTAS: Final[Mapping[type[Exception], str]] = {TooManyProfiles: "profiles", TooManyJobs: "tuning_jobs"}
+
 _TYPES: Final[Mapping[int, str]] = {
     401: "authentication_error",
     403: "permission_error",
@@ -153,6 +155,13 @@ def outcome_of(status: int) -> str:
     if status == 429:
         return "overloaded"
     return "client_error" if status < 500 else "server_error"
+
+
+def refusal_of(error: Exception) -> str | None:
+    """The ``reason`` of ``refusals_total`` for what is answered with 429; None for every other error."""
+    if isinstance(error, Overloaded):
+        return error.reason
+    return next((reason for kind, reason in _QUOTAS.items() if isinstance(error, kind)), None)
 
 
 def _rule_of(kind: type[Exception]) -> _Rule | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -39,12 +40,15 @@ class Gate:
         else:
             self._check(scope["method"], template, EVERYBODY)
         if self._drain.begun and template not in WHILE_DRAINING:
-            # On a connection that stays open the client would come here again, and not to another server.
-            leave = {"Retry-After": "1", "Connection": "close"}
-            raise ApiError(503, "draining", "the server is stopping", headers=leave)
+            raise _stopping()
         self._drain.enter()
         try:
             await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            # At the drain's end, what the engine does not know of: a body that is still on its way.
+            if self._drain.begun:
+                raise _stopping() from None
+            raise
         finally:
             self._drain.leave()
 
@@ -73,3 +77,9 @@ class Gate:
             held, needed = (" or ".join(sorted(each)) for each in (principal.roles, roles))
             message = f"a key with the role {held} may not {method} {template}; the role {needed} may"
             raise ApiError(403, "forbidden", message)
+
+
+def _stopping() -> ApiError:
+    # On a connection that stays open the client would come here again, and not to another server.
+    leave = {"Retry-After": "1", "Connection": "close"}
+    return ApiError(503, "draining", "the server is stopping", headers=leave)

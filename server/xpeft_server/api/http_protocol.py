@@ -17,9 +17,11 @@ from .connections import Connections, EndReason
 from .context import labels_of
 from .departure import DEPARTURE, Departure
 from .errors import ApiError
+from .ids import new_id
 from .joined_writes import JoinedWrites
 from .last_words import last_words
 from .outflow import Outflow
+from .unparsed_requests import UnparsedRequests
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class HttpProtocol(HttpToolsProtocol):
     Args:
         connected: the socket that its transport reads and writes.
         connections: all of the server's; this one has entered, and leaves when it is lost.
+        unparsed: is told of what is refused here.
     """
 
     _steps = 0  # of the parser, beyond heads and trailers
@@ -60,10 +63,12 @@ class HttpProtocol(HttpToolsProtocol):
         *,
         connected: socket.socket,
         connections: Connections,
+        unparsed: UnparsedRequests,
     ) -> None:
         super().__init__(config, server_state, app_state)
         self._connected = connected
         self._connections = connections
+        self._unparsed = unparsed
         self._limits = connections.limits
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -154,6 +159,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._steps += 1
         self.scope[BODY_IS_THERE] = True  # type: ignore[typeddict-unknown-key]
         super().on_message_complete()
+        # Where the body's last part filled what is held, nobody will ask for more: without this, a client that leaves
+        # is not seen. Behind a request that waits for its turn, reading stays paused.
+        if self.cycle is self._answered:
+            self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         if self.pipeline:
@@ -206,7 +215,9 @@ class HttpProtocol(HttpToolsProtocol):
         """End the connection; say why, unless that would get into an answer that is on its way."""
         self._head_is_there()
         if not self._answering:
-            self.transport.write(last_words(error, self.server_state.default_headers))
+            request_id = new_id()
+            self.transport.write(last_words(error, self.server_state.default_headers, request_id=request_id))
+            self._unparsed.observe(error, request_id=request_id, client=self.client)
         self._close()
 
     def _end(self, reason: EndReason) -> None:

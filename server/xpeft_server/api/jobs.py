@@ -9,8 +9,7 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.types import ASGIApp, Scope
 
-from xpeft_profiles import JobKey, Match, ProfileKey, TooManyJobs
-from xpeft_server.engine.metrics import Metrics
+from xpeft_profiles import JobKey, Match, ProfileKey
 from xpeft_server.jobs.errors import InvalidTuning, TooManyRows
 from xpeft_server.jobs.requests import TuningExample, TuningRequest
 from xpeft_server.settings import Settings
@@ -35,12 +34,11 @@ _VARY = (b"vary", b"accept")
 class Jobs:
     """The tuning jobs of the caller's tenant; those of others do not exist for it."""
 
-    def __init__(self, settings: Settings, *, tuner: TunerPort, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, *, tuner: TunerPort) -> None:
         self._max_bytes = settings.max_body_bytes
         self._body_seconds = settings.body_seconds
         self._max_rows = settings.max_tuning_rows
         self._tuner = tuner
-        self._refusals = metrics.refusals
 
     async def submit(self, request: Request) -> Reply:
         scope = request.scope
@@ -53,11 +51,7 @@ class Jobs:
         )
         # Thousands of rows take longer than the event loop has time for.
         asked = await asyncio.to_thread(self._asked, data, profile, match)
-        try:
-            record = await self._tuner.submit(asked)
-        except TooManyJobs:
-            self._refusals["tuning_jobs"].inc()
-            raise
+        record = await self._tuner.submit(asked)
         context_of(scope).change = Change(job=record.id)
         location = (b"location", f"{JOBS_PREFIX}{record.id}".encode())
         return json_reply(job_document(record), status=202, headers=[location])

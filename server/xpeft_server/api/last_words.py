@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from .errors import ApiError
-from .ids import new_id
 
 
-def last_words(error: ApiError, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def last_words(error: ApiError, default_headers: Iterable[tuple[bytes, bytes]], *, request_id: str) -> bytes:
     """A whole answer that ends the connection.
 
     Args:
@@ -23,7 +22,7 @@ def last_words(error: ApiError, default_headers: Iterable[tuple[bytes, bytes]]) 
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
         (b"connection", b"close"),
-        (b"x-request-id", new_id().encode()),
+        (b"x-request-id", request_id.encode()),
     ]
     lines = b"".join(b"%s: %s\r\n" % header for header in headers)
     return STATUS_LINE[error.status] + lines + b"\r\n" + body

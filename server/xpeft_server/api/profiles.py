@@ -34,7 +34,7 @@ from .bodies import read_body
 from .conditions import ANY, etag, is_known, match_of
 from .context import Change, context_of
 from .engine_port import EnginePort
-from .errors import ApiError
+from .errors import ApiError, ClientGone
 from .media import prefers_file
 from .names import no_such_profile, profile_in_path, profile_to_write
 from .paging import asked_limit, known_parameters
@@ -62,18 +62,15 @@ class Profiles:
         self._store = store
         self._tenants = tenants
         self._uploads = metrics.profile_uploads
-        self._refusals = metrics.refusals
         self._damaged = metrics.damaged_profiles
 
     async def put(self, request: Request) -> Reply:
         try:
             key, outcome, profile, size = await self._put(request)
-        except TooManyProfiles:
+        except (ApiError, ProfileInvalid, BankMismatch, PreconditionFailed, TooManyProfiles):
             self._uploads["refused"].inc()
-            self._refusals["profiles"].inc()
             raise
-        except (ApiError, ProfileInvalid, BankMismatch, PreconditionFailed):
-            self._uploads["refused"].inc()
+        except ClientGone:
             raise
         except Exception:
             self._uploads["failed"].inc()

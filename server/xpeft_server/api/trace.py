@@ -13,7 +13,7 @@ from xpeft_server.log_lines import request_labels
 
 from .access_log import log_access
 from .context import RequestContext
-from .errors import AnswerBroken, ClientGone, outcome_of
+from .errors import AnswerBroken, ClientGone, outcome_of, refusal_of
 from .problems import problem_of
 from .replies import error_reply
 from .server_timing import server_timing
@@ -70,6 +70,9 @@ class Trace:
         except Exception as error:
             if answer.status:
                 raise
+            reason = refusal_of(error)
+            if reason is not None:
+                self._metrics.refusals[reason].inc()
             await error_reply(problem_of(error, scope))(scope, receive, answer.send)
         return outcome_of(answer.status)
 

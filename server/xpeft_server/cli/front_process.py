@@ -7,7 +7,6 @@ import contextlib
 import gc
 import logging
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -19,7 +18,7 @@ from xpeft_server.engine.store_watch import StoreWatch
 from xpeft_server.remote.connected_engine import ConnectedEngine
 from xpeft_server.remote.connected_tuner import ConnectedTuner
 from xpeft_server.remote.peer import Method, Peer
-from xpeft_server.remote.summed_metrics import ConnectedMetrics
+from xpeft_server.remote.summed_metrics import ConnectedMetrics, Told
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import LimitsFile, choose_tenant_limits
 
@@ -51,7 +50,7 @@ class FrontProcess:
             "serve": self._serve,
             "drain": self._drain,
             "stop": self._stop,
-            "own_families": self._own_families,
+            "tell_metrics": self._tell_metrics,
             "say_something": self._say_something,
         }
         self._peer = Peer(methods, on_lost=self._lost)
@@ -65,7 +64,7 @@ class FrontProcess:
         self._metrics = ConnectedMetrics(self._peer, top_profiles=settings.metrics_top_profiles)
         self._store = open_store(settings.store)
         self._watch = StoreWatch(self._store, self._metrics)
-        self._engine = ConnectedEngine(self._peer, metrics=self._metrics, queue_seconds=settings.queue_seconds)
+        self._engine = ConnectedEngine(self._peer, queue_seconds=settings.queue_seconds)
         tenants = choose_tenant_limits(settings)
         await self._watch.start()
         await self._engine.start()
@@ -107,8 +106,8 @@ class FrontProcess:
             await self._store.close()
         self._over.set()
 
-    async def _own_families(self) -> bytes:
-        return pickle.dumps(self._metrics.families())
+    async def _tell_metrics(self) -> Told:
+        return self._metrics.tell()
 
     async def _say_something(self) -> None:
         """Whoever cannot answer this hangs."""

@@ -21,7 +21,7 @@ from xpeft_server.remote.connected_engine import engine_methods
 from xpeft_server.remote.connected_tuner import tuner_methods
 from xpeft_server.remote.peer import Peer
 from xpeft_server.remote.refused import TELLING
-from xpeft_server.remote.summed_metrics import EndedProcesses
+from xpeft_server.remote.summed_metrics import EndedProcesses, Told
 from xpeft_server.settings import Settings
 
 from .worker_process import worker_environment
@@ -79,6 +79,7 @@ class FrontProcesses:
         self._peers: set[Peer] = set()
         self._listeners: set[Peer] = set()  # of them
         self._told: dict[Peer, bytes] = {}  # the families that each of these told last
+        self._hearing: dict[Peer, asyncio.Task[None]] = {}  # those that were asked and have not told yet
         self._ended = EndedProcesses()
         self._drains = False
         self._telling: list[asyncio.Task[None]] = []
@@ -173,17 +174,30 @@ class FrontProcesses:
         )
 
     async def _families(self) -> list[bytes]:
-        """Those of every process, and of those that ended; summed where they are asked for, which is not here."""
+        """Those of every process, and of those that ended; summed where they are asked for, which is not here.
+
+        Requests by profile are this process's alone, which counts what all others hand over.
+        """
         await asyncio.gather(*map(self._ask_families, self._listeners))
         own = pickle.dumps(self._metrics.families())
         return [own, *self._told.values(), pickle.dumps(self._ended.families())]
 
     async def _ask_families(self, peer: Peer) -> None:
-        """What one that does not answer told last is still true of what it counts."""
-        with contextlib.suppress(EngineError, TimeoutError):
-            families = await asyncio.wait_for(peer.call("own_families"), _METRICS_SECONDS)
-            if peer in self._listeners:
-                self._told[peer] = families
+        """What one that does not answer in time told last is still true of what it counts."""
+        if peer not in self._hearing:
+            self._hearing[peer] = asyncio.create_task(self._hear(peer))
+        await asyncio.wait([self._hearing[peer]], timeout=_METRICS_SECONDS)
+
+    async def _hear(self, peer: Peer) -> None:
+        """However late it tells: what it has handed over is nowhere else."""
+        try:
+            with contextlib.suppress(EngineError):
+                told: Told = await peer.call("tell_metrics")
+                self._metrics.profile_requests.add(told.profile_requests)
+                if peer in self._listeners:
+                    self._told[peer] = told.families
+        finally:
+            del self._hearing[peer]
 
 
 async def _announce_once(listening: list[asyncio.Event], announce: Callable[[], None]) -> None:

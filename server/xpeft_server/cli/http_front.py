@@ -79,6 +79,7 @@ class HttpFront:
             ),
             metrics=metrics,
             closing_seconds=CLOSING_SECONDS,
+            access_log=settings.access_log,
             shared=shared,
         )
 

@@ -14,7 +14,9 @@ from fastapi import FastAPI
 from xpeft_server.api.connections import ConnectionLimits, Connections
 from xpeft_server.api.errors import ApiError
 from xpeft_server.api.http_protocol import HttpProtocol
+from xpeft_server.api.ids import new_id
 from xpeft_server.api.last_words import last_words
+from xpeft_server.api.unparsed_requests import UnparsedRequests
 from xpeft_server.engine.metrics import Metrics
 
 from .listener import Listener
@@ -29,6 +31,7 @@ class HttpServer(uvicorn.Server):
 
     Args:
         tls: how connections are secured; None: they are not.
+        access_log: whether what cannot be read as a request gets a line; the application logs the others.
         closing_seconds: how long it waits, when told to end, for connections to be done.
         shared: other processes listen on the same socket.
 
@@ -46,6 +49,7 @@ class HttpServer(uvicorn.Server):
         limits: ConnectionLimits,
         metrics: Metrics,
         closing_seconds: int,
+        access_log: bool = False,
         shared: bool = False,
     ) -> None:
         config = uvicorn.Config(
@@ -63,6 +67,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(config)
         self._tls = tls
         self._connections = Connections(limits, metrics=metrics)
+        self._unparsed = UnparsedRequests(metrics=metrics, access_log=access_log)
         self._listeners: Sequence[Listener] = ()
         self._shared = shared
 
@@ -79,7 +84,7 @@ class HttpServer(uvicorn.Server):
                 tls=self._tls,
                 connections=self._connections,
                 connect=self._protocol,
-                no_room=lambda: last_words(_NO_ROOM, self.server_state.default_headers),
+                no_room=lambda: last_words(_NO_ROOM, self.server_state.default_headers, request_id=new_id()),
                 shared=self._shared,
             )
             for each in sockets or ()
@@ -97,5 +102,10 @@ class HttpServer(uvicorn.Server):
 
     def _protocol(self, connected: socket.socket) -> HttpProtocol:
         return HttpProtocol(
-            self.config, self.server_state, self.lifespan.state, connected=connected, connections=self._connections
+            self.config,
+            self.server_state,
+            self.lifespan.state,
+            connected=connected,
+            connections=self._connections,
+            unparsed=self._unparsed,
         )

@@ -77,7 +77,6 @@ class Engine:
             tokens=limits.queue_token_limit,
             backlog=self._backlog,
             limits=tenants,
-            metrics=metrics,
         )
         threads = tokenizer_threads(classifier.asynchronous)
         self._tokenizer = TokenizerStage(classifier.plm.tokenizer, threads=threads)

@@ -81,8 +81,12 @@ class Metrics:
                 self._answers[route, outcome] = self._requests.labels(route, outcome)
 
     def observe_request(self, route: str, outcome: str, seconds: float) -> None:
-        self._answers[route, outcome].inc()
+        self.count_request(route, outcome)
         self._durations[route].observe(seconds)
+
+    def count_request(self, route: str, outcome: str) -> None:
+        """One that has no duration."""
+        self._answers[route, outcome].inc()
 
     def set_kernels(self, kernels: Mapping[str, str]) -> None:
         """Show which implementation was chosen for each operator."""

@@ -10,8 +10,6 @@ from typing import Final
 from xpeft_server.tenant_limits import LimitsOfTenants
 
 from .backlog import Backlog
-from .errors import Overloaded
-from .metrics import Metrics
 from .room import Room
 from .tenant_account import TenantAccount
 
@@ -119,14 +117,12 @@ class Permits:
         tokens: int,
         backlog: Backlog,
         limits: LimitsOfTenants,
-        metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._texts = Room("texts", texts, limits)
         self._tokens = Room("tokens", tokens, limits)
         self._backlog = backlog.room
         self._limits = limits
-        self._refusals = metrics.refusals
         self._clock = clock
         self._accounts: dict[str, TenantAccount] = {}
         self._shared: dict[tuple[str, str], SharedPermit] = {}  # by tenant and name
@@ -144,7 +140,7 @@ class Permits:
 
     def check_backlog(self, tenant: str) -> None:
         """Raises: Overloaded, LimitReached if nothing more of this tenant may wait to be computed."""
-        self._check(self._backlog, tenant, 1)
+        self._backlog.check(tenant, 1)
 
     def admitted(self, tenant: str, texts: int) -> Permit:
         """A request of so many texts is inside while the permit is entered.
@@ -165,12 +161,8 @@ class Permits:
 
     def enter(self, account: TenantAccount, tenant: str, texts: int) -> None:
         """See `admitted`."""
-        self._check(self._texts, tenant, texts)
-        try:
-            account.check(self._limits.of(tenant), self._clock())
-        except Overloaded as error:
-            self._refusals[error.reason].inc()
-            raise
+        self._texts.check(tenant, texts)
+        account.check(self._limits.of(tenant), self._clock())
         account.enter()
         self._texts.take(tenant, texts)
 
@@ -184,25 +176,18 @@ class Permits:
         """See `Permit.admit_tokens`; ``beside``: what the request has."""
         self._tokens.leave(tenant, beside)
         try:
-            self._check(self._tokens, tenant, beside + count)
+            self._tokens.check(tenant, beside + count)
         finally:
             self._tokens.take(tenant, beside)
         self._tokens.take(tenant, count)
 
     def begin_waiting(self, tenant: str, tokens: int) -> None:
         """See `Permit.waiting`."""
-        self._check(self._backlog, tenant, tokens)
+        self._backlog.check(tenant, tokens)
         self._backlog.take(tenant, tokens)
 
     def end_waiting(self, tenant: str, tokens: int) -> None:
         self._backlog.leave(tenant, tokens)
-
-    def _check(self, room: Room, tenant: str, count: int) -> None:
-        try:
-            room.check(tenant, count)
-        except Overloaded as error:
-            self._refusals[error.reason].inc()
-            raise
 
     def _open(self, tenant: str, now: float) -> TenantAccount:
         if len(self._accounts) >= self._sweep_at:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+_OTHER = ("", "other")
 # Candidates are remembered for this many times the series shown, and at least so many.
 _CANDIDATES_PER_SERIES = 16
 _LEAST_CANDIDATES = 256
@@ -31,26 +32,41 @@ class ProfileRequests(Collector):
         self._shown: dict[tuple[str, str], int] = {}
         self._other = 0
 
-    def count(self, tenant: str, profile: str) -> None:
-        """One more answered request of ``profile``."""
+    def count(self, tenant: str, profile: str, requests: int = 1) -> None:
+        """More answered requests of ``profile``."""
         key = (tenant, profile)
         candidates = self._candidates
-        candidates[key] = candidates.get(key, 0) + 1
+        candidates[key] = candidates.get(key, 0) + requests
         if key in self._shown:
-            self._shown[key] += 1
+            self._shown[key] += requests
         elif len(self._shown) < self._top:
-            self._shown[key] = 1
+            self._shown[key] = requests
         else:
-            self._other += 1
+            self._other += requests
         if len(candidates) > self._most_candidates:
             self._forget_the_rare()
+
+    def take(self) -> Mapping[tuple[str, str], int]:
+        """What was counted since the last time, by tenant and profile, the rare ones as other; it is gone from here."""
+        counted = sum(self._shown.values()) + self._other
+        taken, self._candidates = self._candidates, {}
+        self._shown, self._other = {}, 0
+        return {**taken, _OTHER: counted - sum(taken.values())}
+
+    def add(self, taken: Mapping[tuple[str, str], int]) -> None:
+        """What was counted elsewhere, as `take` gives it."""
+        for key, requests in taken.items():
+            if key == _OTHER:
+                self._other += requests
+            else:
+                self.count(*key, requests)
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         self._choose()
         family = CounterMetricFamily(self._name, self._documentation, labels=("tenant", "profile"))
         for key, count in sorted(self._shown.items()):
             family.add_metric(key, count)
-        family.add_metric(("", "other"), self._other)
+        family.add_metric(_OTHER, self._other)
         yield family
 
     def _choose(self) -> None:

@@ -14,7 +14,6 @@ from typing import Any, Final
 from xpeft_profiles import BankGeometry
 from xpeft_server.api.engine_port import EnginePort
 from xpeft_server.engine.errors import Overloaded, Unavailable
-from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import (
     ClassifyAnswer,
     ClassifyRequest,
@@ -66,14 +65,12 @@ class ConnectedEngine:
     nothing to do with whether answers are verified there.
 
     Args:
-        metrics: where refusals are counted that the other end is not asked for.
         queue_seconds: most computing that waits there.
     """
 
-    def __init__(self, peer: Peer, *, metrics: Metrics, queue_seconds: float) -> None:
+    def __init__(self, peer: Peer, *, queue_seconds: float) -> None:
         self._peer = peer
         self._closed_seconds = min(_CLOSED_SECONDS, _CLOSED_SHARE * queue_seconds)
-        self._refusals = metrics.refusals
         self._closed: dict[str, tuple[float, Refused]] = {}  # tenant → until when, in monotonic seconds, and why
         self._state: EngineState | None = None
         self._states: AsyncGenerator[EngineState, None] | None = None
@@ -107,9 +104,7 @@ class ConnectedEngine:
         """Only the other end knows; but who was told a moment ago that nothing more may wait is told so again."""
         closed = self._closed.get(tenant)
         if closed is not None and time.monotonic() < closed[0]:
-            _, refused = closed
-            self._refusals[str(refused.fields["reason"])].inc()
-            raise refused.error()
+            raise closed[1].error()
 
     async def classify(self, request: ClassifyRequest) -> ClassifyAnswer:
         """Raises: EngineError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric
@@ -28,8 +28,23 @@ _ONE_OF: Final[Mapping[str, Callable[[float, float], float]]] = {
 _GROWS: Final = ("counter", "histogram")
 
 
+class Told(NamedTuple):
+    """What a process tells another of its metrics.
+
+    Attributes:
+        profile_requests: by tenant and profile, since it told last; see `ProfileRequests.take`.
+        families: everything else, pickled.
+    """
+
+    profile_requests: Mapping[tuple[str, str], int]
+    families: bytes
+
+
 class ConnectedMetrics(Metrics):
-    """One process's own, shown with those of all others."""
+    """One process's own, shown with those of all others.
+
+    Which profiles have a series of their own is decided in one process alone, which counts what the others hand over.
+    """
 
     def __init__(self, peer: Peer, *, top_profiles: int) -> None:
         super().__init__(top_profiles=top_profiles)
@@ -39,6 +54,11 @@ class ConnectedMetrics(Metrics):
         """Raises: Unavailable."""
         processes: list[bytes] = await self._peer.call("families")
         return summed(pickle.loads(each) for each in processes)  # noqa: S301  # see peer.py
+
+    def tell(self) -> Told:
+        """Its own. Requests by profile are handed over: they are no longer in what `families` has."""
+        taken = self.profile_requests.take()
+        return Told(taken, pickle.dumps(self.families()))
 
 
 def summed(processes: Iterable[Iterable[Metric]]) -> bytes:

@@ -120,6 +120,15 @@ async def test_one_prompt_that_fails_on_the_way_ends_the_stream_of_all(client, s
     assert script.withdrawn == ["a"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_of_many_prompts_that_is_refused_is_one_refusal(client, script, metric, stream):
+    script.fail(errors.LimitReached("concurrency", "one at a time"))
+    body = {"model": "p", "prompt": ["a", "b", "c"], "stream": stream}
+    assert (await client.post("/v1/completions", json=body)).status_code == 429
+    assert len(script.asked) == 3
+    assert metric('xpeft_refusals_total{reason="concurrency"}') == 1
+
+
 @pytest.mark.parametrize("path", BODIES)
 async def test_outcomes_are_counted(client, script, metric, path):
     lines = list(script.lines)
