@@ -31,7 +31,7 @@ class ProfileStoreError(Exception):
 
 
 class ProfileInvalid(ProfileStoreError):
-    """``param`` is the tensor's or field's name as it stands in the profile file."""
+    """``param`` is the tensor's or field's name as it stands in the profile file; of an unknown one `shown_name`."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message if param is None else f"{param}: {message}")
@@ -56,7 +56,7 @@ class PreconditionFailed(ProfileStoreError):
 
 
 class CursorInvalid(ProfileStoreError):
-    pass
+    param = "cursor"
 
 
 class TooManyJobs(ProfileStoreError):
@@ -90,3 +90,8 @@ class StoreUnavailable(ProfileStoreError):
 def shown(value: object) -> str:
     """The value for a message: its repr, cut so that a hostile megabyte does not travel back."""
     return _SHORT.repr(value)
+
+
+def shown_name(name: str) -> str:
+    """A stranger's word where a name stands: cut and escaped as by `shown`, without the quotes."""
+    return shown(name)[1:-1]

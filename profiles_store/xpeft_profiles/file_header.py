@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .errors import ProfileInvalid, shown
+from .errors import ProfileInvalid, shown, shown_name
 
 LENGTH_BYTES = 8
 # The format's own limit; what a profile may really measure is the caller's limit on the body.
@@ -47,7 +47,7 @@ def read_file_header(data: bytes, ranks: Mapping[str, int], item_bytes: Mapping[
         raise ProfileInvalid(f"{shown(metadata)} is not an object of strings", METADATA)
     unknown = [name for name in header if name not in ranks]
     if unknown:
-        raise ProfileInvalid(f"a profile has no such tensor; it has {', '.join(ranks)}", shown(unknown[0]))
+        raise ProfileInvalid(f"a profile has no such tensor; it has {', '.join(ranks)}", shown_name(unknown[0]))
     tensors = {}
     for name, entry in header.items():
         tensors[name] = _tensor_place(name, entry, ranks[name], item_bytes, begin, len(data))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ProfileInvalid, shown
+from .errors import ProfileInvalid, shown, shown_name
 from .file_header import TensorPlace, parse_json, read_file_header
 from .profile import Profile
 
@@ -60,7 +60,7 @@ def _words(metadata: Mapping[str, str]) -> dict[str, Any]:
     """The fields of Profile that stand in the metadata."""
     unknown = [name for name in metadata if name not in METADATA_KEYS]
     if unknown:
-        raise ProfileInvalid(f"the metadata may only have {', '.join(METADATA_KEYS)}", shown(unknown[0]))
+        raise ProfileInvalid(f"the metadata may only have {', '.join(METADATA_KEYS)}", shown_name(unknown[0]))
     if metadata.get("format") != FILE_FORMAT:
         raise ProfileInvalid(f"is {shown(metadata.get('format'))}, it must be {FILE_FORMAT!r}", "format")
     if "bank" not in metadata:

@@ -107,7 +107,7 @@ async def test_a_deleted_profile_is_gone(client, profile_file):
 
 async def test_get_answers_304_to_who_has_the_version(client, profile_file):
     tag = (await put(client, profile_file(1))).headers["etag"]
-    for known in (tag, f"W/{tag}", f'"old", {tag}', "*"):
+    for known in (tag, f"W/{tag}", f'"old", {tag}', f'"old",,{tag}', f" , {tag} ,\t, ", "*"):
         answer = await client.get(URL, headers={"if-none-match": known})
         assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", tag)
     assert (await client.get(URL, headers={"if-none-match": '"old"'})).status_code == 200
@@ -137,7 +137,7 @@ async def test_preconditions_of_an_upload(client, profile_file):
     assert (await put(client, profile_file(2), **{"if-match": '"other"'})).status_code == 412
     assert (await put(client, profile_file(2), **{"if-match": f"W/{tag}"})).status_code == 412
     assert (await client.get(URL)).headers["etag"] == tag
-    assert (await put(client, profile_file(2), **{"if-match": f'"other",{tag}'})).status_code == 200
+    assert (await put(client, profile_file(2), **{"if-match": f'"other", ,{tag},'})).status_code == 200
     assert (await put(client, profile_file(3), **{"if-match": "*"})).status_code == 200
 
 
@@ -148,7 +148,7 @@ async def test_preconditions_of_a_deletion(client, profile_file):
     assert (await client.delete(URL, headers={"if-match": tag})).status_code == 204
 
 
-@pytest.mark.parametrize("value", ["abc", '"abc', 'abc"', '"a" "b"', '"a",', ",", "", "w/*", "*, *", 'w/"a"', '""a'])
+@pytest.mark.parametrize("value", ["abc", '"abc', 'abc"', '"a" "b"', '"a",b', ", ,", "", "w/*", "*, *", 'w/"a"', '""a'])
 async def test_a_precondition_that_is_no_list_of_tags_is_400(client, profile_file, value):
     for name in ("if-match", "if-none-match"):
         answer = await put(client, profile_file(1), **{name: value})
@@ -260,12 +260,18 @@ async def test_a_limit_out_of_range_is_422(client, query):
 
 
 @pytest.mark.parametrize(
-    ("query", "code"),
-    [("cursor=!!", "invalid_cursor"), ("tempo=1", "unknown_parameter"), ("limit=1&limit=2", "invalid_parameter")],
+    ("query", "code", "param"),
+    [
+        ("cursor=!!", "invalid_cursor", "cursor"),
+        ("tempo=1", "unknown_parameter", "tempo"),
+        ("limit=1&limit=2", "invalid_parameter", "limit"),
+    ],
 )
-async def test_a_bad_parameter_is_422(client, query, code):
-    answer = await client.get(f"/v1/profiles?{query}")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (422, code)
+async def test_a_bad_parameter_is_422_and_named(client, query, code, param):
+    for path in ("/v1/profiles", "/v1/jobs"):
+        answer = await client.get(f"{path}?{query}")
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (422, code, param)
 
 
 async def test_a_store_that_is_down_is_503_with_retry_after(client, store, profile_file, monkeypatch, metric):

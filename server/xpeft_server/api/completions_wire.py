@@ -14,6 +14,7 @@ from .openai_wire import OpenAiFields
 from .refused_fields import Refused
 from .sampling_wire import NewTokens, TokenIds
 from .union_tags import LISTS, TEXT, TEXTS, TOKENS
+from .whole_numbers import WHOLE
 from .wire import MOST_ITEMS, GeneratedUsageBody, Text
 
 _MOST_LOGPROBS: Final = 5
@@ -63,7 +64,7 @@ class CompletionBody(OpenAiFields):
 
     prompt: PromptsBody
     max_tokens: NewTokens = 16
-    logprobs: Annotated[int, Field(ge=0, le=_MOST_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=_MOST_LOGPROBS), WHOLE] | None = None
     best_of: Annotated[object, Refused(1)] = None
     echo: Annotated[object, Refused(False)] = None
     suffix: Annotated[object, Refused("")] = None

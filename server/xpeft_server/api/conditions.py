@@ -12,7 +12,8 @@ from xpeft_profiles import Match
 from .errors import ApiError
 
 ANY: Final = "*"
-_TAG: Final = re.compile(rb'[ \t]*(W/)?"([\x21\x23-\x7e\x80-\xff]*)"[ \t]*')
+# Commas before a tag are those of empty elements, which a list may have (section 5.6.1.2).
+_TAG: Final = re.compile(rb'[ \t,]*(W/)?"([\x21\x23-\x7e\x80-\xff]*)"[ \t]*')
 
 
 def etag(version: str) -> tuple[bytes, bytes]:
@@ -46,21 +47,21 @@ def _versions(scope: Scope, name: bytes, *, strong: bool) -> tuple[str, ...] | N
     value = b",".join(lines)
     if value.strip() == ANY.encode():
         return (ANY,)
+    tags = value.strip(b" \t,")
     versions: list[str] = []
     position = 0
     while True:
-        tag = _TAG.match(value, position)
+        tag = _TAG.match(tags, position)
         if tag is None:
             raise _malformed(name, value)
         # A star in quotes is a tag like others; no version is called so, and to Match it would be any version.
         if not (strong and tag[1]) and tag[2] != ANY.encode():
             versions.append(tag[2].decode("latin-1"))
         position = tag.end()
-        if position == len(value):
+        if position == len(tags):
             return tuple(versions)
-        if value[position : position + 1] != b",":
+        if tags[position : position + 1] != b",":
             raise _malformed(name, value)
-        position += 1
 
 
 def _malformed(name: bytes, value: bytes) -> ApiError:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from xpeft_server.engine.requests import FinishReason
 
+from .name_schema import PROFILE_OR_MODEL, Name
 from .sampling_wire import Logprobs, NewTokens, PromptBody, SamplingFields
 from .wire import GeneratedUsageBody
 
@@ -15,7 +16,9 @@ _VERSION: Final = "sha256:" + "4f" * 32
 
 
 class GenerateBody(SamplingFields):
-    """``model`` is another word for ``profile``; one of them is needed. ``base`` asks for the bare model.
+    """``model`` is another word for ``profile``: one of them is needed, and not two that differ.
+
+    ``base`` asks for the bare model.
 
     ``logprobs`` asks for each token's log-probability and those of so many of the likeliest in its place.
     """
@@ -26,12 +29,13 @@ class GenerateBody(SamplingFields):
                 {"profile": "support", "prompt": "Dear customer,", "max_new_tokens": 32},
                 {"profile": "support", "prompt": "Dear", "temperature": 0.8, "top_p": 0.9, "seed": 1, "stop": "\n\n"},
                 {"profile": "base", "prompt": [101, 2026, 4524], "stream": True},
-            ]
+            ],
+            **PROFILE_OR_MODEL,
         }
     )
 
-    profile: str | None = None
-    model: str | None = None
+    profile: Name | None = None
+    model: Name | None = None
     prompt: PromptBody
     max_new_tokens: NewTokens = 64
     logprobs: Logprobs | None = None

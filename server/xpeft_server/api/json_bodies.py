@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Final, TypeVar
 
 import orjson
@@ -12,6 +14,7 @@ from xpeft_profiles.errors import shown
 from .counts import CountsCheck
 from .errors import ApiError
 from .json_counts import check_json_counts
+from .json_values import shown_json
 from .refused_fields import UNSUPPORTED
 from .union_tags import UNION_TAGS
 from .wire import UNKNOWN_FIELD
@@ -19,6 +22,18 @@ from .wire import UNKNOWN_FIELD
 Body = TypeVar("Body", bound=BaseModel)
 
 _SHOWN: Final = 80
+# Pydantic's kinds of error whose messages name Python's types, and what the value must be.
+_MUST_BE: Final[Mapping[str, str]] = {
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "float_type": "a number",
+    "int_from_float": "an integer",
+    "int_type": "an integer",
+    "list_type": "an array",
+    "model_type": "an object",
+    "string_type": "a string",
+}
+_SUBJECT: Final = re.compile(r"^(Input|String|List) should ")
 
 
 def parse_json(data: bytes, wire_type: type[Body], check_counts: CountsCheck | None = None, *, items: int = 0) -> Body:
@@ -62,8 +77,18 @@ def _invalid_field(error: ValidationError, document: object) -> ApiError:
         return ApiError(400, UNSUPPORTED, f"{param}: {first['msg']}", param=param)
     if kind == "missing":
         return ApiError(422, "missing_field", f"{param} is missing", param=param)
-    reason = first["msg"].removeprefix("Value error, ")
-    return ApiError(422, "invalid_field", f"{param}: {reason}, not {shown(first['input'])}", param=param)
+    reason = _reason(kind, first["msg"])
+    return ApiError(422, "invalid_field", f"{param}: {reason}, not {shown_json(first['input'])}", param=param)
+
+
+def _reason(kind: str, message: str) -> str:
+    """Pydantic's message in JSON's words."""
+    if kind in _MUST_BE:
+        return f"must be {_MUST_BE[kind]}"
+    if kind == "literal_error":
+        message = message.replace("'", '"')
+    said, _, _ = message.removeprefix("Value error, ").partition(" after validation")
+    return _SUBJECT.sub("must ", said)
 
 
 def _param(location: tuple[int | str, ...]) -> str:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, GetJsonSchemaHandler, ValidationInfo, field_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
+from .name_schema import Name
 from .refused_fields import Refused
 from .sampling_wire import SamplingFields, Temperature
 from .wire import WireBody
@@ -26,6 +29,21 @@ class NullableBody(WireBody):
         field = cls.model_fields[info.field_name or ""]
         return field.get_default() if value is None and not field.is_required() else value
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        reference = handler(schema)
+        fields = handler.resolve_ref_schema(reference)["properties"]
+        for name, field in cls.model_fields.items():
+            if not field.is_required() and field.default is not None:
+                fields[name] = _nullable(fields[name])
+        return reference
+
+
+def _nullable(schema: JsonSchemaValue) -> JsonSchemaValue:
+    told: JsonSchemaValue = {key: schema[key] for key in ("title", "default") if key in schema}
+    type_ = {key: value for key, value in schema.items() if key not in told}
+    return {"anyOf": [type_, {"type": "null"}], **told}
+
 
 class StreamOptionsBody(NullableBody):
     """``include_usage``: a last chunk tells the usage. Nothing is obfuscated, whatever ``include_obfuscation`` says."""
@@ -40,7 +58,7 @@ class OpenAiFields(SamplingFields, NullableBody):
     ``user`` and ``metadata`` are ignored.
     """
 
-    model: str
+    model: Name
     temperature: Temperature = 1.0
     stream_options: StreamOptionsBody | None = None
     user: str | None = None

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's, with the bodies, the error envelope and the key that it cannot see."""
+"""The OpenAPI document: FastAPI's, with the types, the contents and the key that it cannot see."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .access import PUBLIC
 from .dispatch import Dispatch
 from .operation import TEXT_CONTENT, Handler, Operation
+from .wire import ErrorEnvelope
 
 _SCHEME: Final = "key"
 _NO_WORD: Final = re.compile(r"[^a-z0-9]+")
@@ -26,12 +27,14 @@ class DocumentedApi(FastAPI):
     def __init__(self, *, title: str, version: str) -> None:
         super().__init__(title=title, version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
         self._bodies: set[type[BaseModel]] = set()
+        self._answers: set[type[BaseModel]] = {ErrorEnvelope}
         self._texts: list[Operation] = []
 
     def add_operation(self, operation: Operation) -> None:
         """Route and document one operation; a GET answers HEAD too, which the document leaves out."""
         if operation.body is not None:
             self._bodies.add(operation.body)
+        self._answers.update(answer for answer in operation.answers.values() if answer is not None)
         if operation.gives_text:
             self._texts.append(operation)
         # A profile's place in a path may hold anything: what is no name is refused by name, not by silence.
@@ -76,18 +79,19 @@ class DocumentedApi(FastAPI):
         """Built once, when it is first asked for."""
         if self.openapi_schema is None:
             document = get_openapi(title=self.title, version=self.version, routes=self.routes)
-            self._add_bodies(document)
+            self._add_schemas(document)
             self._name_texts(document)
             _add_security(document)
             self.openapi_schema = document
         return self.openapi_schema
 
-    def _add_bodies(self, document: dict[str, Any]) -> None:
-        bodies = sorted(self._bodies, key=lambda body: body.__name__)
-        _, schemas = models_json_schema(
-            [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"
-        )
-        document["components"]["schemas"].update(schemas["$defs"])
+    def _add_schemas(self, document: dict[str, Any]) -> None:
+        """Those of bodies FastAPI does not know; from those of answers it leaves out every null."""
+        bodies: list[tuple[type[BaseModel], JsonSchemaMode]] = [(each, "validation") for each in self._bodies]
+        bodies += [(each, "serialization") for each in self._answers]
+        bodies.sort(key=lambda body: body[0].__name__)
+        _, schemas = models_json_schema(bodies, ref_template="#/components/schemas/{model}")
+        document["components"]["schemas"] = schemas["$defs"]
 
     def _name_texts(self, document: dict[str, Any]) -> None:
         """FastAPI takes every answer without a type for JSON."""

@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from .answer_headers import Headers, headers_of_status
+from .name_schema import NAME
 from .wire import ErrorEnvelope
 
 Handler = Callable[[Request], Awaitable[ASGIApp]]
@@ -20,18 +22,14 @@ TEXT_CONTENT: Final = {"text/plain": {"schema": {"type": "string"}}}
 # A schema here would be one of each event to some readers and one of the whole stream to others.
 EVENT_CONTENT: Final[Schema] = {"text/event-stream": {}}
 _EVERYWHERE: Final = (401, 403, 500, 503)
-_HEADERS_IN_DOCUMENT: Final = {
-    name: {"schema": {"type": "string"}, "description": text}
-    for name, text in {
-        "x-request-id": "the client's own if it sent one of 1 to 128 letters, digits, . _ -",
-        "x-total-time": "seconds from the request's headers to the answer",
-    }.items()
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """``answers``: status to wire type (None: no body); ``errors``: statuses beside those that all have."""
+    """``answers``: status to wire type (None: no body); ``errors``: statuses beside those that all have.
+
+    ``headers``: of every one of the answers, beside those that all answers with their status have.
+    """
 
     method: Literal["GET", "PUT", "POST", "DELETE"]
     path: str
@@ -39,6 +37,7 @@ class Operation:
     summary: str
     answers: Mapping[int, type[BaseModel] | None]
     errors: Sequence[int] = ()
+    headers: Headers = field(default_factory=dict)
     body: type[BaseModel] | None = None
     takes_file: bool = False
     gives_file: bool = False
@@ -50,7 +49,7 @@ class Operation:
         """FastAPI's ``responses``: every answer and every error, each with its type."""
         found: dict[int | str, Schema] = {}
         for status, model in self.answers.items():
-            found[status] = {"description": self.summary, "headers": _HEADERS_IN_DOCUMENT}
+            found[status] = {"description": self.summary, "headers": {**headers_of_status(status), **self.headers}}
             if model is None:
                 continue
             found[status]["model"] = model
@@ -59,7 +58,7 @@ class Operation:
             if self.gives_events:
                 found[status]["content"] = EVENT_CONTENT
         for status in sorted({*self.errors, *_EVERYWHERE} - found.keys()):
-            found[status] = {"model": ErrorEnvelope}
+            found[status] = {"model": ErrorEnvelope, "headers": headers_of_status(status)}
         return found
 
     def extra(self) -> Schema:
@@ -88,8 +87,7 @@ def query(name: str, schema: Schema, description: str) -> Schema:
 
 
 def path_name() -> Schema:
-    schema = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"}
-    return {**_parameter("path", "name", schema, "the profile's name"), "required": True}
+    return {**_parameter("path", "name", NAME, "the profile's name"), "required": True}
 
 
 def path_id() -> Schema:

@@ -10,7 +10,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import no_info_plain_validator_function
 
-from xpeft_profiles.errors import shown
+from .json_values import shown_json
 
 UNSUPPORTED: Final = "unsupported_parameter"
 
@@ -37,7 +37,7 @@ class Refused:
         if value is None or any(_same(value, nothing) for nothing in self._nothing):
             return value
         instead = f" or send {orjson.dumps(self._nothing[0]).decode()}" if self._nothing else ""
-        raise unsupported(shown(value), f"leave it out{instead}")
+        raise unsupported(shown_json(value), f"leave it out{instead}")
 
 
 def unsupported(what: str, instead: str) -> PydanticCustomError:

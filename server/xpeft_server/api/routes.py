@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import answer_headers
 from .access import CANCEL, JOB, MODEL, PROFILE, TUNE
 from .chat import Chat
 from .chat_replies import ChatReplyBody
@@ -44,6 +45,7 @@ def classify_operations(classifier: Classifier) -> list[Operation]:
             handler=classifier.classify,
             summary="Classify texts with a profile",
             answers={200: ClassifyReplyBody},
+            headers=answer_headers.CLASSIFIED,
             errors=(400, 404, 408, 409, 413, 415, 422, 429),
             body=ClassifyBody,
         )
@@ -58,6 +60,7 @@ def generation_operations(generate: Generate, completions: Completions, chat: Ch
             handler=generate.generate,
             summary="Generate text with a profile; with stream: true, as server-sent events",
             answers={200: GenerateReplyBody},
+            headers=answer_headers.GENERATED,
             errors=_GENERATION_ERRORS,
             body=GenerateBody,
             gives_events=True,
@@ -68,6 +71,7 @@ def generation_operations(generate: Generate, completions: Completions, chat: Ch
             handler=completions.complete,
             summary="Complete texts, in OpenAI's shape; with stream: true, as server-sent events",
             answers={200: CompletionReplyBody},
+            headers=answer_headers.GENERATED,
             errors=_GENERATION_ERRORS,
             body=CompletionBody,
             gives_events=True,
@@ -78,6 +82,7 @@ def generation_operations(generate: Generate, completions: Completions, chat: Ch
             handler=chat.complete,
             summary="Answer a chat, in OpenAI's shape; with stream: true, as server-sent events",
             answers={200: ChatReplyBody},
+            headers=answer_headers.GENERATED,
             errors=_GENERATION_ERRORS,
             body=ChatBody,
             gives_events=True,
@@ -116,6 +121,7 @@ def profile_operations(profiles: Profiles) -> list[Operation]:
             handler=profiles.put,
             summary="Upload a profile file",
             answers={201: ProfileBody, 200: ProfileBody},
+            headers=answer_headers.VERSION,
             errors=(400, 408, 409, 412, 413, 415, 422, 429),
             takes_file=True,
             parameters=(path_name(), _IF_MATCH, _IF_NONE_MATCH),
@@ -126,6 +132,7 @@ def profile_operations(profiles: Profiles) -> list[Operation]:
             handler=profiles.get,
             summary="Show a profile; with Accept: application/octet-stream, fetch its file",
             answers={200: ProfileBody, 304: None},
+            headers=answer_headers.VERSION,
             errors=(400, 404, 422),
             gives_file=True,
             parameters=(path_name(), _IF_NONE_MATCH),
@@ -163,6 +170,7 @@ def tuning_operations(jobs: Jobs) -> list[Operation]:
             handler=jobs.submit,
             summary="Tune a profile on examples: a job, which puts the profile into its place when it succeeds",
             answers={202: TuningJobBody},
+            headers=answer_headers.JOB,
             errors=(400, 408, 413, 415, 422, 429),
             body=TuneBody,
             parameters=(path_name(), _IF_MATCH, _IF_NONE_MATCH),

@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag
 from xpeft_server.engine.requests import SamplingRule
 
 from .union_tags import TEXT, TEXTS, TOKENS
+from .whole_numbers import WHOLE
 from .wire import Text, WireBody
 
 MOST_STOPS: Final = 8
@@ -22,9 +23,9 @@ _INT32: Final = 1 << 31
 _INT64: Final = 1 << 63
 
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-NewTokens = Annotated[int, Field(ge=1, lt=_INT32)]
-Logprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS)]
-TokenId = Annotated[int, Field(ge=0, lt=_INT32)]
+NewTokens = Annotated[int, Field(ge=1, lt=_INT32), WHOLE]
+Logprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS), WHOLE]
+TokenId = Annotated[int, Field(ge=0, lt=_INT32, description="without a fraction: 4.0 is refused")]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MOST_TOKENS, fail_fast=True)]
 StopText = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
 
@@ -66,10 +67,10 @@ class SamplingFields(WireBody):
 
     temperature: Temperature = 0.0
     top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=-1, lt=_INT32)] = 0
+    top_k: Annotated[int, Field(ge=-1, lt=_INT32), WHOLE] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    seed: Annotated[int, Field(ge=-_INT64, lt=_INT64)] | None = None
+    seed: Annotated[int, Field(ge=-_INT64, lt=_INT64), WHOLE] | None = None
     stop: StopBody | None = None
     stream: bool = False
 

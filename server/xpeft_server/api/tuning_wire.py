@@ -10,12 +10,13 @@ from xpeft_profiles import JobRecord, JobStatus
 from xpeft_profiles.texts import DESCRIPTION_BYTES
 
 from .union_tags import COMPLETED, LABELLED
+from .whole_numbers import WHOLE
 from .wire import MOST_ITEMS, ErrorBody, LabelBody, Text, WireBody
 
 _VERSION: Final = "sha256:" + "4f" * 32
 # No list of examples is read further than the largest --max-tuning-rows.
 _MOST_ROWS: Final = 1 << 20
-_Count = Annotated[int, Field(ge=1, le=1_000)]
+_Count = Annotated[int, Field(ge=1, le=1_000), WHOLE]
 _Rate = Annotated[float, Field(ge=0)]
 _Temperature = Annotated[float, Field(gt=0)]
 
@@ -70,7 +71,7 @@ class TuningSettingsBody(WireBody):
     """What a tenant may set, by the names and with the defaults of ``xpeft tune``: this is all that passes."""
 
     kind: Literal["hard", "soft"] = "hard"
-    k: Annotated[int, Field(ge=1)] | None = None
+    k: Annotated[int, Field(ge=1), WHOLE] | None = None
     epochs: _Count = 15
     batch_rows: _Count = 16
     lr_masks: _Rate = 0.1
@@ -87,7 +88,7 @@ class TuningSettingsBody(WireBody):
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.2
     stop_on: Literal["loss", "accuracy"] | None = None
     patience: _Count = 5
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 63), WHOLE] = 0
     description: _Description | None = None
 
     def given(self) -> dict[str, Any]:

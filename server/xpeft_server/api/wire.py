@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from .name_schema import PROFILE_OR_MODEL, Name
 from .refused_fields import Refused
 from .union_tags import NUMBER, PAIRS, TEXT, TEXTS
 
@@ -80,7 +81,7 @@ LabelBody = Annotated[
 
 
 class ClassifyBody(WireBody):
-    """``model`` is another word for ``profile``; one of them is needed."""
+    """``model`` is another word for ``profile``: one of them is needed, and not two that differ."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -88,12 +89,13 @@ class ClassifyBody(WireBody):
                 {"profile": "support", "input": "My flight was cancelled, can I have my money back?"},
                 {"profile": "support", "input": ["Where is my bag?", "Upgrade me please"], "truncate": True},
                 {"profile": "duplicates", "input": [{"text": "Is it open?", "text_pair": "Are you open?"}]},
-            ]
+            ],
+            **PROFILE_OR_MODEL,
         }
     )
 
-    profile: str | None = None
-    model: str | None = None
+    profile: Name | None = None
+    model: Name | None = None
     input: InputBody
     truncate: bool = False
 

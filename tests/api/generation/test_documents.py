@@ -44,6 +44,21 @@ async def test_an_answer_has_the_fields_that_the_document_shows(client, document
     assert set(reply["required"]) <= set(answer) <= set(reply["properties"])
 
 
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", ["p", "base"])
+async def test_an_answer_has_the_headers_that_the_document_says(client, document, path, stream, name):
+    headers = document["paths"][path]["post"]["responses"]["200"]["headers"]
+    asked = {"messages": [{"role": "user", "content": "a"}]} if "chat" in path else {"prompt": "a"}
+    answer = await client.post(path, json={"model": name, "stream": stream, **asked})
+    assert answer.status_code == 200
+    sent = set(answer.headers) - {"content-type", "content-length", "cache-control"}
+    assert {each.lower() for each, header in headers.items() if header["required"]} <= sent
+    assert sent <= {each.lower() for each in headers}
+    assert ("x-profile-version" in sent) is (name == "p")
+    assert ("x-inference-time" in sent) is not stream
+
+
 async def test_a_field_that_is_not_supported_is_documented_as_such(document):
     fields = document["components"]["schemas"]["ChatBody"]["properties"]
     assert fields["n"]["enum"] == [1, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xpeft_profiles.errors import shown
+from xpeft_server.api.json_values import shown_json
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -62,7 +62,7 @@ async def refused(client, script, path, fields, param):
 async def test_a_field_that_asks_for_something_is_refused_by_name(client, script, path, field):
     for value in VALUES[path][field][1]:
         message = await refused(client, script, path, {field: value}, field)
-        assert message.startswith(f"{field}: {shown(value)} is not supported")
+        assert message.startswith(f"{field}: {shown_json(value)} is not supported")
 
 
 @pytest.mark.parametrize(("path", "field"), FIELDS)

@@ -19,7 +19,8 @@ async def test_a_list_is_newest_first_page_by_page(client, worker, tune):
 
 
 @pytest.mark.parametrize(
-    ("query", "param"), [("limit=0", "limit"), ("limit=1001", "limit"), ("prefix=a", "prefix"), ("cursor=%3f", None)]
+    ("query", "param"),
+    [("limit=0", "limit"), ("limit=1001", "limit"), ("prefix=a", "prefix"), ("cursor=%3f", "cursor")],
 )
 async def test_a_list_that_cannot_be_is_422(client, query, param):
     answer = await client.get(f"/v1/jobs?{query}")

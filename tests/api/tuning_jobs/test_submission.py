@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 
 import pytest
 
 from xpeft_profiles import Match, ProfileKey
+from xpeft_server.api.tuning_wire import TuningSettingsBody
+from xpeft_tuning.settings import TuningSettings
 
 EXAMPLES = [
     {"text": "My bag is lost", "label": "baggage"},
@@ -69,6 +72,12 @@ async def test_what_was_sent_reaches_the_worker_and_nothing_else(client, worker,
     assert request.match == Match()
 
 
+def test_settings_are_those_of_the_command_line_but_for_tokens_on_the_device():
+    assert {*TuningSettingsBody.model_fields} == {each.name for each in fields(TuningSettings)} - {"batch_tokens"}
+    given = {name: field.default for name, field in TuningSettingsBody.model_fields.items()}
+    assert TuningSettings(**given) == TuningSettings()
+
+
 async def test_labels_may_be_numbers(client, worker, tune):
     await tune(client, examples=[{"text": "a", "label": 3}, {"text": "b", "label": -0.5}], labels=["stars"])
     await worker.begins()
@@ -98,7 +107,7 @@ def rows(**last):
     [
         ({}, "examples", "missing"),
         ({"examples": []}, "examples", "at least 1"),
-        ({"examples": "x"}, "examples", "list"),
+        ({"examples": "x"}, "examples", "array"),
         ({**BODY, "rows": 1}, "rows", "no field"),
         (rows(colour="red"), "examples[2].colour", "no field"),
         (rows(text=""), "examples[2].text", "at least 1"),
@@ -127,7 +136,7 @@ def rows(**last):
         ({**BODY, "settings": {"batch_tokens": 5}}, "settings.batch_tokens", "no field"),
         ({**BODY, "settings": {"epochs": 0}}, "settings.epochs", "not 0"),
         ({**BODY, "settings": {"epochs": 1001}}, "settings.epochs", "not 1001"),
-        ({**BODY, "settings": {"epochs": None}}, "settings.epochs", "None"),
+        ({**BODY, "settings": {"epochs": None}}, "settings.epochs", "null"),
         ({**BODY, "settings": {"epochs": 2.5}}, "settings.epochs", "2.5"),
         ({**BODY, "settings": {"kind": "firm"}}, "settings.kind", "firm"),
         ({**BODY, "settings": {"k": 0}}, "settings.k", "not 0"),
