@@ -52,6 +52,7 @@ def run(
     chosen_methods = _among(METHODS, methods.split(";"), "--methods")
     chosen_seeds = [_seed(each) for each in seeds.split(",")]
     [chosen_dtype] = _among(DTYPES, [dtype], "--dtype")
+    _check_results(results, chosen_dtype)
     plm = load_plm(DEFAULT_PLM, dtype=DTYPES[chosen_dtype])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -92,6 +93,14 @@ def _seed(text: str) -> int:
     if not text.strip().isdecimal():
         raise typer.BadParameter(f"{text!r} is no whole number from 0 up", param_hint="--seeds")
     return int(text)
+
+
+def _check_results(results: Path, dtype: str) -> None:
+    """Raises: typer.BadParameter if there are cells of another dtype: no table tells them apart."""
+    for cell in read_cells(results):
+        if cell.context["dtype"] != dtype:
+            found = f"{cell.set}, {cell.method}, seed {cell.seed} in {cell.context['dtype']}"
+            raise typer.BadParameter(f"{results} has {found}, not {dtype}: name another file", param_hint="--results")
 
 
 def _is_there(results: Path, name: str, method: str, seed: int) -> bool:

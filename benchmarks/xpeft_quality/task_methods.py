@@ -30,6 +30,8 @@ Method = Callable[[Plm, TaskSet, int, Show], Learned]
 _EPOCHS = {"SST-2": 4, "CoLA": 8, "MRPC": 8, "RTE": 8}
 _LR_NORM = 0.1
 """Of LN_R's affine over a random bank: what it starts as is a whisper (chosen on train rows, see tuning/README.md)."""
+_TEMPERATURE = {"CoLA": 10.0}
+"""Of hard masks' gradient: where they take many steps, 1 lets no adapter come back (chosen on train rows, too)."""
 
 
 def adapter(plm: Plm, task: TaskSet, seed: int, show: Show) -> Learned:
@@ -79,6 +81,7 @@ def _settings(task: TaskSet, kind: Literal["hard", "soft"], seed: int) -> Tuning
         epochs=_EPOCHS[task.name],
         batch_rows=32,
         mask_spread=0.5 if kind == "hard" else 0.01,
+        temperature=_TEMPERATURE.get(task.name, 1.0) if kind == "hard" else 1.0,
         class_weights="balanced" if task.metric == "matthews" else None,
         seed=seed,
     )

@@ -27,7 +27,7 @@ from .progress import Show
 
 
 class Kept(NamedTuple):
-    """Where banks lie that several methods share, one for each seed."""
+    """Where banks lie that several methods share, one for each seed and number format of the language model."""
 
     folder: Path
 
@@ -106,7 +106,7 @@ def trained_bank(kind: Literal["hard", "soft"]) -> Method:
 
     def learn(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Answers:
         start, wanted = _adapter_of_all(plm, users, seed, kept, show), _many_adapters(users, seed)
-        bank = kept.bank(f"{users.name}-bank-{seed}", lambda: _warm_start(plm, users, wanted, show, start))
+        bank = kept.bank(_name(plm, users, "bank", seed), lambda: _warm_start(plm, users, wanted, show, start))
         pace = _TUNING[users.name]._asdict()
         settings = TuningSettings(kind=kind, **pace, shared_head=_HEAD, own_head=True, seed=seed)
         return _tuned(plm, bank, users, settings, f"trained bank N=100, {kind}", show)
@@ -146,7 +146,12 @@ def _many_adapters(users: UserSet, seed: int) -> BankTrainingSettings:
 
 
 def _adapter_of_all(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Bank:
-    return kept.bank(f"{users.name}-adapter-{seed}", lambda: _warm_start(plm, users, _one_adapter(users, seed), show))
+    name, wanted = _name(plm, users, "adapter", seed), _one_adapter(users, seed)
+    return kept.bank(name, lambda: _warm_start(plm, users, wanted, show))
+
+
+def _name(plm: Plm, users: UserSet, what: str, seed: int) -> str:
+    return f"{users.name}-{what}-{str(plm.dtype).removeprefix('torch.')}-{seed}"
 
 
 def _warm_start(

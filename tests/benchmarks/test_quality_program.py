@@ -76,6 +76,16 @@ def test_methods_are_measured_on_the_sets_that_they_are_for(call: Call, tmp_path
     assert [cell.method for cell in read_cells(tmp_path / "cells.jsonl")] == ["one adapter"]
 
 
+def test_cells_of_another_number_format_are_refused_and_nothing_is_measured(call: Call, tmp_path: Path) -> None:
+    run = ("run", "--sets", "RTE", "--seeds", "0", "--methods", "one adapter")
+    assert call(*run, "--dtype", "float32").exit_code == 0
+    before = (tmp_path / "cells.jsonl").read_text()
+    refused = call(*run, "--dtype", "bfloat16")
+    assert refused.exit_code == 2
+    assert "RTE, one adapter, seed 0 in float32, not bfloat16" in " ".join(refused.output.replace("│", "").split())
+    assert (tmp_path / "cells.jsonl").read_text() == before
+
+
 @pytest.mark.parametrize(
     ("option", "value", "word"),
     [

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 from xpeft_profiles import Profile
 from xpeft_quality import user_methods
@@ -18,8 +19,10 @@ from xpeft_quality.data_sets import UserSet
 from xpeft_quality.measurement import measure
 from xpeft_quality.progress import Show
 from xpeft_quality.user_methods import USER_METHODS, Kept
+from xpeft_server.model.bank import Bank
 from xpeft_server.model.bank_file import read_bank_file
-from xpeft_server.model.plm import Plm
+from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.plm import Plm, load_plm
 from xpeft_tuning.dataset import Dataset, Example, Split
 from xpeft_tuning.mask_tuner import Tuned
 
@@ -132,7 +135,25 @@ def test_dev_and_test_rows_of_the_unseen_teach_nothing(straight: _Runs, turned: 
 
 def test_a_bank_is_trained_once_for_all_methods_that_share_it(straight: _Runs) -> None:
     assert straight.trainings == 2
-    assert set(straight.banks) == {"critics-adapter-0.safetensors", "critics-bank-0.safetensors"}
+    assert set(straight.banks) == {"critics-adapter-float32-0.safetensors", "critics-bank-float32-0.safetensors"}
+
+
+def test_a_bank_is_trained_for_each_number_format_of_the_language_model(
+    tiny_bert: Path, show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+
+    def train(plm: Plm, *_: object) -> Bank:
+        trained.append(plm.dtype)
+        return open_bank(f"random:N=1,R=4,seed={len(trained)},std=0.1", plm.facts)
+
+    monkeypatch.setattr(user_methods, "_warm_start", train)
+    users = UserSet("critics", {}, {})
+    plms = [load_plm(str(tiny_bert), dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    banks = [user_methods._adapter_of_all(plm, users, 0, Kept(tmp_path), show).fingerprint for plm in [*plms, *plms]]
+    assert trained == [torch.float32, torch.bfloat16]
+    assert banks[:2] == banks[2:]
+    assert banks[0] != banks[1]
 
 
 def test_the_bank_begins_at_the_one_adapter(straight: _Runs, tmp_path: Path) -> None:
