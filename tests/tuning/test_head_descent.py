@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from xpeft_tuning import head_descent
-from xpeft_tuning.head_descent import Descent, Regressions, descend
+from xpeft_tuning.head_descent import Descent, Regressions, descend, descend_in_parts
 
 FOLDS, CLASSES, ROWS, COLUMNS = 3, 4, 24, 16
 
 
-def _hard(numbers: bool = False) -> tuple[Regressions, Tensor]:
+def _hard(numbers: bool = False) -> Regressions:
     """Rows up to a thousand times as large in one set as in another, and heads that are sure of what is wrong."""
     generator = torch.Generator().manual_seed(0)
 
@@ -29,19 +29,18 @@ def _hard(numbers: bool = False) -> tuple[Regressions, Tensor]:
     kept = (torch.rand(4, FOLDS, 1, ROWS, generator=generator) > 0.2).double()
     penalty = torch.tensor([0.1, 1.0, 0.3, 10.0], dtype=torch.double)[:, None, None, None].repeat(1, 1, 1, COLUMNS)
     penalty[..., 0] = 0
-    given = Regressions(
+    return Regressions(
         rows=rows,
         squares=rows.square().sum(dim=1)[:, None, None],
         targets=normal(4, 1, 1, ROWS) if numbers else one_hot,
         kept=kept,
+        offsets=50 * normal(4, FOLDS, 1 if numbers else CLASSES, ROWS),
         penalty=penalty,
         reach=torch.ones_like(penalty),
         allowed=torch.full((4, FOLDS, 1, 1), 1e-6, dtype=torch.double),
         present=torch.full((4, 1, 1, 1), ROWS, dtype=torch.double),
         labels=torch.ones(4, 1, 1 if numbers else CLASSES, 1, dtype=torch.double),
     )
-    offsets = 50 * normal(4, FOLDS, 1 if numbers else CLASSES, ROWS)
-    return given, offsets
 
 
 def _objective(given: Regressions, solved: Tensor, logits: Tensor) -> Tensor:
@@ -53,7 +52,7 @@ def _objective(given: Regressions, solved: Tensor, logits: Tensor) -> Tensor:
 
 def _course(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Objectives of four sets before each step and after the last, as far as none has left."""
-    given, offsets = _hard()
+    given = _hard()
     course: list[Tensor] = []
     step = head_descent._step
 
@@ -63,7 +62,7 @@ def _course(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         return step(given, here, numbers)
 
     monkeypatch.setattr(head_descent, "_step", watched)
-    course.append(_objective(given, *descend(given, offsets, numbers=False)))
+    course.append(_objective(given, *descend(given, numbers=False)))
     return course
 
 
@@ -84,9 +83,9 @@ def test_steps_of_newtons_length_would(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_logits_are_those_of_what_is_solved_and_the_gradient_is_gone() -> None:
-    given, offsets = _hard()
-    solved, logits = descend(given, offsets, numbers=False)
-    expected = offsets + torch.einsum("ufcr,uqr->ufcq", solved, given.rows)
+    given = _hard()
+    solved, logits = descend(given, numbers=False)
+    expected = given.offsets + torch.einsum("ufcr,uqr->ufcq", solved, given.rows)
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
     residuals = given.kept * (logits.softmax(dim=2) - given.targets)
     gradient = given.penalty * solved + torch.einsum("ufcq,uqr->ufcr", residuals, given.rows)
@@ -94,32 +93,47 @@ def test_logits_are_those_of_what_is_solved_and_the_gradient_is_gone() -> None:
 
 
 def test_of_numbers_the_normal_equations_hold() -> None:
-    given, offsets = _hard(numbers=True)
-    solved, _ = descend(given, offsets, numbers=True)
+    given = _hard(numbers=True)
+    solved, _ = descend(given, numbers=True)
     for unit in range(4):
         for fold in range(FOLDS):
             rows, kept = given.rows[unit], given.kept[unit, fold, 0, :, None]
             hessian = rows.T @ (kept * rows) + torch.diag(given.penalty[unit, 0, 0])
-            away = given.targets[unit, 0, 0] - offsets[unit, fold, 0]
+            away = given.targets[unit, 0, 0] - given.offsets[unit, fold, 0]
             wanted = torch.linalg.solve(hessian, rows.T @ (kept[:, 0] * away))
             torch.testing.assert_close(solved[unit, fold, 0], wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_solved_is_not_touched_again_while_others_go_on() -> None:
-    given, offsets = _hard()
-    together = descend(given, offsets, numbers=False)
+    given = _hard()
+    together = descend(given, numbers=False)
     for unit in range(4):
         own = slice(unit, unit + 1)
-        alone = descend(Regressions(*(each[own] for each in given)), offsets[own], numbers=False)
+        alone = descend(Regressions(*(each[own] for each in given)), numbers=False)
         for one, other in zip(alone, together, strict=True):
             assert torch.equal(one, other[own])
 
 
+@pytest.mark.parametrize("numbers", [False, True])
+@pytest.mark.parametrize("rows", [1, 7, ROWS])
+def test_rows_that_come_in_parts_lead_to_the_same_minimum(rows: int, numbers: bool) -> None:
+    given = _hard(numbers)
+    shared = given._replace(**_some(given, slice(0)))
+    some = [slice(start, start + rows) for start in range(0, ROWS, rows)]
+    solved = descend_in_parts(shared, lambda: (given._replace(**_some(given, each)) for each in some), numbers=numbers)
+    torch.testing.assert_close(solved, descend(given, numbers=numbers)[0], rtol=1e-5, atol=1e-5)
+
+
+def _some(given: Regressions, some: slice) -> dict[str, Tensor]:
+    tables = {name: getattr(given, name)[..., some] for name in ("targets", "kept", "offsets")}
+    return {"rows": given.rows[:, some], **tables}
+
+
 def test_a_descent_ends_where_it_would_never_be_solved(monkeypatch: pytest.MonkeyPatch) -> None:
-    given, offsets = _hard()
+    given = _hard()
     steps = []
     step = head_descent._step
     monkeypatch.setattr(head_descent, "_step", lambda *each: (steps.append(1), step(*each))[1])
-    solved, _ = descend(given._replace(allowed=0 * given.allowed), offsets, numbers=False)
+    solved, _ = descend(given._replace(allowed=0 * given.allowed), numbers=False)
     assert len(steps) == 400
     assert solved.isfinite().all()

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xpeft_tuning import head_descent, head_fit, rotated_rows
 from xpeft_tuning.head_descent import Descent, Regressions
@@ -355,14 +357,70 @@ def test_heads_are_the_same_if_only_a_few_fit_at_once(monkeypatch: pytest.Monkey
     seeds = list(range(len(rows)))
     penalties, heads = _all(rows, seeds)
     groups = len(rotate(rows))
-    for module in (rotated_rows, head_fit):
-        monkeypatch.setattr(module, "_NUMBERS", 1)
+    monkeypatch.setattr(rotated_rows, "_NUMBERS", 1)
+    monkeypatch.setattr(head_fit, "_NUMBERS", 10 * 64)  # one fold of the widest
     assert groups < len(rotate(rows)) == len(rows)
     few = _all(rows, seeds)
     assert few[0] == penalties
     for found, wanted in zip(few[1], heads, strict=True):
         assert torch.equal(found.weight, wanted.weight)
         assert torch.equal(found.bias, wanted.bias)
+
+
+@pytest.mark.parametrize("draws_bias", [False, True])
+@pytest.mark.parametrize("part", [1, 100, 10_000])
+def test_heads_are_as_good_if_only_some_of_a_profiles_rows_fit_at_once(
+    part: int, draws_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [each._replace(draws_bias=draws_bias and len(each.drawn_to.bias) > 1) for each in _ragged()]
+    for module in (rotated_rows, head_fit):
+        monkeypatch.setattr(module, "_NUMBERS", 1)
+    monkeypatch.setattr(head_fit, "_PART", part)
+    found = fit_linear_heads(rotate(rows), penalties=[3.0] * len(rows))
+    for given, head in zip(rows, found, strict=True):
+        for gradient in _gradients(given, head, 3.0):
+            assert gradient.abs().max() < 3e-6 * len(given.targets)
+
+
+class _Largest(TorchDispatchMode):
+    """How many numbers the largest tensor of any operation has."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for each in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(each, Tensor):
+                self.numbers = max(self.numbers, each.untyped_storage().size() // 8)
+        return found
+
+
+@pytest.mark.parametrize(("most", "folds"), [(40 * 320, 1), (2 * 40 * 320, 2), (1, 0)])
+def test_no_table_is_larger_than_is_allowed_however_many_labels_and_rows_there_are(
+    most: int, folds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for one fold's, where a penalty is chosen at all, and what is as large as the features."""
+    monkeypatch.setattr(rotated_rows, "_NUMBERS", most)
+    monkeypatch.setattr(head_fit, "_NUMBERS", most)
+    monkeypatch.setattr(head_fit, "_PART", 1000)
+    monkeypatch.setattr(head_fit, "MOST", min(most, head_fit.MOST))
+    monkeypatch.setattr(head_descent, "_STEPS", 8)
+    given = _rows(_normal(320, 7), torch.arange(320) % 40, LinearHead.zero(40, 7))
+    with _Largest() as largest:
+        (penalty,), _ = _all([given], [0])
+    assert largest.numbers == max(folds * 40 * 320, 320 * 8)
+    if not folds:
+        assert penalty == 1
+
+
+def test_more_labels_times_rows_than_a_choice_is_worth_take_the_likely_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, targets = _blobs(60, 0.1)
+    assert _chosen(features, targets, ZERO) == min(PENALTIES)
+    monkeypatch.setattr(head_fit, "MOST", 3 * 60)
+    assert _chosen(features, targets, ZERO) == min(PENALTIES)
+    monkeypatch.setattr(head_fit, "MOST", 3 * 60 - 1)
+    assert _chosen(features, targets, ZERO) == 1
+    assert _chosen(features, targets, ZERO, 0.5) > 1
 
 
 def test_features_that_are_no_numbers_leave_only_their_own_profile_without_a_head() -> None:

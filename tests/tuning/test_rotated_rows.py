@@ -83,7 +83,7 @@ def test_profiles_of_like_rows_and_labels_are_together_and_others_are_not() -> N
 def test_labels_that_a_narrower_head_lacks_have_no_share() -> None:
     narrow, wide = _given(60, 30, 9), _given(60, 30, 10)
     (rotated,) = rotate([narrow, wide])
-    shares = rotated.offsets.softmax(dim=1)
+    shares = rotated.offsets().softmax(dim=1)
     assert shares[0, 9].eq(0).all()
     assert shares[1, 9].gt(0).all()
     expected = narrow.drawn_to(narrow.features).softmax(1).T

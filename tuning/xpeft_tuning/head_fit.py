@@ -8,19 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .head_descent import Regressions, descend
+from .head_descent import Regressions, descend, descend_in_parts
 from .linear_head import LinearHead
 from .rotated_rows import RotatedRows
 
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 _DESCENDING = sorted(PENALTIES, reverse=True)
 FEWEST = 10
+MOST = 2_000_000
 LIKELY_SHIFT = 0.5
 """Standard deviation, in logits, of what tells a user's head from one that many users share: measured on critics
 (benchmarks/results/unseen-critics-cpu-bfloat16.txt)."""
 _DOUBT = 0.7  # of that, in powers of ten of the penalty
 _FOLDS = 5
-_NUMBERS = 2**24  # at once, of the largest tensor
+_NUMBERS = 2**21  # at once, of the largest tensor
+_PART = 2**20  # the same where rows come in parts
 _SHORTEST = 1e-3  # length of features that counts as one
 
 
@@ -42,8 +44,7 @@ def fit_linear_heads(given: Sequence[RotatedRows], *, penalties: Sequence[float]
         found = []
         for part in _parts(len(group.places), group, weightings=1):
             own = torch.arange(part.start, part.stop, device=kept.device)
-            solved, _ = _solve(group, own, kept, strengths[part], tolerance=1e-7)
-            found.append(solved[:, 0])
+            found.append(_fit(group, own, kept, strengths[part])[:, 0])
         heads.update(_heads(group, torch.cat(found)))
     return [heads[place] for place in range(len(heads))]
 
@@ -74,7 +75,8 @@ def choose_penalties(
 ) -> list[float]:
     """The ones of `PENALTIES` with the least loss in cross-validation over a profile's rows, of equals the largest.
 
-    Fewer than `FEWEST` rows cannot tell: then it is what is likely, or 1.
+    Fewer than `FEWEST` rows cannot tell, and for more than `MOST` labels times rows forty-five fits would take hours:
+    then it is what is likely, or 1.
 
     Args:
         seeds: of each profile's folds, in the order in which they were given to `rotate`, as are the results.
@@ -88,7 +90,8 @@ def choose_penalties(
         unlikely = _unlikely(group, shift)
         usual = [1.0] * len(group.places) if shift is None else _least(unlikely)
         chosen |= dict(zip(group.places, usual, strict=True))
-        tell = [number for number, count in enumerate(group.counts) if count >= FEWEST]
+        sizes = enumerate(zip(group.counts, group.classes, strict=True))
+        tell = [number for number, (count, classes) in sizes if count >= FEWEST and classes * count <= MOST]
         if tell:
             left_out = _left_out(group, [seeds[place] for place in group.places])
             own = torch.tensor(tell, device=left_out.device)
@@ -131,21 +134,30 @@ def _losses(group: RotatedRows, tell: Tensor, left_out: Tensor) -> Tensor:
     found = []
     for part in _parts(len(units), group, weightings=_FOLDS):
         own = units[part]
-        _, logits = _solve(group, own, kept, penalties[part], tolerance=1e-4)
-        targets = group.targets[own, None]
-        if group.numbers:
-            losses = (logits - targets)[:, :, 0].square() / 2
-        else:
-            losses = logits.logsumexp(dim=2) - (targets * logits).sum(dim=2)
-        found.append((losses * asked[own]).sum(dim=(1, 2)))
+        losses = [
+            _fold_losses(group, own, kept[:, folds], asked[:, folds], penalties[part]) for folds in _fold_parts(group)
+        ]
+        found.append(torch.cat(losses, dim=1).sum(dim=(1, 2)))
     return torch.cat(found).view(len(tell), len(_DESCENDING))
+
+
+def _fold_losses(group: RotatedRows, own: Tensor, kept: Tensor, asked: Tensor, penalties: Tensor) -> Tensor:
+    """``[U, F, Q]``, weighted losses of the rows that are asked, where heads are solved for those that are kept."""
+    given = _regressions(group, own, kept, penalties, tolerance=1e-4)
+    _, logits = descend(given, numbers=group.numbers)
+    if group.numbers:
+        losses = (logits - given.targets)[:, :, 0].square() / 2
+    else:
+        losses = logits.logsumexp(dim=2) - (given.targets * logits).sum(dim=2)
+    return losses * asked[own]
 
 
 def _known(group: RotatedRows, kept: Tensor) -> Tensor:
     """``[P, F, Q]``, 1 where a fold keeps a row of the same label. Of one that it has not seen, a free bias falls until
     the solver stops, and that is all that such a row's loss would tell."""
-    seen = torch.einsum("pfq,pcq->pfc", kept, group.targets) > 0
-    return torch.einsum("pfc,pcq->pfq", seen.to(kept), group.targets)
+    targets = group.targets()
+    seen = torch.einsum("pfq,pcq->pfc", kept, targets) > 0
+    return torch.einsum("pfc,pcq->pfq", seen.to(kept), targets)
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
@@ -154,21 +166,47 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
 
 def _parts(units: int, group: RotatedRows, *, weightings: int) -> Iterator[slice]:
     """Of so many copies of a group's rows, as many as are small enough together."""
-    width = max(group.rows.shape[2], weightings * group.targets.shape[1])
-    most = max(1, _NUMBERS // (width * group.rows.shape[1]))
-    return (slice(start, min(start + most, units)) for start in range(0, units, most))
+    width = max(group.rows.shape[2], weightings * group.bias.shape[1])
+    return _slices(units, _NUMBERS // (width * group.rows.shape[1]))
 
 
-def _solve(
-    group: RotatedRows, own: Tensor, kept: Tensor, penalties: Tensor, *, tolerance: float
-) -> tuple[Tensor, Tensor]:
+def _fold_parts(group: RotatedRows) -> Iterator[slice]:
+    """As many folds of one copy as are small enough together."""
+    return _slices(_FOLDS, _NUMBERS // (group.bias.shape[1] * group.rows.shape[1]))
+
+
+def _slices(count: int, most: int) -> Iterator[slice]:
+    return (slice(start, min(start + max(1, most), count)) for start in range(0, count, max(1, most)))
+
+
+def _fit(group: RotatedRows, own: Tensor, kept: Tensor, penalties: Tensor) -> Tensor:
+    """``[U, F, C, R]``; where labels times rows of one profile are too many to hold, its rows go in parts."""
+    rows, classes = group.rows.shape[1], group.bias.shape[1]
+    several = rows * classes > _NUMBERS
+    given = _regressions(group, own, kept, penalties, tolerance=1e-7, some=slice(0 if several else None))
+    if not several:
+        return descend(given, numbers=group.numbers)[0]
+    some = [*_slices(rows, _PART // classes)]
+    return descend_in_parts(
+        given, lambda: (given._replace(**_tables(group, own, kept, each)) for each in some), numbers=group.numbers
+    )
+
+
+def _regressions(
+    group: RotatedRows,
+    own: Tensor,
+    kept: Tensor,
+    penalties: Tensor,
+    *,
+    tolerance: float,
+    some: slice = slice(None),
+) -> Regressions:
     """U profiles of a group, each under a penalty of its own, over the rows that each of F weightings keeps.
 
     Args: own: ``[U]`` places in the group; kept: ``[P, F, Q]``; penalties: ``[U]``;
-        tolerance: of the largest element of the mean loss's gradient in W and b.
-    Returns: ``[U, F, C, R]`` and logits ``[U, F, C, Q]``.
+        tolerance: of the largest element of the mean loss's gradient in W and b; some: of the rows.
     """
-    rows, kept = group.rows[own], kept[own]
+    rows = group.rows[own]
     penalty = penalties[:, None].repeat(1, rows.shape[2])
     penalty[:, 0] = 0
     # A gradient in W is that in V, which is no larger in any norm, and x̄ times that in the bias.
@@ -178,17 +216,23 @@ def _solve(
         # That in V has the one in the bias times s.
         reach *= group.square[own, None].rsqrt().clamp(1, 1 / _SHORTEST)
     counts, classes = _column(group.counts, rows)[own], _column(group.classes, rows)[own]
-    labels = torch.arange(group.targets.shape[1], device=rows.device) < classes[:, None]
-    regressions = Regressions(
-        rows=rows,
+    labels = torch.arange(group.bias.shape[1], device=rows.device) < classes[:, None]
+    return Regressions(
+        **_tables(group, own, kept, some),
         squares=rows.square().sum(dim=1)[:, None, None],
-        targets=group.targets[own, None],
-        kept=kept[:, :, None],
         penalty=penalty[:, None, None],
         reach=reach[:, None, None],
-        allowed=tolerance * (kept > 0).sum(dim=2)[..., None, None].to(rows),
+        allowed=tolerance * (kept[own] > 0).sum(dim=2)[..., None, None].to(rows),
         present=counts[:, None, None, None],
         labels=labels.to(rows)[:, None, :, None],
     )
-    offsets = group.offsets[own, None].repeat(1, kept.shape[1], 1, 1)
-    return descend(regressions, offsets, numbers=group.numbers)
+
+
+def _tables(group: RotatedRows, own: Tensor, kept: Tensor, some: slice) -> dict[str, Tensor]:
+    """What of `Regressions` is as long as some of the rows."""
+    return {
+        "rows": group.rows[own, some],
+        "targets": group.targets(some)[own, None],
+        "kept": kept[own, :, None, some],
+        "offsets": group.offsets(some)[own, None],
+    }

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .linear_head import HeadRows
 
-_NUMBERS = 2**24  # at once, of the largest tensor
+_NUMBERS = 2**21  # at once, of the largest tensor
 _NEVER = -1e30  # logit of a label that a narrower head lacks; finite, so that it can be multiplied by zero
 
 
@@ -57,9 +57,9 @@ class RotatedRows:
         rows: ``[P, Q, R]``, zero beyond a profile's own, R about min(Q, H); basis: ``[P, R, H]``; mean: ``[P, H]``.
         constant: ``[P, R]``, what θ adds to the bias.
         square: ``[P]``, mean ‖x‖².
-        targets: ``[P, C, Q]``, one-hot or numbers; weights: ``[P, Q]``, zero beyond a profile's own.
+        answers: ``[P, 1, Q]``, numbers or places of labels; weights: ``[P, Q]``, zero beyond a profile's own.
         weight, bias: ``[P, C, H]`` and ``[P, C]`` of the heads that they are drawn to.
-        offsets: ``[P, C, Q]``, logits of those heads.
+        features: as they were given.
         sound: ``[P]``, whether all features were finite; else they count as zero.
     """
 
@@ -73,12 +73,25 @@ class RotatedRows:
     mean: Tensor
     constant: Tensor
     square: Tensor
-    targets: Tensor
+    answers: Tensor
     weights: Tensor
     weight: Tensor
     bias: Tensor
-    offsets: Tensor
+    features: tuple[Tensor, ...]
     sound: Tensor
+
+    def targets(self, some: slice = slice(None)) -> Tensor:
+        """``[P, C, Q]`` of some rows, one-hot or numbers."""
+        answers = self.answers[..., some]
+        if not self.numbers:
+            answers = answers == torch.arange(self.bias.shape[1], device=answers.device)[:, None]
+        return answers.double()
+
+    def offsets(self, some: slice = slice(None)) -> Tensor:
+        """``[P, C, Q]`` of some rows, logits of the heads that they are drawn to."""
+        rows = _padded([each[some] for each in self.features], self.answers[0, 0, some].numel()).double()
+        features = torch.where(self.sound[:, None, None], rows, 0)
+        return torch.baddbmm(self.bias[..., None], self.weight, features.mT)
 
 
 @torch.no_grad()
@@ -94,7 +107,8 @@ def rotate(given: Sequence[HeadRows]) -> list[RotatedRows]:
 
 
 def _parts(places: Iterator[int], shape: _Shape) -> Iterator[tuple[int, ...]]:
-    most = max(1, _NUMBERS // (max(shape.rows, shape.classes) * shape.hidden))
+    rows, classes, hidden = shape.rows, shape.classes, shape.hidden
+    most = max(1, _NUMBERS // max(rows * hidden, classes * hidden, rows * classes))
     while part := tuple(islice(places, most)):
         yield part
 
@@ -103,17 +117,12 @@ def _rotated(places: tuple[int, ...], given: Sequence[HeadRows], shape: _Shape) 
     device = given[0].features.device
 
     def stacked(parts: Sequence[Tensor], size: int, fill: float = 0.0) -> Tensor:
-        """Padded along what comes first, ``[P, size, …]``."""
-        padded = pad_sequence([*parts, parts[0].new_zeros(size, *parts[0].shape[1:])], True, fill)[:-1]
-        return padded.to(device)
+        return _padded(parts, size, fill).to(device)
 
-    features = stacked([each.features for each in given], shape.rows).double()
+    features = _padded([each.features for each in given], shape.rows).double()
     weights = stacked([each.weights for each in given], shape.rows).double()
     weight = stacked([each.drawn_to.weight for each in given], shape.classes).double()
     bias = stacked([each.drawn_to.bias for each in given], shape.classes, _NEVER).double()
-    targets = stacked([each.targets for each in given], shape.rows, -1)[:, None]
-    if not shape.numbers:
-        targets = targets == torch.arange(shape.classes, device=device)[:, None]
     live = stacked([torch.ones(len(each.targets)) for each in given], shape.rows).double()[..., None]
     sound = features.isfinite().all(dim=2).all(dim=1)
     features = torch.where(sound[:, None, None], features, 0)
@@ -139,13 +148,18 @@ def _rotated(places: tuple[int, ...], given: Sequence[HeadRows], shape: _Shape) 
         mean=mean,
         constant=_with_bias(constant[:, None], torch.full_like(mean[:, :1, None], not shape.draws_bias))[:, 0],
         square=square,
-        targets=targets.double(),
+        answers=stacked([each.targets for each in given], shape.rows, -1)[:, None],
         weights=weights,
         weight=weight,
         bias=bias,
-        offsets=torch.baddbmm(bias[..., None], weight, features.mT),
+        features=tuple(each.features for each in given),
         sound=sound,
     )
+
+
+def _padded(parts: Sequence[Tensor], size: int, fill: float = 0.0) -> Tensor:
+    """Along what comes first, ``[P, size, …]``."""
+    return pad_sequence([*parts, parts[0].new_zeros(size, *parts[0].shape[1:])], True, fill)[:-1]
 
 
 def _turned(features: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
