@@ -308,7 +308,7 @@ def test_what_cannot_be_uploaded_is_still_in_the_file(xpeft: Call, server: Serve
         (("--out", "x", "--head", "shared:"), "head is 'shared:', it must be own, shared:NAME or shared+own:NAME"),
         (("--out", "x", "--head", "shared:polar"), "shared_head is 'polar', the bank's heads are: none"),
         (("--out", "x", "--head", "shared+own:polar"), "shared_head is 'polar', the bank's heads are: none"),
-        (("--out", "x", "--epochs", "0"), "epochs is 0, it must be at least 1"),
+        (("--out", "x", "--epochs", "0"), "epochs is 0, it must be from 1 to 2147483647"),
         (("--out", "x", "--k", "7"), "k is 7, the bank has N=6 adapters to choose from"),
         (("--out", "x", "--plm", "/nowhere", "--description", "ü" * 513), "has 1026 bytes, at most 1024 are allowed"),
         (("--out", "x", "--labels", "yes"), "line 2: label is 'no', it must be one of yes"),

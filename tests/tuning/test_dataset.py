@@ -167,7 +167,14 @@ def test_given_labels_are_those_of_every_group() -> None:
 
 
 def test_a_whole_number_names_a_group() -> None:
-    assert {name: len(each.examples) for name, each in _users("id", 7, -1, "7", 0).items()} == {"7": 2, "-1": 1, "0": 1}
+    assert {name: len(each.examples) for name, each in _users("id", 7, -1, 7, 0).items()} == {"7": 2, "-1": 1, "0": 1}
+
+
+@pytest.mark.parametrize(("first", "second"), [(7, "7"), ("7", 7)])
+def test_a_number_and_a_text_that_name_one_group_are_refused_with_their_line(first: object, second: object) -> None:
+    with pytest.raises(DatasetInvalid, match=f"^line 3: id is {second!r}, in a row before {first!r}; either"):
+        _users("id", first, "ann", second)
+    assert list(_users("id", first, "ann", 8)) == ["7", "ann", "8"]
 
 
 @pytest.mark.parametrize("value", [True, 1.5, None, "", ["a"], {}])

@@ -16,6 +16,7 @@ from xpeft_tuning.settings import TuningSettings
     [
         ("kind", "firm"),
         ("k", 0),
+        ("k", 10**400),
         ("epochs", 0),
         ("batch_rows", 0),
         ("batch_tokens", -1),
@@ -31,6 +32,7 @@ from xpeft_tuning.settings import TuningSettings
         ("held_out", 1.0),
         ("stop_on", "luck"),
         ("patience", 0),
+        ("patience", 2**31),
         ("seed", -1),
     ],
 )

@@ -79,7 +79,8 @@ def read_dataset(path: Path, labels: Sequence[str] | None = None) -> Dataset:
 def read_datasets(path: Path, by: str | None, labels: Sequence[str] | None = None) -> dict[str, Dataset]:
     """Read a file as `read_dataset` does, but a dataset for each value of the field ``by``, in order of appearance.
 
-    Without ``labels`` each has those of its own rows. Raises: DatasetInvalid.
+    Without ``labels`` each has those of its own rows. A whole number names a dataset by its digits.
+    Raises: DatasetInvalid, for a text of the same digits too.
     """
     try:
         lines = _text(path).split("\n")
@@ -109,6 +110,7 @@ def parse_datasets(lines: Iterable[str], by: str | None, labels: Sequence[str] |
     """See `read_datasets`."""
     wanted = None if labels is None else _checked_labels(labels)
     rows: dict[str, list[Example]] = {}
+    values: dict[str, str | int] = {}
     ignored: dict[str, None] = {}
     first: Example | None = None
     completions = False
@@ -119,7 +121,7 @@ def parse_datasets(lines: Iterable[str], by: str | None, labels: Sequence[str] |
         first = first or example
         if (first.split is None) is not (example.split is None):
             raise DatasetInvalid(f"line {number}: split is {example.split!r}; either every row has one or none does")
-        rows.setdefault("" if by is None else _group(number, by, row), []).append(example)
+        rows.setdefault("" if by is None else _group(number, by, row, values), []).append(example)
         read = (*_COMPLETED, "split", by) if completions else (*_LABELLED, "text_pair", "split", by)
         ignored.update(dict.fromkeys(field for field in row if field not in read))
     if not rows:
@@ -191,16 +193,22 @@ def _labels_of(rows: Sequence[Example]) -> tuple[str, ...]:
     return (VALUE,) if isinstance(rows[0].label, float) else tuple(str(name) for name in names)
 
 
-def _group(number: int, by: str, row: dict[str, Any]) -> str:
+def _group(number: int, by: str, row: dict[str, Any], values: dict[str, str | int]) -> str:
+    """Args: values: of the field by the groups' names, in the rows before."""
     if by not in row:
         raise DatasetInvalid(f"line {number} has no {by}")
     value = row[by]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str) or not value:
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise _wrong(number, by, value, "a string that is not empty, or a whole number")
-    _check_field(number, by, value)
-    return value
+    name = str(value)
+    _check_field(number, by, name)
+    other = values.setdefault(name, value)
+    if value != other:
+        raise DatasetInvalid(
+            f"line {number}: {by} is {_shown(value)}, in a row before {_shown(other)}; "
+            "either it is a number in both or a text"
+        )
+    return name
 
 
 def _check_field(number: int, field: str, value: Any) -> None:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 Kind = Literal["hard", "soft"]
 StopOn = Literal["loss", "accuracy"]
 ClassWeights = Literal["balanced"]
+_COUNTS: Final = ("k", "epochs", "batch_rows", "batch_tokens", "patience")
+_MOST: Final = 2**31 - 1
 _LEAST: Final = {
-    **dict.fromkeys(("k", "epochs", "batch_rows", "batch_tokens", "patience"), 1),
     **dict.fromkeys(("lr_masks", "lr_norm", "lr_head", "head_penalty", "mask_spread", "gumbel"), 0),
     **dict.fromkeys(("temperature", "last_temperature"), 1e-3),  # logits divided by less may be beyond float32
 }
@@ -92,6 +93,10 @@ class TuningSettings:
             value = getattr(self, name)
             if value is not None and value not in get_args(choices):
                 raise SettingsInvalid(f"{name} is {value!r}, it must be {' or '.join(get_args(choices))}")
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= _MOST:
+                raise SettingsInvalid(f"{name} is {value}, it must be from 1 to {_MOST}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):

@@ -57,6 +57,15 @@ def test_what_a_bank_does_not_compute_is_refused_by_field_and_value(save: Any, c
     assert message.endswith("; a bank takes what SeqBnConfig(original_ln_before=False) trains")
 
 
+@pytest.mark.parametrize(
+    ("scaling", "shown"), [(float("nan"), "NaN"), (-float("inf"), "-Infinity"), (1e39, "1e+39"), (10**400, "1000")]
+)
+def test_a_scaling_that_no_bank_can_hold_is_refused_by_field_and_value(save: Any, scaling: float, shown: str) -> None:
+    folder = save.bottleneck(scaling=scaling)
+    with pytest.raises(CheckpointInvalid, match=rf"^{folder}: scaling is {re.escape(shown)}.*, it must be finite"):
+        read_bottleneck_config(read_checkpoint(folder))
+
+
 def test_what_matters_to_training_alone_does_not_matter_here(save: Any) -> None:
     kept = {"dropout": 0.3, "stochastic_depth": 0.1, "init_weights": "bert", "init_weights_seed": 4, "phm_dim": 4}
     folder = save.bottleneck(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from xpeft_server.model.bank import Activation
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, check_finite
 from .errors import CheckpointInvalid, CheckpointUnsupported
 
 _FITS = "a bank takes what SeqBnConfig(original_ln_before=False) trains"
@@ -88,7 +88,9 @@ def read_bottleneck_config(checkpoint: Checkpoint) -> BottleneckConfig:
     wrong = [*_wrong(config), *named]
     if wrong or activation is None:
         raise CheckpointUnsupported(f"{checkpoint.path}: {'; '.join(wrong)}; {_FITS}")
-    return BottleneckConfig(activation, float(config.get("scaling", 1.0)), _left_out(checkpoint, config))
+    scaling = config.get("scaling", 1.0)
+    check_finite(checkpoint.path, "scaling", scaling)
+    return BottleneckConfig(activation, float(scaling), _left_out(checkpoint, config))
 
 
 def _wrong(config: Mapping[str, Any]) -> list[str]:

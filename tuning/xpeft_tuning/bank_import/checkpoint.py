@@ -90,6 +90,12 @@ def read_object(file: Path) -> dict[str, Any]:
     return content
 
 
+def check_finite(path: Path, field: str, value: float) -> None:
+    """Raises: CheckpointInvalid for a number that float32 does not have."""
+    if not abs(value) <= torch.finfo(torch.float32).max:
+        raise CheckpointInvalid(f"{path}: {field} is {json.dumps(value):.80}, it must be finite in float32")
+
+
 def _kind(config: Mapping[str, Any]) -> Kind:
     if "peft_type" in config:
         return Kind.PEFT

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, check_finite
 from .errors import CheckpointInvalid, CheckpointUnsupported
 
 HEADS = ("classifier", "pre_classifier", "score", "qa_outputs")
@@ -41,6 +41,8 @@ class LoraConfig:
         Args: rank: what the tensors say.
         """
         wanted = self._number(module, "r", "rank_pattern")
+        if wanted <= 0:
+            raise CheckpointInvalid(f"{self._path}: r of {module} is {wanted:g}, it must be 1 at least")
         alpha = self._number(module, "lora_alpha", "alpha_pattern")
         if rank != wanted:
             raise CheckpointInvalid(f"{self._path}: {module} has rank {rank}, its configuration says {wanted:g}")
@@ -59,6 +61,7 @@ class LoraConfig:
             ) from None
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise CheckpointInvalid(f"{self._path}: {field} of {module} is {json.dumps(number)}, it must be a number")
+        check_finite(self._path, f"{field} of {module}", number)
         return number
 
 
