@@ -75,8 +75,8 @@ def choose_penalties(
 ) -> list[float]:
     """The ones of `PENALTIES` with the least loss in cross-validation over a profile's rows, of equals the largest.
 
-    Fewer than `FEWEST` rows cannot tell, and for more than `MOST` labels times rows forty-five fits would take hours:
-    then it is what is likely, or 1.
+    Fewer than `FEWEST` rows cannot tell, and for more than `MOST` labels times rows forty-five fits take too long (a
+    minute and a half there, benchmarks/results/tune-time-cpu.txt): then it is what is likely, or 1.
 
     Args:
         seeds: of each profile's folds, in the order in which they were given to `rotate`, as are the results.
