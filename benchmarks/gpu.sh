@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # gpu.sh OUT: what a GPU has to show, in one go: first that it computes right, then how fast. What tells most comes
-# first in each part. Goes on where a command fails, and ends with the number of those that did.
+# first in each part, and a command measures one size: what is done is kept if time runs out. Goes on where a command
+# fails, and ends with the number of those that did.
 #
 # It needs a Python that has what the packages import, Triton, and for the tests pytest with pytest-asyncio. The
 # packages themselves are those of this checkout, installed or not, and nothing is fetched: `shapes` and `engine` make
@@ -13,14 +14,15 @@
 #
 # Variables:
 #   PARTS='tests shapes engine tune serve tenants'   the parts that are wanted; all without it
-#   NAMES='engine-minilm-*'   a pattern: of their commands those whose files are called so
+#   NAMES='engine-*-2048'   a pattern: of their commands those whose files are called so
 #   EXTRA='--rounds 2'        more options for each `xpeft bench`; they count more than those that stand here
 #   FILES=/tmp/files          in place of OUT/files, where only few files can be taken along
 #   PYTHON=python3            the Python that runs all of it
 #
 # Single commands, where time is short:
 #   PARTS=tests NAMES=kernels benchmarks/gpu.sh OUT
-#   PARTS=engine NAMES=engine-bert-base-1 EXTRA='--rounds 2 --batch-tokens 8192' benchmarks/gpu.sh OUT
+#   PARTS=shapes NAMES='*-2048' benchmarks/gpu.sh OUT
+#   PARTS=engine NAMES=engine-bert-base-1-8192 EXTRA='--rounds 2' benchmarks/gpu.sh OUT
 #   PARTS=tune NAMES='tune-65536-*' EXTRA='--rounds 2 --epochs 3' XPEFT_PLM=models/minilm benchmarks/gpu.sh OUT
 set -uo pipefail
 
@@ -76,6 +78,12 @@ bench() {
     run "$1" "$python" -P -m xpeft_server.cli bench "${@:2}" --device cuda --json "$files/$1.jsonl" ${EXTRA-}
 }
 
+shape() {
+    for tokens in "${@:3}"; do
+        bench "$1-$2-$tokens" shapes --shape "$1" --width "$2" --tokens "$tokens"
+    done
+}
+
 if part tests; then
     "$python" -P -c 'import xdist' 2>/dev/null && several=(-n 8) || several=()
     check kernels tests/kernels -k triton "${several[@]}"
@@ -85,16 +93,18 @@ if part tests; then
     check tuning tests/tuning/test_tuning_gpu.py
 fi
 if part shapes; then
-    bench bert-base-48 shapes --shape bert-base --width 48
-    bench llama-1b-decode-16 shapes --shape llama-1b-decode --width 16
-    bench bert-base-64 shapes --shape bert-base --width 64
-    bench minilm-48 shapes --shape minilm --width 48
-    bench llama-1b-decode-64 shapes --shape llama-1b-decode --width 64
+    shape bert-base 48 2048 512 8192 32768 128
+    shape llama-1b-decode 16 64 256 512 8 1
+    shape bert-base 64 2048 512 8192 32768 128
+    shape minilm 48 2048 512 8192 32768 128
+    shape llama-1b-decode 64 64 256 512 8 1
 fi
 if part engine; then
     for inputs in 1 32; do
         for shape in bert-base minilm; do
-            bench "engine-$shape-$inputs" engine --shape "$shape" --inputs "$inputs" --batch-tokens 2048,8192
+            for tokens in 2048 8192; do
+                bench "engine-$shape-$inputs-$tokens" engine --shape "$shape" --inputs "$inputs" --batch-tokens "$tokens"
+            done
         done
     done
 fi
@@ -106,8 +116,10 @@ if part tune; then
     done
 fi
 if part serve; then
-    for processes in 0 2 1 4; do
-        bench "serve-$processes" serve --http-processes "$processes" --concurrency 256,32 --rounds 2
+    for texts in 256 32; do
+        for processes in 0 2 1 4; do
+            bench "serve-$processes-$texts" serve --http-processes "$processes" --concurrency "$texts" --rounds 2
+        done
     done
 fi
 if part tenants; then

@@ -143,7 +143,7 @@ def show_answers(desks: list[Tenant], messages: list[str], answers: list[list[di
     for message, row in zip(messages, answers, strict=True):
         for desk, each in zip(desks, row, strict=True):
             if each["label"] not in (desk.tuned.profile.labels or ()):
-                fail(f"{desk.profile} answered with {each['label']!r}, which is no label of its")
+                fail(f"{desk.profile} answered with {each['label']!r}, which is not one of its labels")
         table.add_row(Text(message), *(f"[bold]{each['label']}[/bold] {each['score']:.2f}" for each in row))
     console.print(table)
 

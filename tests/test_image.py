@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
-from xpeft_server.settings import Settings, is_loopback, load_settings
+from xpeft_server.settings import Settings, is_loopback
+from xpeft_server.settings_source import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

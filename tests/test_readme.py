@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 
 from xpeft_server.model.families import FAMILIES
-from xpeft_server.settings import describe_settings
+from xpeft_server.settings_source import describe_settings
 
 # Of the fifteen that `xpeft tune` takes, for a hundred rows on a real model. A server knows no such setting.
 BRIEF = {} if os.environ.get("NIGHTLY") == "1" else {"XPEFT_TUNE_EPOCHS": "5"}

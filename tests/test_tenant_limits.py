@@ -39,6 +39,8 @@ def test_an_empty_file_gives_everybody_a_fair_share() -> None:
     ("document", "message"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"default": ' * 100_000, "nested too deeply"),
         ("[]", "the file = []"),
         ('{"tenant": {}}', "tenant = {}"),
         ('{"default": {"weight": 0}}', "default.weight = 0 "),

@@ -28,7 +28,7 @@ async def test_whatever_a_file_says_for_a_while_it_is_read_again(
         return text
 
     path.write_text("first")
-    watched = WatchedFile(path, read, invalid=ValueError, content="words")
+    watched = WatchedFile(path, read=read, invalid=ValueError, content="words")
     watching = asyncio.create_task(watched.watch())
     async with asyncio.timeout(20):
         for text, said in (("wrong", "it is wrong"), ("bug", "too deep"), ("second", "read the words")):
@@ -47,7 +47,7 @@ def test_a_change_that_could_not_be_read_for_a_moment_is_read_at_the_next_look(
 ) -> None:
     path, failures = tmp_path / "words", [OSError("too many open files"), ValueError("half"), OSError("again")]
     path.write_text("first")
-    watched = WatchedFile(path, Path.read_text, invalid=ValueError, content="words")
+    watched = WatchedFile(path, read=Path.read_text, invalid=ValueError, content="words")
     path.write_text("second")
 
     def read(path: Path) -> str:
@@ -74,7 +74,7 @@ def test_a_file_that_fails_again_after_it_was_good_is_logged_again(
     folder.mkdir()
     path = folder / "words"
     path.write_text("first")
-    watched = WatchedFile(path, Path.read_text, invalid=OSError, content="words")
+    watched = WatchedFile(path, read=Path.read_text, invalid=OSError, content="words")
     for _ in range(2):
         folder.rename(tmp_path / "away")
         watched.refresh()

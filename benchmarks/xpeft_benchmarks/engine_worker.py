@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, Final
 
 from xpeft_server.model.bank_errors import BankError
 from xpeft_server.model.errors import ModelError
+from xpeft_server.model.launched import Launched
 from xpeft_server.model.tokenizing import TokenizedText
 
 from .resident import ResidentProfiles, load_resident
 from .workers import answer_jobs
 
 Pair = tuple[TokenizedText, int]
+
+_AHEAD: Final = 2
+"""Batches that a device that works by itself has, as the server's has them."""
 
 
 class EngineWorker:
@@ -34,6 +39,7 @@ class EngineWorker:
             dtype=job["dtype"],
             profiles=job["profiles"],
             seed=job["seed"],
+            graph_tokens=job["graph_tokens"],
         )
         plm = resident.classifier.plm
         tokenized = plm.tokenizer.encode([(text, None) for text in job["texts"]], truncate=True)
@@ -47,15 +53,27 @@ class EngineWorker:
 
     def _run(self, batch: int, seconds: float, requests: int | None) -> dict[str, Any]:
         """Batches of neighbours, from the first text on, over and over."""
-        assert self._resident is not None
+        resident = self._resident
+        assert resident is not None
+        # A text alone is what one request at a time is compared with.
+        most = _AHEAD if batch > 1 and resident.classifier.asynchronous else 1
+        ahead: deque[tuple[float, Launched]] = deque()
         pending = islice(cycle(self._pairs), requests)
         answered, latencies = 0, []
         start = time.perf_counter()
         while (begun := time.perf_counter()) - start < seconds and (taken := list(islice(pending, batch))):
-            self._resident.classify([text for text, _ in taken], [owner for _, owner in taken])
-            latencies.append(time.perf_counter() - begun)
+            ahead.append((begun, resident.launch([text for text, _ in taken], [owner for _, owner in taken])))
             answered += len(taken)
+            if len(ahead) == most:
+                latencies.append(_ended(*ahead.popleft()))
+        latencies += [_ended(*each) for each in ahead]
         return {"answered": answered, "seconds": time.perf_counter() - start, "latencies": latencies}
+
+
+def _ended(begun: float, launched: Launched) -> float:
+    """Seconds of a batch, once its answers are there."""
+    launched.result()
+    return time.perf_counter() - begun
 
 
 if __name__ == "__main__":

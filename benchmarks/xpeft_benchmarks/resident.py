@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.classifier import Classifier, ClassifierInput
+from xpeft_server.model.launched import Launched
 from xpeft_server.model.plm import load_plm
 from xpeft_server.model.pooling import Pooling
 from xpeft_server.model.prepacked import prepack
@@ -38,15 +39,27 @@ class ResidentProfiles:
 
     def classify(self, texts: Sequence[TokenizedText], owners: Sequence[int]) -> list[NDArray[np.float32]]:
         """Logits of one batch; ``owners`` are the texts' profiles."""
-        return self.classifier.logits(
+        return self.launch(texts, owners).result()
+
+    def launch(self, texts: Sequence[TokenizedText], owners: Sequence[int]) -> Launched:
+        """As `classify`, without waiting for a device that works by itself."""
+        return self.classifier.launch(
             [ClassifierInput(text, p, self._head_rows[p]) for text, p in zip(texts, owners, strict=True)]
         )
 
 
-def load_resident(plm: str, bank: str, *, device: str, dtype: str, profiles: int, seed: int) -> ResidentProfiles:
-    """Raises: ModelError or BankError."""
+def load_resident(
+    plm: str, bank: str, *, device: str, dtype: str, profiles: int, seed: int, graph_tokens: int = 0
+) -> ResidentProfiles:
+    """Warm, as the engine has its classifier before it takes a request.
+
+    Args:
+        graph_tokens: on a GPU, batches of up to so many tokens run as CUDA graphs.
+    Raises: ModelError or BankError.
+    """
     loaded = load_plm(plm, device=torch.device(device), dtype=getattr(torch, dtype))
     prepack(loaded)
     opened = open_bank(bank, loaded.facts)
-    classifier = Classifier(loaded, opened, slots=profiles, head_rows=profiles * CLASSES)
+    classifier = Classifier(loaded, opened, slots=profiles, head_rows=profiles * CLASSES, graph_tokens=graph_tokens)
+    classifier.warm_up()
     return ResidentProfiles(classifier, opened.pooling, profiles=profiles, seed=seed)

@@ -96,15 +96,17 @@ class Work(NamedTuple):
     owners: list[int]
 
 
-def run_serve(plan: ServePlan, pool: Sequence[str], *, on_step: Step) -> list[Result]:
+def run_serve(plan: ServePlan, pool: Sequence[str], *, graph_tokens: int, on_step: Step) -> list[Result]:
     """Start everything, warm up, measure in interleaved rounds, stop everything.
 
+    Args:
+        graph_tokens: of the engine alone on a GPU, as the server has it.
     Raises: ServerFailed, ServerRefused, RequestsFailed, WorkerFailed.
     """
     rng = np.random.default_rng(plan.seed)
     texts = sample_texts(pool, plan.texts, rng)
     work = Work(texts, plan.popularity.draw(plan.texts, plan.profiles, rng).tolist())
-    with _stage(plan, work, on_step) as stage:
+    with _stage(plan, work, graph_tokens, on_step) as stage:
         samples = _measure(plan, stage.stretches, on_step)
         return results_of(stage.stretches, samples, facts=stage.facts())
 
@@ -132,7 +134,7 @@ class Stage:
 
 
 @contextmanager
-def _stage(plan: ServePlan, work: Work, on_step: Step) -> Iterator[Stage]:
+def _stage(plan: ServePlan, work: Work, graph_tokens: int, on_step: Step) -> Iterator[Stage]:
     infinity = None if plan.infinity_python is None else infinity_program(plan.infinity_python)
     with ExitStack() as stack:
         on_step("starting xpeft serve" if plan.url is None else f"asking {plan.url}")
@@ -143,6 +145,7 @@ def _stage(plan: ServePlan, work: Work, on_step: Step) -> Iterator[Stage]:
             job="open",
             texts=work.texts,
             owners=work.owners,
+            graph_tokens=graph_tokens,
             **{name: getattr(plan, name) for name in ("plm", "bank", "device", "dtype", "profiles", "seed")},
         )
         on_step(f"uploading {plan.profiles} profiles of {len(target.keys)} tenants")

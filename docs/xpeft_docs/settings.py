@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from xpeft_server.settings import Settings, describe_settings
+from xpeft_server.settings import Settings
+from xpeft_server.settings_source import describe_settings
 
 from .table import code, table
 

@@ -3,7 +3,7 @@
 """
 
 from .aggregate import PROFILE_TILES, aggregate_adapters, aggregate_adapters_ref
-from .apply import Norm, apply_adapters, apply_adapters_even, apply_adapters_ref, piece_rows
+from .apply import FEW_TOKENS, Norm, apply_adapters, apply_adapters_even, apply_adapters_ref, piece_rows
 from .attend import attend_packed, attend_packed_ref, query_rows
 from .attend_cache import PlacedSteps, StepRoom, attend_cache, attend_cache_ref, cut_steps, spare_pieces, step_rows
 from .dispatch import Impl, ImplUnavailable, chosen_implementations
@@ -15,6 +15,7 @@ from .sequences import PlacedSequences, Sequences, cut_sequences
 from .tiles import MIN_ROWS, PlacedTiles, Tiles, cut_runs
 
 __all__ = [
+    "FEW_TOKENS",
     "MIN_ROWS",
     "PROFILE_TILES",
     "AdapterForm",

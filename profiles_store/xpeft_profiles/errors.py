@@ -23,7 +23,9 @@ _SHORT.maxlevel = 2
 
 
 class ProfileStoreError(Exception):
-    """Root of the tree; ``message`` is one sentence for the caller."""
+    """Root of the tree; ``message`` is one sentence for the caller, ``code`` the wire's stable word for it."""
+
+    code = "store_error"
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -33,21 +35,25 @@ class ProfileStoreError(Exception):
 class ProfileInvalid(ProfileStoreError):
     """``param`` is the tensor's or field's name as it stands in the profile file; of an unknown one `shown_name`."""
 
+    code = "invalid_profile"
+
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message if param is None else f"{param}: {message}")
         self.param = param
 
 
 class BankMismatch(ProfileStoreError):
-    pass
+    code = "wrong_bank"
 
 
 class RecordDamaged(ProfileStoreError):
-    pass
+    code = "damaged_profile"
 
 
 class PreconditionFailed(ProfileStoreError):
     """``current_version`` is None where there is no such profile."""
+
+    code = "precondition_failed"
 
     def __init__(self, current_version: str | None) -> None:
         there = "does not exist" if current_version is None else f"has version {current_version}"
@@ -56,11 +62,14 @@ class PreconditionFailed(ProfileStoreError):
 
 
 class CursorInvalid(ProfileStoreError):
+    code = "invalid_cursor"
     param = "cursor"
 
 
 class TooManyJobs(ProfileStoreError):
     """``retry_after``: seconds."""
+
+    code = "too_many_jobs"
 
     def __init__(self, most: int) -> None:
         super().__init__(f"{most} tuning jobs are queued or running, and a tenant may have no more at a time")
@@ -69,6 +78,8 @@ class TooManyJobs(ProfileStoreError):
 
 class TooManyProfiles(ProfileStoreError):
     """``retry_after``: seconds; there is room again once the tenant has deleted a profile."""
+
+    code = "too_many_profiles"
 
     def __init__(self, most: int) -> None:
         super().__init__(f"this tenant has {most} profiles and may have no more: delete one, or raise its max_profiles")
@@ -84,7 +95,7 @@ class StoreUrlInvalid(ProfileStoreError):
 
 
 class StoreUnavailable(ProfileStoreError):
-    pass
+    code = "store_unavailable"
 
 
 def shown(value: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 from .errors import CursorInvalid, RecordDamaged, shown
@@ -55,12 +56,7 @@ def page_of(found: Iterable[tuple[str, StoredProfile]], limit: int) -> ListPage:
 def listing_of(name: str, stored: StoredProfile) -> ProfileListing:
     """The line of a stored profile; a damaged one stays in the list, so that it can be found and replaced."""
     labels = shared_head = None
-    damaged = False
-    try:
-        summary = read_summary(stored.record)
-    except RecordDamaged:
-        damaged = True
-    else:
-        labels, shared_head = summary.labels, summary.shared_head
+    with suppress(RecordDamaged):
+        labels, shared_head = read_summary(stored.record)
     size = len(stored.record)
-    return ProfileListing(name, stored.version, labels, shared_head, size, stored.created, stored.updated, damaged)
+    return ProfileListing(name, stored.version, labels, shared_head, size, stored.created, stored.updated)

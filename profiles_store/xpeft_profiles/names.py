@@ -11,6 +11,7 @@ from .errors import ProfileInvalid, shown
 RESERVED: Final = "base"
 """Asks a server for the bare model, by intent; no profile can be called so."""
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAME_RULE: Final = "a letter or digit, then up to 127 of A-Z a-z 0-9 . _ -"
 
 
 class ProfileKey(NamedTuple):
@@ -35,9 +36,7 @@ def check_keys(keys: Iterable[ProfileKey]) -> None:
 def check_name(name: str, *, param: str = "name") -> None:
     """Raises: ProfileInvalid unless it is a letter or digit and then up to 127 of them, ``.``, ``_``, ``-``."""
     if NAME_PATTERN.fullmatch(name) is None:
-        raise ProfileInvalid(
-            f"{shown(name)} is not a name (a letter or digit, then up to 127 of A-Z a-z 0-9 . _ -)", param
-        )
+        raise ProfileInvalid(f"{shown(name)} is not a name ({NAME_RULE})", param)
 
 
 def check_new_name(name: str) -> None:

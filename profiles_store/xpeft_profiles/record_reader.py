@@ -19,9 +19,8 @@ NEGATIVE_ZERO = 0x8000
 
 
 class RecordSummary(NamedTuple):
-    """What a listing shows of a record; ``bank`` is the fingerprint of the profile's bank."""
+    """What a listing shows of a record."""
 
-    bank: str
     labels: tuple[str, ...] | None
     shared_head: str | None
 
@@ -57,7 +56,7 @@ def decode_record(data: bytes) -> Profile:
 def read_summary(data: bytes) -> RecordSummary:
     """What a listing shows, without building the profile. Raises: RecordDamaged."""
     words = _words(_checked_header(data), data)
-    return RecordSummary(words["bank"], words["labels"], words["shared_head"])
+    return RecordSummary(words["labels"], words["shared_head"])
 
 
 def _checked_header(data: bytes) -> RecordHeader:

@@ -1,6 +1,7 @@
 """The scripts that write: Redis runs each as a whole, so the precondition and the write are one step.
 
 A profile's value is ``created, updated`` as two little-endian doubles, the version's 32 bytes, then the record.
+A put brings its name back into a set of names that has lost it, though the record is there already.
 All reading stands before all writing: a script that fails has changed nothing.
 """
 
@@ -39,7 +40,7 @@ local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local current = redis.call('GET', KEYS[2])
 local kept = redis.call('GET', KEYS[1])
-redis.call('ZSCORE', KEYS[3], ARGV[1])
+local listed = redis.call('ZSCORE', KEYS[3], ARGV[1])
 local same = current == ARGV[2]
 local whole = same and kept and string.sub(kept, 17) == ARGV[3] .. ARGV[4]
 if refused(6, current, same and not whole) then return {'refused', current or ''} end
@@ -49,7 +50,10 @@ local status, created = 'created', now
 if current then
     status = 'replaced'
     if kept and #kept >= 16 then created = struct.unpack('<d', kept) end
-    if whole then return {'identical', string.sub(kept, 1, 16)} end
+    if whole then
+        if not listed then redis.call('ZADD', KEYS[3], 0, ARGV[1]) end
+        return {'identical', string.sub(kept, 1, 16)}
+    end
 end
 local times = struct.pack('<dd', created, now)
 redis.call('SET', KEYS[1], times .. ARGV[3] .. ARGV[4])
@@ -105,14 +109,14 @@ for i = 1, #version_keys do
         local at = #values
         values[at + 1], values[at + 2] = profile_keys[i], times[i] .. content
         values[at + 3], values[at + 4] = version_keys[i], version
+    end
+    if letters[i] == 'c' or letters[i] == 'r' or not redis.call('ZSCORE', KEYS[1], name) then
         names[#names + 1] = 0
         names[#names + 1] = name
     end
 end
-if #values > 0 then
-    redis.call('MSET', unpack(values))
-    redis.call('ZADD', KEYS[1], unpack(names))
-end
+if #values > 0 then redis.call('MSET', unpack(values)) end
+if #names > 0 then redis.call('ZADD', KEYS[1], unpack(names)) end
 return {table.concat(letters), table.concat(times), kept}
 """
 

@@ -27,6 +27,7 @@ T = TypeVar("T")
 # So many records a list has in memory at a time; of large ones fewer, once it has seen the first few.
 LIST_CHUNK = 64
 LIST_FIRST = 2
+UNUSED = "xpeft:ping"  # a key that never is
 SCANNED = 5_000  # keys that one step of the search for tenants looks at
 
 
@@ -37,7 +38,8 @@ class RedisStore:
     ``xpeft:{TENANT}:names``; the braces are Redis's hash tag, so a tenant lives in one cluster slot.
 
     A read whose connection broke is sent once more. A write never is: it may have happened, and done again it
-    would be judged by its own result.
+    would be judged by its own result. A Redis that lets nobody write, as a master that was demoted, is away: what it
+    has may be old. Then all connections are given up, as behind the same address there may soon be another.
 
     Args:
         url: may set ``socket_timeout``, ``socket_connect_timeout`` (seconds) and ``max_connections`` in its query.
@@ -177,7 +179,19 @@ class RedisStore:
                 return
 
     async def ping(self) -> None:
-        await self._read(lambda: self._client.ping())
+        await self._read(self._ping)
+
+    async def _ping(self) -> None:
+        """Raises: ReadOnlyError where nobody may write, though nothing is written here."""
+        async with self._client.pipeline(transaction=False) as pipe:
+            pipe.ping()
+            pipe.delete(UNUSED)
+            pong, deleted = await pipe.execute(raise_on_error=False)
+        if isinstance(pong, Exception):
+            raise pong
+        # That a write would be refused for another reason does not make the records old.
+        if isinstance(deleted, redis.ReadOnlyError):
+            raise deleted
 
     async def close(self) -> None:
         """Ends the connections; a later call would open new ones."""
@@ -227,6 +241,8 @@ class RedisStore:
         try:
             return await _sent(command)
         except (redis.RedisError, OSError) as error:
+            if isinstance(error, redis.ReadOnlyError):
+                await self._client.connection_pool.disconnect()
             raise StoreUnavailable(f"redis at {self._place} failed: {error}") from error
 
 

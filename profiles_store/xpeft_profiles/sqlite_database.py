@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from operator import itemgetter
 from pathlib import Path
 
 from .errors import StoreUnavailable, TooManyProfiles
-from .listing import page_of
+from .listing import PAGE_BYTES, page_of
 from .names import ProfileKey
 from .sqlite_jobs import SCHEMA as JOBS_SCHEMA
 from .store import KeyedRecord, ListPage, Match, PutOutcome, StoredProfile
@@ -92,22 +93,62 @@ def connect_reader(path: Path, busy_seconds: float) -> sqlite3.Connection:
     return connection
 
 
-def _connect(path: Path, busy_seconds: float) -> sqlite3.Connection:
+def connect_read_only(path: Path, busy_seconds: float) -> sqlite3.Connection:
+    """A connection for who makes no file, takes no writer's lock and changes nothing.
+
+    Raises: sqlite3.Error; StoreUnavailable if the file is empty, or belongs to another program or a newer server.
+    """
+    mode = "immutable=1" if _cannot_change(path) else "mode=rw"
+    connection = _connect(f"{path.as_uri()}?{mode}", busy_seconds)
+    try:
+        connection.execute("PRAGMA query_only = ON")
+        if _is_empty(connection):
+            raise StoreUnavailable(f"{path} is empty: it has never been a store")
+        _check_schema(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _cannot_change(path: Path) -> bool:
+    """On a read-only file system SQLite cannot make the log's index; without a log the file is all there is."""
+    try:
+        fixed = bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False  # What is wrong with the file or its name is said when it is opened.
+    return fixed and not Path(f"{path.resolve()}-wal").exists()
+
+
+def _connect(path: Path | str, busy_seconds: float) -> sqlite3.Connection:
+    """Args: path: as a string, a URI."""
     # Each connection is used by one thread at a time, but is opened and closed by others.
-    return sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
+    return sqlite3.connect(
+        path, timeout=busy_seconds, isolation_level=None, check_same_thread=False, uri=isinstance(path, str)
+    )
 
 
 def _ensure_schema(connection: sqlite3.Connection, path: Path) -> None:
-    (owner,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if owner == 0 and tables == 0:
+    if _is_empty(connection):
         connection.execute(SCHEMA)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    elif owner != APPLICATION_ID:
+    else:
+        _check_schema(connection, path)
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    (owner,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    return bool(owner == 0 and tables == 0)
+
+
+def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
+    (owner,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if owner != APPLICATION_ID:
         raise StoreUnavailable(f"{path} is the database of another program (application_id {owner:#x})")
-    elif version != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         raise StoreUnavailable(f"{path} has schema {version}, this server knows schema {SCHEMA_VERSION}")
 
 
@@ -209,6 +250,17 @@ def tenants(connection: sqlite3.Connection, after: str, limit: int) -> list[str]
 
 
 def page(connection: sqlite3.Connection, tenant: str, after: str, prefix: str, limit: int) -> ListPage:
-    """Records pass through one at a time, so that a page of large profiles costs no more memory than one."""
+    """The read is over before the records are looked into: as long as it lasts, the write-ahead log only grows."""
     with closing(connection.execute(PAGE, (tenant, after, prefix, prefix, limit + 1))) as rows:
-        return page_of(((name, StoredProfile(*stored)) for name, *stored in rows), limit)
+        found = list(_of_a_page((name, StoredProfile(*stored)) for name, *stored in rows))
+    return page_of(found, limit)
+
+
+def _of_a_page(rows: Iterable[tuple[str, StoredProfile]]) -> Iterator[tuple[str, StoredProfile]]:
+    """Up to the one behind which `page_of` ends, so that large profiles cost no more memory than a page has room."""
+    size = 0
+    for row in rows:
+        yield row
+        if size >= PAGE_BYTES:
+            return
+        size += len(row[1].record)

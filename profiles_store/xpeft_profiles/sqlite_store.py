@@ -20,6 +20,7 @@ from .profile import Profile
 from .record_writer import encode_record
 from .sqlite_files import SqliteFiles
 from .sqlite_job_store import SqliteJobStore
+from .sqlite_log import WriteAheadLog
 from .sqlite_write_lane import WriteLane
 from .store import NO_CONDITION, KeyedRecord, ListPage, Match, PutOutcome, StoredProfile
 from .version_cache import VersionCache
@@ -43,7 +44,8 @@ class OpenFile(NamedTuple):
     lister: Lane
     writer: WriteLane
     cache: VersionCache
-    files: SqliteFiles
+    check: Callable[[], None]
+    """Raises: StoreUnavailable where the connections have lost their files."""
 
 
 class SqliteStore:
@@ -55,14 +57,23 @@ class SqliteStore:
         path: the file; its folder must exist.
         busy_seconds: how long a write may wait for another process's write.
         clock: seconds since 1970.
+        read_only: the file is read as it is; none is made, its writers' lock is not taken, and writes are refused.
     """
 
     scheme = "sqlite"
 
-    def __init__(self, path: Path, *, busy_seconds: float = 5.0, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        busy_seconds: float = 5.0,
+        clock: Callable[[], float] = time.time,
+        read_only: bool = False,
+    ) -> None:
         self._path = path.absolute()
         self._busy_seconds = busy_seconds
         self._clock = clock
+        self._read_only = read_only
         self.jobs: JobStore = SqliteJobStore(self._read, self._walk, self._write, clock)
         self._opening = asyncio.Lock()
         self._file: OpenFile | None = None
@@ -79,15 +90,18 @@ class SqliteStore:
         writer = ThreadPoolExecutor(1, "xpeft-sqlite-writer")
         opened: list[sqlite3.Connection] = []
 
-        def connect() -> SqliteFiles:
+        def connect() -> Callable[[], None]:
+            if self._read_only:
+                opened.extend(database.connect_read_only(self._path, self._busy_seconds) for _ in range(4))
+                return lambda: None
             opened.append(database.connect_writer(self._path, self._busy_seconds))
             opened.append(database.connect_reader(self._path, self._busy_seconds))
             opened.append(database.connect_reader(self._path, self._busy_seconds))
             opened.append(database.connect_reader(self._path, 0.0))
-            return SqliteFiles(self._path)
+            return SqliteFiles(self._path).check
 
         try:
-            files = await self._in_thread(writer, connect)
+            check = await self._in_thread(writer, connect)
         except BaseException:
             for connection in opened:
                 connection.close()
@@ -95,12 +109,18 @@ class SqliteStore:
                 thread.shutdown(wait=False)
             raise
         to_write, to_read, to_list, probe = opened
+        log = WriteAheadLog(self._path, to_write, self._busy_seconds)
+
+        def committed() -> None:
+            check()
+            log.cut()
+
         return OpenFile(
             Lane(to_read, reader),
             Lane(to_list, lister),
-            WriteLane(to_write, writer, committed=files.check),
+            WriteLane(to_write, writer, committed=committed),
             VersionCache(probe),
-            files,
+            check,
         )
 
     async def get(self, key: ProfileKey) -> StoredProfile | None:
@@ -165,7 +185,7 @@ class SqliteStore:
     def _opened(self) -> OpenFile:
         if self._file is None:
             raise StoreUnavailable(f"the store {self._path} is not open")
-        self._file.files.check()
+        self._file.check()
         return self._file
 
     async def _read(
@@ -197,5 +217,5 @@ class SqliteStore:
     def _failures_named(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise StoreUnavailable(f"the store {self._path} failed: {error}") from error

@@ -37,8 +37,7 @@ class StoredProfile(NamedTuple):
 class ProfileListing(NamedTuple):
     """One line of a list; ``bytes`` is the record's size.
 
-    ``labels`` is None without a head of its own. Of a damaged record only the rest is known: labels and
-    shared head are None and ``damaged`` is true.
+    ``labels`` is None without a head of its own. Of a damaged record labels and shared head are both None.
     """
 
     name: str
@@ -48,7 +47,6 @@ class ProfileListing(NamedTuple):
     bytes: int
     created: float
     updated: float
-    damaged: bool = False
 
 
 class ListPage(NamedTuple):

@@ -31,25 +31,26 @@ POSITIVE_OPTIONS = ("max_connections", "socket_connect_timeout", "socket_timeout
 CREDENTIALS = re.compile(r"(?<=://).*(?=@)")
 
 
-def open_store(url: str) -> ProfileStore:
+def open_store(url: str, *, read_only: bool = False) -> ProfileStore:
     """Build the store that a URL names, without connecting: that is ``store.open()``.
 
     ``memory://`` · ``sqlite:///relative.db`` · ``sqlite:////absolute.db`` · ``redis://``, ``rediss://``,
     ``unix://`` as in redis-py, with ``socket_timeout`` and ``socket_connect_timeout`` in seconds.
 
+    Args: read_only: for who only reads; it says how a file is opened, see `SqliteStore`.
     Raises: StoreUrlInvalid, naming the value (without its credentials).
     """
     scheme = url.partition(":")[0]
     if url in ("memory://", "memory:"):
         return MemoryStore()
     if scheme == "sqlite":
-        return _sqlite_store(url)
+        return _sqlite_store(url, read_only=read_only)
     if scheme in ("redis", "rediss", "unix"):
         return _redis_store(url)
     raise _invalid(url, f"it must be one of {SCHEMES}")
 
 
-def _sqlite_store(url: str) -> SqliteStore:
+def _sqlite_store(url: str, *, read_only: bool) -> SqliteStore:
     path = url.removeprefix(SQLITE)
     if path == url or not path or path.endswith("/"):
         raise _invalid(url, "it must be sqlite:///relative.db or sqlite:////absolute.db")
@@ -60,7 +61,7 @@ def _sqlite_store(url: str) -> SqliteStore:
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise _invalid(url, f"there is no folder {folder}")
-    return SqliteStore(Path(path))
+    return SqliteStore(Path(path), read_only=read_only)
 
 
 def _redis_store(url: str) -> RedisStore:

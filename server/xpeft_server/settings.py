@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
-from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-PREFIX = "XPEFT_"
-# What the commands that talk to a server read: set beside a server's own variables, they are no mistake.
-CLIENT_VARIABLES = frozenset(
-    {"XPEFT_URL", "XPEFT_API_KEY", "XPEFT_CLIENT_CERTIFICATE", "XPEFT_CLIENT_KEY", "XPEFT_AUTHORITY"}
-)
-# What the variables of other commands begin with.
-_OF_OTHERS = ("XPEFT_TUNE_", "XPEFT_BANK_TRAIN_", "XPEFT_AGAINST_")
 # In a URL: from the colon after the user's name to the last "@" before the path, or a parameter.
 _PASSWORD = re.compile(r"(?<=password=)[^&]+|(?<=:)[^/]+(?=@)")
 
@@ -97,7 +88,8 @@ class Settings(BaseModel):
     kv_tokens: KvTokens | Literal["auto"] = Field(
         default="auto",
         description="room for the keys and values of texts that are being generated, in tokens; auto is what fits into"
-        " 1 GiB on CPU or into three quarters of a GPU's free memory",
+        " 1 GiB on CPU or into three quarters of a GPU's free memory; a prompt and its answer together have"
+        " at most the largest power of two within it",
     )
     max_sequences: int = Field(
         default=256, ge=1, le=1 << 16, description="most texts that are generated at once; others wait"
@@ -116,7 +108,9 @@ class Settings(BaseModel):
     )
     tls_key: Path | None = Field(default=None, description="PEM file of the certificate's private key, not encrypted")
     tls_client_ca: Path | None = Field(
-        default=None, description="PEM file of the authorities of which every client must show a certificate"
+        default=None,
+        description="PEM file of certificate authorities;"
+        " every client must present a certificate signed by one of them",
     )
     audit_log: Path | None = Field(
         default=None,
@@ -135,7 +129,7 @@ class Settings(BaseModel):
         default=30.0,
         gt=0,
         le=3600,
-        description="time in which a client takes at least some of an answer, in seconds; else its connection ends",
+        description="longest time without a client reading any of its answer, in seconds; then its connection ends",
     )
     idle_seconds: float = Field(
         default=75.0, gt=0, le=3600, description="time for which a connection is kept for its next request, in seconds"
@@ -177,7 +171,7 @@ class Settings(BaseModel):
         description="collector that gets traces by OTLP over HTTP, like http://localhost:4318; none: nothing is traced",
     )
     trace_sample_ratio: float = Field(
-        default=1.0, ge=0, le=1, description="part of the requests that is traced where the client does not say whether"
+        default=1.0, ge=0, le=1, description="share of requests traced where the client does not decide"
     )
     profile_trace: Path | None = Field(
         default=None, description="file that gets a torch profiler's trace of --profile-batches batches and steps"
@@ -230,60 +224,7 @@ class Settings(BaseModel):
     @property
     def store_shown(self) -> str:
         """The store's URL without its password, for logs and people."""
-        return _PASSWORD.sub("***", self.store)
-
-
-class SettingDescription(NamedTuple):
-    """One row of the README's table and one option of ``xpeft serve``. ``default`` is as one would type it."""
-
-    name: str
-    option: str
-    variable: str
-    default: str
-    help: str
-    is_flag: bool
-
-
-def describe_settings() -> tuple[SettingDescription, ...]:
-    """Every setting, in the order of the class: the one place that help, README and tests read."""
-    return tuple(
-        SettingDescription(
-            name=name,
-            option="--" + name.replace("_", "-"),
-            variable=PREFIX + name.upper(),
-            default=""
-            if field.default is None
-            else str(field.default).lower()
-            if isinstance(field.default, bool)
-            else str(field.default),
-            help=field.description or "",
-            is_flag=field.annotation is bool,
-        )
-        for name, field in Settings.model_fields.items()
-    )
-
-
-def load_settings(options: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
-    """The settings of one start: an option wins over its variable, a variable over the default.
-
-    Args:
-        options: what the command line gave, by setting name; ``None`` stands for not given.
-        environ: the process environment; read here and never again.
-    Raises: SettingsInvalid, naming key and value, also for a ``XPEFT_…`` variable that nothing reads.
-    """
-    values = _from_environment(environ)
-    values.update({name: value for name, value in options.items() if value is not None})
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        raise SettingsInvalid("\n".join(_reason(dict(item)) for item in error.errors())) from None
-
-
-def check_variable(variable: str, known: Collection[str]) -> None:
-    """Raises: SettingsInvalid, without the variable's value, which may be a key, if it is none of those known."""
-    if variable not in known:
-        near = difflib.get_close_matches(variable, known, n=1, cutoff=0.0)
-        raise SettingsInvalid(f"{variable} is not a setting; the nearest is {near[0]}")
+        return without_password(self.store)
 
 
 def is_loopback(host: str) -> bool:
@@ -296,24 +237,6 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
-    known = {setting.variable: setting.name for setting in describe_settings()}
-    values: dict[str, object] = {}
-    for variable, value in environ.items():
-        if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES or variable.startswith(_OF_OTHERS):
-            continue
-        check_variable(variable, [*known, *CLIENT_VARIABLES])
-        if not value:
-            raise SettingsInvalid(f"{variable} is empty; give it a value or unset it")
-        values[known[variable]] = value
-    return values
-
-
-def _reason(error: dict[str, object]) -> str:
-    location = error["loc"]
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if not isinstance(location, tuple) or not location:
-        return message
-    name = str(location[0])
-    value = _PASSWORD.sub("***", repr(error["input"]))
-    return f"{name} = {value} cannot be used: {message} (--{name.replace('_', '-')} or {PREFIX}{name.upper()})"
+def without_password(text: str) -> str:
+    """The text with three stars in place of the password of a URL in it."""
+    return _PASSWORD.sub("***", text)

@@ -70,7 +70,7 @@ class LimitsFile:
     """The limits in a file, kept in step with it. Raises: LimitsInvalid if it cannot be used at the start."""
 
     def __init__(self, path: Path) -> None:
-        self.file = WatchedFile(path, read_limits, invalid=LimitsInvalid, content="limits of tenants")
+        self.file = WatchedFile(path, read=read_limits, invalid=LimitsInvalid, content="limits of tenants")
 
     def of(self, tenant: str) -> TenantLimits:
         return self.file.value.of(tenant)
@@ -113,6 +113,8 @@ def parse_limits(data: bytes) -> TenantTable:
         document = _checked(_Document, json.loads(data), "")
     except ValueError as error:
         raise LimitsInvalid(f"not JSON: {error}") from None
+    except RecursionError:
+        raise LimitsInvalid("its JSON is nested too deeply") from None
     default = _checked(TenantLimits, document.default, "default")
     tenants = {
         name: _checked(TenantLimits, {**document.default, **fields}, f"tenants.{name}")

@@ -1,4 +1,4 @@
-"""A file that people may change while the server runs."""
+"""Files that people may change while the server runs."""
 
 from __future__ import annotations
 
@@ -16,55 +16,63 @@ T = TypeVar("T")
 
 
 class WatchedFile(Generic[T]):
-    """What the file says, read again whenever it is another one than before.
+    """What a file says, or several together, read again whenever one is another than before.
 
     Args:
-        path: the file; read at once.
-        read: path → what it says; raises ``invalid`` if it cannot be used.
-        content: what the file holds, for the log.
-    Raises: ``invalid`` if the file cannot be used at the start.
+        paths: the files; read at once.
+        read: paths → what they say; raises ``invalid`` if they cannot be used.
+        content: what they hold, for the log.
+    Raises: ``invalid`` if they cannot be used at the start.
 
     Attributes:
-        value: what the file said when it could last be used.
+        value: what they said when they could last be used.
     """
 
-    def __init__(self, path: Path, read: Callable[[Path], T], *, invalid: type[Exception], content: str) -> None:
-        self._path = path
+    def __init__(self, *paths: Path, read: Callable[..., T], invalid: type[Exception], content: str) -> None:
+        self._paths = paths
         self._read = read
         self._invalid = invalid
         self._content = content
-        self._stamp = self._last = self._look()  # of what is used, and of the last look
-        self.value = read(path)
+        self._stamps = self._last = self._look()  # of what is used, and of the last look
+        self.value = read(*paths)
 
     def refresh(self) -> None:
-        """Read the file again if it changed; one that cannot be used is logged once, changes nothing and is read again
-        each time, for it may have been the reading that failed."""
-        stamp = self._look()
-        is_new, self._last = stamp != self._last, stamp
-        if stamp == self._stamp:
+        """Read the files again if one changed. What cannot be used is logged once, changes nothing and is read again
+        each time: it may have been the reading that failed, or one file be written and the other not yet."""
+        stamps = self._look()
+        is_new, self._last = stamps != self._last, stamps
+        if stamps == self._stamps:
             return
         try:
-            self.value = self._read(self._path)
+            self.value = self._read(*self._paths)
         except self._invalid as error:
             if is_new:
                 log.error("the %s stay as they were: %s", self._content, error)
         except Exception:
             if is_new:
-                log.exception("the %s stay as they were: %s cannot be read", self._content, self._path)
+                log.exception("the %s stay as they were: %s cannot be read", self._content, self._shown())
         else:
-            self._stamp = stamp
-            log.info("read the %s of %s", self._content, self._path)
+            self._stamps = stamps
+            log.info("read the %s of %s", self._content, self._shown())
 
     async def watch(self) -> None:
-        """Refresh once a second, off the event loop, until cancelled."""
-        await refresh_for_ever(self.refresh)
+        """Refresh once a second, off the event loop, until cancelled, whatever happens."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            try:
+                await asyncio.to_thread(self.refresh)
+            except Exception:
+                log.exception("whether %s changed cannot be found out now", self._shown())
 
-    def _look(self) -> FileStamp | None:
-        return file_stamp(self._path)
+    def _look(self) -> list[FileStamp | None]:
+        return [file_stamp(path) for path in self._paths]
+
+    def _shown(self) -> str:
+        return ", ".join(map(str, self._paths))
 
 
 class FileStamp(NamedTuple):
-    """Two that differ are of different files, or of one that was written, or given to somebody, between them."""
+    """Differs whenever the file was replaced, written, or had its owner or mode changed."""
 
     inode: int
     modified: int
@@ -79,13 +87,3 @@ def file_stamp(path: Path) -> FileStamp | None:
     except OSError:
         return None
     return FileStamp(status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
-
-
-async def refresh_for_ever(refresh: Callable[[], None]) -> None:
-    """Once a second, off the event loop, until cancelled, whatever happens."""
-    while True:
-        await asyncio.sleep(CHECK_SECONDS)
-        try:
-            await asyncio.to_thread(refresh)
-        except Exception:
-            log.exception("whether files have changed cannot be found out now")

@@ -22,10 +22,10 @@ from xpeft_server.api.connections import ConnectionLimits
 from xpeft_server.api.drain import Drain
 from xpeft_server.api.key_ring import KeyRing
 from xpeft_server.cli.http_server import HttpServer
-from xpeft_server.cli.listening import bind
+from xpeft_server.cli.server_socket import bind
 from xpeft_server.engine.errors import Overloaded
 from xpeft_server.engine.metrics import Metrics
-from xpeft_server.engine.requests import Classification, ClassifyAnswer, ClassifyRequest, EngineInfo, EngineStatus
+from xpeft_server.engine.requests import ClassifiedText, ClassifyAnswer, ClassifyRequest, EngineInfo, EngineStatus
 from xpeft_server.jobs.errors import JobFailure
 from xpeft_server.jobs.publisher import Publisher
 from xpeft_server.jobs.request_checks import check_examples
@@ -82,7 +82,7 @@ class FakeEngine:
             except asyncio.CancelledError:
                 self.withdrawn.set()
                 raise
-        one = Classification("refund", 0.75, (0.75, 0.25), 2)
+        one = ClassifiedText("refund", 0.75, (0.75, 0.25), 2)
         return ClassifyAnswer(VERSION, ("refund", "baggage"), (one,) * len(request.inputs), 7, 0.001, 0.002)
 
     def status(self) -> EngineStatus:

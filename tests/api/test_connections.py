@@ -49,12 +49,6 @@ async def ask(connect):
     return ask
 
 
-async def until(condition):
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0)
-
-
 async def ends(reader):
     async with asyncio.timeout(20):
         return await reader.read() == b""
@@ -78,7 +72,7 @@ FEW = ConnectionLimits(most=3, idle_seconds=30, send_seconds=30)
 
 
 @pytest.fixture
-async def full(connect, engine, connection_limits):
+async def full(connect, engine, connection_limits, until):
     """Connections on which requests are answered once ``engine.hold`` is set: as many as there may be."""
     engine.hold = asyncio.Event()
     busy = [await connect() for _ in range(connection_limits.most)]
@@ -102,7 +96,7 @@ async def everything(reader):
 
 @pytest.mark.parametrize("connection_limits", [FEW])
 async def test_beyond_the_limit_a_connection_is_told_at_once_to_come_again(
-    full, patience, connect, ask, engine, metric
+    full, patience, connect, ask, engine, metric, until
 ):
     assert metric("xpeft_connections") == metric("xpeft_connections_limit") == FEW.most
     reader, writer = await connect()
@@ -224,7 +218,7 @@ def test_beyond_the_limit_there_are_eight_places():
 
 
 @pytest.mark.parametrize("connection_limits", [FEW])
-async def test_who_leaves_without_a_word_was_refused_and_takes_nobodys_place(full, connect, metric):
+async def test_who_leaves_without_a_word_was_refused_and_takes_nobodys_place(full, connect, metric, until):
     for refused in range(1, 101):
         _, writer = await connect()
         writer.close()
@@ -248,7 +242,7 @@ CROWDED = ConnectionLimits(most=10, idle_seconds=30, send_seconds=30, rest_secon
 
 
 @pytest.mark.parametrize("connection_limits", [CROWDED])
-async def test_above_nine_tenths_of_the_limit_who_was_idle_for_longest_makes_room(ask, connect, engine, metric):
+async def test_above_nine_tenths_of_the_limit_who_was_idle_for_longest_makes_room(ask, connect, engine, metric, until):
     engine.hold = asyncio.Event()
     busy_reader, busy = await connect()
     busy.write(ASK)
@@ -343,7 +337,7 @@ async def test_who_has_begun_a_further_request_is_not_idle(ask, metric):
 
 
 @pytest.mark.parametrize("connection_limits", [ConnectionLimits(most=9, idle_seconds=0.2, send_seconds=30)])
-async def test_a_connection_without_a_further_request_is_closed(ask, metric):
+async def test_a_connection_without_a_further_request_is_closed(ask, metric, until):
     reader, _, answer = await ask(HEALTH)
     assert b" 200 OK" in answer
     assert await ends(reader)
@@ -355,7 +349,7 @@ HASTY = ConnectionLimits(most=9, idle_seconds=30, send_seconds=30, head_seconds=
 
 
 @pytest.mark.parametrize("connection_limits", [HASTY])
-async def test_a_connection_without_a_request_is_closed_and_counted(connect, metric):
+async def test_a_connection_without_a_request_is_closed_and_counted(connect, metric, until):
     reader, _ = await connect()
     assert await ends(reader)
     trickling_reader, trickling = await connect()
@@ -431,7 +425,7 @@ async def test_who_takes_nothing_of_an_answer_loses_its_connection(lazy, ask, me
 
 
 @pytest.mark.parametrize("connection_limits", [IMPATIENT])
-async def test_who_reads_slowly_but_reads_gets_everything(driven, lazy, ask, metric):
+async def test_who_reads_slowly_but_reads_gets_everything(driven, lazy, ask, metric, until):
     (connections,) = driven
     await until(lambda: connections._open)
     (outflow,) = (each._outflow for each in connections._open)
@@ -455,7 +449,7 @@ async def test_who_reads_slowly_but_reads_gets_everything(driven, lazy, ask, met
     assert metric('xpeft_connection_ends_total{reason="idle"}') == idle + 1
 
 
-async def test_a_door_without_files_is_tried_again(app, metrics, connection_limits, caplog):
+async def test_a_door_without_files_is_tried_again(app, metrics, connection_limits, caplog, until):
     class Full(socket.socket):
         tried = 0
 

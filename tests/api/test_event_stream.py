@@ -48,7 +48,8 @@ def bodies(messages):
 
 async def test_documents_are_events_and_the_last_is_followed_by_done():
     client = Client()
-    await client.read(told(Document({"a": 1}), Document({"b": "ü\n"}, is_last=True)), headers=[(b"x-a", b"1")])
+    events = told(Opening(()), Document({"a": 1}), Document({"b": "ü\n"}, is_last=True))
+    await client.read(events, headers=[(b"x-a", b"1")])
     start, *rest = client.heard()
     assert (start["type"], start["status"]) == ("http.response.start", 200)
     assert (b"content-type", b"text/event-stream") in start["headers"]
@@ -74,14 +75,66 @@ async def test_an_opening_begins_the_answer_before_there_is_a_document():
     assert bodies(client.heard()) == [b"data: {}\n\n" + DONE, b""]
 
 
-async def test_what_is_raised_before_the_first_event_is_still_to_be_answered():
+async def test_documents_wait_for_the_opening():
+    client, gate, told_one = Client(), asyncio.Event(), asyncio.Event()
+
+    async def events():
+        yield Document(1)
+        told_one.set()
+        await gate.wait()
+        yield Opening([(b"x-b", b"2")])
+        yield Document(2, is_last=True)
+
+    reading = client.read(events())
+    await told_one.wait()
+    assert client.messages.empty()
+    gate.set()
+    await reading
+    start, *rest = client.heard()
+    assert (b"x-b", b"2") in start["headers"]
+    assert bodies(rest) == [b"data: 1\n\n", b"data: 2\n\n" + DONE, b""]
+
+
+@pytest.mark.parametrize("end", [Document(3, is_last=True), ApiError(503, "lost", "it is lost")])
+async def test_after_a_long_silence_the_answer_begins_without_its_opening(monkeypatch, end):
+    monkeypatch.setattr(event_stream, "_SILENT_SECONDS", 0.01)
+    client, gate = Client(), asyncio.Event()
+
+    async def events():
+        yield Document(1)
+        await gate.wait()
+        if isinstance(end, ApiError):
+            raise end
+        yield Opening([(b"x-b", b"2")])
+        yield Document(2)
+        yield end
+
+    reading = client.read(events(), headers=[(b"x-a", b"1")])
+    async with asyncio.timeout(10):
+        start, first = [await client.messages.get() for _ in range(2)]
+    assert start["status"] == 200
+    assert {(b"x-a", b"1"), (b"x-b", b"2")} & set(start["headers"]) == {(b"x-a", b"1")}
+    assert first["body"] == b"data: 1\n\n"
+    gate.set()
+    await asyncio.gather(reading, return_exceptions=True)
+    later = [body for body in bodies(client.heard()) if not body.startswith(b":")]
+    if isinstance(end, ApiError):
+        assert isinstance(reading.exception(), AnswerBroken)
+        assert len(later) == 1
+        assert b"it is lost" in later[0]
+    else:
+        assert later == [b"data: 2\n\n", b"data: 3\n\n" + DONE, b""]
+
+
+@pytest.mark.parametrize("before", [[], [Document({"a": 1})]])
+async def test_what_is_raised_before_the_opening_is_still_to_be_answered(before):
     client = Client()
     with pytest.raises(ApiError):
-        await client.read(told(ApiError(404, "gone", "gone")))
+        await client.read(told(*before, ApiError(404, "gone", "gone")))
     assert client.heard() == []
 
 
-@pytest.mark.parametrize("before", [[Opening(())], [Document({"a": 1})], [Opening(()), Document({"a": 1})]])
+@pytest.mark.parametrize("before", [[Opening(())], [Opening(()), Document({"a": 1})]])
 async def test_what_is_raised_later_is_told_as_the_last_event(before):
     client = Client()
     with pytest.raises(AnswerBroken):
@@ -122,7 +175,7 @@ async def test_a_silence_is_filled_until_the_answer_ends(monkeypatch):
 async def test_who_speaks_often_needs_no_filling(monkeypatch):
     monkeypatch.setattr(event_stream, "_SILENT_SECONDS", 3600.0)
     client = Client()
-    await client.read(told(*(Document(number) for number in range(100)), Document({}, is_last=True)))
+    await client.read(told(Opening(()), *map(Document, range(100)), Document({}, is_last=True)))
     assert not any(body.startswith(b":") for body in bodies(client.heard()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import resource
 
@@ -10,6 +11,7 @@ import pytest
 
 from xpeft_server.api.connections import ConnectionLimits
 from xpeft_server.api.http_protocol import HEAD_BYTES, HEADERS
+from xpeft_server.engine.requests import Finished, Piece, Started
 
 BODY = b'{"profile":"p","input":"a"}'
 POST = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -347,6 +349,35 @@ async def test_a_request_to_speak_something_else_is_answered_in_http_and_is_the_
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.count(b"HTTP/1.1 ") == 1
     assert caplog.text == ""
+
+
+async def told(request):
+    for news in (Started(None, 0.0), Piece("one"), Piece("two"), Finished("stop", 1, 2, 0.0)):
+        yield news
+
+
+@pytest.mark.parametrize(
+    ("version", "coded"), [(b"1.0", False), (b"1.1", True)], ids=["closing the connection", "a last chunk"]
+)
+async def test_a_stream_ends_as_the_clients_http_knows_it(send, engine, caplog, version, coded):
+    engine.info = dataclasses.replace(engine.info, generates=True)
+    engine.generate = told
+    body = b'{"profile":"base","prompt":"a","stream":true}'
+    head = (POST + CLOSE).replace(b"classify HTTP/1.1", b"generate HTTP/" + version)
+    fields, answer = (await send(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)).split(b"\r\n\r\n", 1)
+    assert fields.startswith(b"HTTP/1.1 200 ")
+    assert (b"transfer-encoding: chunked" in fields) == coded
+    assert b"connection: close" in fields
+    assert answer.startswith(b"data: ") != coded
+    assert answer.endswith(b"data: [DONE]\n\n" + b"\r\n0\r\n\r\n" * coded)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+async def test_an_older_client_is_told_the_length_of_what_has_one(send, method):
+    fields, answer = (await send(method + b" /health HTTP/1.0\r\n\r\n")).split(b"\r\n\r\n", 1)
+    assert b"content-length: 15\r\n" in fields
+    assert answer == (b'{"status":"ok"}' if method == b"GET" else b"")
 
 
 async def test_json_of_any_depth_is_refused_politely(send):

@@ -108,6 +108,7 @@ def test_an_unchanged_file_is_not_read_again(path, monkeypatch):
 
 BROKEN = {
     "not JSON": (b"{", "not JSON"),
+    "nested": (b'{"keys": ' + b"[" * 100_000, "nested too deeply"),
     "a list": (b"[]", "not of the form"),
     "another field": (b'{"keys": [], "more": 1}', "not of the form"),
     "keys is an object": (b'{"keys": {}}', "not of the form"),
@@ -121,6 +122,8 @@ BROKEN_ENTRIES = {
     "empty tenant": ({"tenant": ""}, "tenant ''"),
     "id is a number": ({"id": 1}, "id is not a text: 1"),
     "id with a space": ({"id": "a b"}, "id 'a b'"),
+    "id that begins with a sign": ({"id": "-x"}, "id '-x' is not a name .a letter or digit, then up to 127 of"),
+    "id that is too long": ({"id": "a" * 129}, "a' is not a name .a letter or digit, then up to 127 of"),
     "sha256 too short": ({"sha256": "ab"}, "sha256"),
     "sha256 in capitals": ({"sha256": "AB" * 32}, "sha256"),
     "expires is no time": ({"expires": "soon"}, "expires 'soon'"),

@@ -51,6 +51,18 @@ async def test_the_bare_model_is_there_where_it_generates(client, engine):
     assert answer.json() == (await client.get("/v1/models")).json()["data"][0]
 
 
+async def test_a_page_that_the_bare_model_fills_has_more_behind_it_only_where_there_are_profiles(
+    client, engine, profile_file
+):
+    engine.info = dataclasses.replace(engine.info, generates=True)
+    for more in (False, True):
+        page = (await client.get("/v1/models?limit=1")).json()
+        assert ([line["id"] for line in page["data"]], page["has_more"]) == (["base"], more)
+        await client.put("/v1/profiles/support", content=profile_file(1), headers=FILE)
+    page = (await client.get("/v1/models?limit=1&after=base")).json()
+    assert ([line["id"] for line in page["data"]], page["has_more"]) == (["support"], False)
+
+
 async def test_a_model_of_another_tenant_is_not_there(keyed, profile_file):
     await keyed("acme-admin").put("/v1/profiles/mine", content=profile_file(1), headers=FILE)
     assert (await keyed("acme-infer").get("/v1/models/mine")).json()["owned_by"] == "acme"

@@ -60,6 +60,13 @@ async def test_info_tells_model_bank_and_limits(client, engine, settings):
     }
     assert info["limits"]["max_profile_bytes"] == settings.max_profile_bytes
     assert info["limits"]["context_length"] == 512
+    assert info["limits"]["max_total_tokens"] == 0
+
+
+async def test_info_tells_a_shorter_limit_for_texts_that_are_generated(client, engine):
+    engine.info = dataclasses.replace(engine.info, generates=True, max_total_tokens=256)
+    limits = (await client.get("/info")).json()["limits"]
+    assert (limits["context_length"], limits["max_total_tokens"]) == (512, 256)
 
 
 async def test_metrics_show_every_route_and_outcome_at_zero(client, metric):

@@ -14,17 +14,11 @@ async def connect(port):
     return await asyncio.open_connection("127.0.0.1", port)
 
 
-async def until(condition):
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0)
-
-
 def request(body=BODY):
     return HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
-async def test_a_client_that_leaves_while_it_waits_withdraws_its_request(port, engine, metric):
+async def test_a_client_that_leaves_while_it_waits_withdraws_its_request(port, engine, metric, until):
     engine.hold = asyncio.Event()
     _, writer = await connect(port)
     writer.write(request())
@@ -36,7 +30,7 @@ async def test_a_client_that_leaves_while_it_waits_withdraws_its_request(port, e
 
 
 @pytest.mark.parametrize("settings", [{"max_body_bytes": 1 << 20}], indirect=True)
-async def test_a_client_that_leaves_is_seen_however_long_its_body_was(port, engine, metric):
+async def test_a_client_that_leaves_is_seen_however_long_its_body_was(port, engine, metric, until):
     engine.hold = asyncio.Event()
     _, writer = await connect(port)
     writer.write(request(BODY + b" " * 300_000))
@@ -47,7 +41,7 @@ async def test_a_client_that_leaves_is_seen_however_long_its_body_was(port, engi
     await until(lambda: metric('xpeft_requests_total{outcome="cancelled",route="/v1/classify"}') == 1)
 
 
-async def test_a_client_that_leaves_withdraws_the_first_of_its_requests_in_a_row(port, engine, metric):
+async def test_a_client_that_leaves_withdraws_the_first_of_its_requests_in_a_row(port, engine, metric, until):
     engine.hold = asyncio.Event()
     _, writer = await connect(port)
     writer.write(request() + request())
@@ -60,7 +54,7 @@ async def test_a_client_that_leaves_withdraws_the_first_of_its_requests_in_a_row
     assert len(engine.seen) == 1
 
 
-async def test_a_neighbour_of_a_client_that_leaves_is_answered(port, engine):
+async def test_a_neighbour_of_a_client_that_leaves_is_answered(port, engine, until):
     engine.hold = asyncio.Event()
     reader, _ = neighbour = await connect(port)
     neighbour[1].write(request())
@@ -75,7 +69,7 @@ async def test_a_neighbour_of_a_client_that_leaves_is_answered(port, engine):
     neighbour[1].close()
 
 
-async def test_a_client_that_leaves_within_its_body_is_counted_as_cancelled(port, engine, metric, caplog):
+async def test_a_client_that_leaves_within_its_body_is_counted_as_cancelled(port, engine, metric, caplog, until):
     _, writer = await connect(port)
     writer.write(HEAD + b"Content-Length: 100\r\n\r\n{")
     await writer.drain()
@@ -90,7 +84,7 @@ async def test_a_client_that_leaves_within_its_body_is_counted_as_cancelled(port
     assert "Traceback" not in caplog.text
 
 
-async def test_an_upload_that_its_client_gives_up_has_not_failed(port, metric):
+async def test_an_upload_that_its_client_gives_up_has_not_failed(port, metric, until):
     _, writer = await connect(port)
     writer.write(b"PUT /v1/profiles/p HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n")
     writer.write(b"Content-Length: 1000\r\n\r\nabc")

@@ -133,7 +133,7 @@ def engine(engine, store):
 
     async def generate(request):
         await check(request.profile)
-        for news in (Started("sha256:" + "cd" * 32, 3, 0.001), Piece("a"), Finished("stop", 3, 1, 0.001, 0.002)):
+        for news in (Started("sha256:" + "cd" * 32, 0.001), Piece("a"), Finished("stop", 3, 1, 0.002)):
             yield news
 
     engine.classify, engine.generate = classify, generate

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from xpeft_server.cli.main import app
 
-COMMANDS = 25
+COMMANDS = 53
 
 
 @pytest.fixture
@@ -73,32 +73,32 @@ def test_commands_that_fail_are_counted_and_the_others_are_run(script: Path, tmp
     assert done.returncode == COMMANDS, done.stderr
     assert done.stdout.count("python -P -m pytest") == 10
     assert f"{COMMANDS} commands failed" in done.stdout
-    said = (tmp_path / "out" / "files" / "bert-base-48.txt").read_text()
-    assert said.startswith("python -P -m xpeft_server.cli bench shapes --shape bert-base")
+    said = (tmp_path / "out" / "files" / "bert-base-48-512.txt").read_text()
+    assert said.startswith("python -P -m xpeft_server.cli bench shapes --shape bert-base --width 48 --tokens 512 ")
 
 
 def test_all_of_it_lies_in_three_files_too(script: Path, tmp_path: Path) -> None:
-    first = call(script, tmp_path, PARTS="shapes", NAMES="minilm-48")
-    second = call(script, tmp_path, PARTS="tests engine", NAMES="*m*-1", FILES=str(tmp_path / "files"))
+    first = call(script, tmp_path, PARTS="shapes", NAMES="minilm-48-512")
+    second = call(script, tmp_path, PARTS="tests engine", NAMES="*m*-1-2048", FILES=str(tmp_path / "files"))
     out = tmp_path / "out"
     assert sorted(each.name for each in out.iterdir()) == ["all.jsonl", "all.tgz", "all.txt", "files"]
     assert (out / "all.txt").read_text() == first.stdout + second.stdout
     assert [Path(each).name for each in re.findall(r'[^"]+jsonl', (out / "all.jsonl").read_text())] == [
-        "minilm-48.jsonl",
-        "engine-minilm-1.jsonl",
+        "minilm-48-512.jsonl",
+        "engine-minilm-1-2048.jsonl",
     ]
     with tarfile.open(out / "all.tgz") as archive:
         kept = sorted(each.name for each in archive if each.isfile())
-    assert kept == ["./engine-minilm-1.jsonl", "./engine-minilm-1.txt"]
+    assert kept == ["./engine-minilm-1-2048.jsonl", "./engine-minilm-1-2048.txt"]
 
 
 def test_only_what_is_named_is_run(script: Path, tmp_path: Path) -> None:
-    done = call(script, tmp_path, PARTS="shapes engine", NAMES="*minilm-*")
+    done = call(script, tmp_path, PARTS="shapes engine", NAMES="*minilm-*-2048")
     assert done.returncode == 3, done.stderr
     assert sorted(each.name for each in (tmp_path / "out" / "files").glob("*.txt")) == [
-        "engine-minilm-1.txt",
-        "engine-minilm-32.txt",
-        "minilm-48.txt",
+        "engine-minilm-1-2048.txt",
+        "engine-minilm-32-2048.txt",
+        "minilm-48-2048.txt",
     ]
 
 

@@ -39,7 +39,9 @@ def plan(plm: Path, **changes: object) -> ServePlan:
 
 @pytest.fixture(scope="module")
 def results(tiny_bert: Path) -> dict[str, Result]:
-    return {result.variant: result for result in run_serve(plan(tiny_bert), TEXTS, on_step=lambda _: None)}
+    return {
+        result.variant: result for result in run_serve(plan(tiny_bert), TEXTS, graph_tokens=0, on_step=lambda _: None)
+    }
 
 
 def test_server_and_engine_are_measured_beside_one_another(results: dict[str, Result]) -> None:
@@ -89,10 +91,10 @@ def test_a_server_that_runs_already_is_measured_as_one_tenant(tiny_bert: Path, m
     with started(options, store="memory://", tenants=1) as target:
         url = f"http://{target.client.host}:{target.client.port}"
         asked = plan(tiny_bert, url=url, api_key=target.keys[0], concurrencies=(2,), rounds=1)
-        found = run_serve(asked, TEXTS, on_step=lambda _: None)
+        found = run_serve(asked, TEXTS, graph_tokens=0, on_step=lambda _: None)
         monkeypatch.setattr(serve, "Worker", OtherBank)
         with pytest.raises(ServerRefused, match=r"bank is sha256:.* measured beside it has sha256:0000"):
-            run_serve(asked, TEXTS, on_step=_ignore)
+            run_serve(asked, TEXTS, graph_tokens=0, on_step=_ignore)
     assert [result.variant for result in found] == ["http c=2", "engine batch=2"]
     assert "peak_rss_mb" not in found[0].details
     assert asked.settings()["url"] == url
@@ -121,6 +123,7 @@ def test_a_worker_that_is_told_nonsense_answers_with_what_was_wrong(tmp_path: Pa
             dtype="float32",
             profiles=1,
             seed=0,
+            graph_tokens=0,
             texts=[],
             owners=[],
         )

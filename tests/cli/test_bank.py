@@ -83,11 +83,23 @@ def test_create_says_what_it_cannot_use_in_one_line(plm: str, spec: str, message
     assert not path.exists()
 
 
-def test_create_into_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
-    path = tmp_path / "nowhere" / "bank.safetensors"
-    result = runner.invoke(app, ["create", "--plm", "tiny", "--bank", SPEC, "--out", str(path)])
+def _no_model(_: str) -> None:
+    pytest.fail("looked at the model although nothing can be written")
+
+
+@pytest.mark.parametrize("command", [["create", "--bank", SPEC], ["import", "adapter"]])
+@pytest.mark.parametrize(
+    ("out", "reason"), [("nowhere/bank", "No such file or directory"), ("folder", "it is a folder")]
+)
+def test_where_nothing_can_be_written_is_found_out_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], out: str, reason: str
+) -> None:
+    no_model = SimpleNamespace(open_plm_facts=_no_model, load_plm=_no_model)
+    monkeypatch.setitem(sys.modules, "xpeft_server.model.plm", no_model)
+    (tmp_path / "folder").mkdir()
+    result = runner.invoke(app, [*command, "--plm", "tiny", "--out", str(tmp_path / out), "--force"])
     assert result.exit_code == 1
-    assert result.stderr == f"xpeft: {path} cannot be written: No such file or directory\n"
+    assert result.stderr == f"xpeft: {tmp_path / out} cannot be written: {reason}\n"
 
 
 def bank_with_heads() -> Bank:

@@ -229,7 +229,7 @@ def test_where_nothing_can_be_written_is_found_out_before_anything_is_trained(
     monkeypatch.setattr(MixtureTrainer, "train", _no_training)
     there = tmp_path / "nowhere" / "bank"
     assert train(out=there).stderr == f"xpeft: {there} cannot be written: No such file or directory\n"
-    assert train(out=tmp_path).stderr == f"xpeft: {tmp_path} is a folder: give --out a file\n"
+    assert train(out=tmp_path).stderr == f"xpeft: {tmp_path} cannot be written: it is a folder\n"
     below = tmp_path / "data.jsonl" / "bank"
     assert train(out=below).stderr == f"xpeft: {below} cannot be written: Not a directory\n"
 

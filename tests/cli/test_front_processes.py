@@ -114,6 +114,11 @@ async def test_one_that_cannot_use_a_file_says_which(tmp_path: Path, caplog: pyt
     assert str(keys) in caplog.text
 
 
+def speakers(caplog: pytest.LogCaptureFixture) -> list[int]:
+    """The processes that spoke HTTP, in the order in which they began."""
+    return [int(each) for each in re.findall(r"process (\d+) speaks HTTP", caplog.text)]
+
+
 async def test_one_that_hangs_is_killed_and_another_takes_its_place(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,19 +126,16 @@ async def test_one_that_hangs_is_killed_and_another_takes_its_place(
     monkeypatch.setattr(front_processes, "_SILENT_SECONDS", 1.0)
     settings = Settings(http_processes=1, store=f"sqlite:///{tmp_path}/profiles.db")
 
-    def speakers() -> list[int]:
-        return [int(each) for each in re.findall(r"process (\d+) speaks HTTP", caplog.text)]
-
     async def paused() -> None:
-        os.kill(speakers()[0], signal.SIGSTOP)
-        while len(speakers()) < 2:
+        os.kill(speakers(caplog)[0], signal.SIGSTOP)
+        while len(speakers(caplog)) < 2:
             await asyncio.sleep(0.01)
 
     with caplog.at_level(logging.INFO):
         await serve(settings, meanwhile=paused)
     assert "said nothing for 1 s" in caplog.text
     assert "ended by signal 9: another one takes its place" in caplog.text
-    assert len(set(speakers())) == 2
+    assert len(set(speakers(caplog))) == 2
 
 
 async def test_one_that_cannot_be_started_again_is_tried_again_and_the_server_goes_on(
@@ -144,9 +146,6 @@ async def test_one_that_cannot_be_started_again_is_tried_again_and_the_server_go
     settings = Settings(http_processes=1, store=f"sqlite:///{tmp_path}/profiles.db")
     spawn, refused = asyncio.create_subprocess_exec, []
 
-    def speakers() -> list[int]:
-        return [int(each) for each in re.findall(r"process (\d+) speaks HTTP", caplog.text)]
-
     async def no_room(*arguments: Any, **options: Any) -> Any:
         refused.append(1)
         if len(refused) <= 2:
@@ -155,8 +154,8 @@ async def test_one_that_cannot_be_started_again_is_tried_again_and_the_server_go
 
     async def killed() -> None:
         monkeypatch.setattr(asyncio, "create_subprocess_exec", no_room)
-        os.kill(speakers()[0], signal.SIGKILL)
-        while len(speakers()) < 2:
+        os.kill(speakers(caplog)[0], signal.SIGKILL)
+        while len(speakers(caplog)) < 2:
             await asyncio.sleep(0.01)
 
     with caplog.at_level(logging.INFO):
@@ -172,16 +171,13 @@ async def test_one_whose_store_is_away_when_it_starts_again_is_tried_again_and_t
     folder.mkdir()
     settings = Settings(http_processes=1, store=f"sqlite:///{folder}/profiles.db")
 
-    def speakers() -> list[int]:
-        return [int(each) for each in re.findall(r"process (\d+) speaks HTTP", caplog.text)]
-
     async def unmounted() -> None:
         folder.rename(tmp_path / "away")
-        os.kill(speakers()[0], signal.SIGKILL)
+        os.kill(speakers(caplog)[0], signal.SIGKILL)
         while "another one takes its place" not in caplog.text.partition(f"there is no folder {folder}")[2]:
             await asyncio.sleep(0.01)
         (tmp_path / "away").rename(folder)
-        while len(speakers()) < 2:
+        while len(speakers(caplog)) < 2:
             await asyncio.sleep(0.01)
 
     with caplog.at_level(logging.INFO):

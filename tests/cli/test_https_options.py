@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from xpeft_server.cli.main import app
-from xpeft_server.settings import CLIENT_VARIABLES
+from xpeft_server.settings_source import CLIENT_VARIABLES
 
 CLIENTS = [
     *(f"profiles {command}" for command in ("put", "get", "list", "rm", "import", "export")),

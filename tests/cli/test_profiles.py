@@ -288,6 +288,14 @@ def test_list_takes_a_prefix_and_shows_a_table(xpeft: Call, server: TinyServer) 
     assert count == "2 profiles"
 
 
+def test_a_prefix_that_is_no_text_is_refused(xpeft: Call, server: TinyServer) -> None:
+    for more in ([], ["--json"]):
+        done = xpeft("list", "--prefix", "a\udcff", *more)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert "prefix is 'a\\udcff', which is not UTF-8" in done.stderr
+    assert server.seen == []
+
+
 def test_a_prefix_of_any_characters_arrives_as_it_is(xpeft: Call, server: TinyServer) -> None:
     xpeft("list", "--prefix", "a&limit=5 é")
     assert parse_qs(urlsplit(server.seen[0][1]).query)["prefix"] == ["a&limit=5 é"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,27 @@ from xpeft_server.cli import transfer_progress
 from xpeft_server.cli.profiles import app
 
 KEYS = [ProfileKey(tenant, name) for tenant in ("acme", "zeta") for name in ("a", "b.1", "c")]
+
+
+# Goes on behind the first profile once it is told to, or after a while.
+PROGRAM = """
+import select, sys
+from xpeft_profiles.transfer import targets
+from xpeft_server.cli import main
+
+def held(add):
+    def first(*arguments, **options):
+        add(*arguments, **options)
+        if "begun" not in globals():
+            globals()["begun"] = True
+            print("begun", flush=True)
+            select.select([sys.stdin], [], [], 30)
+    return first
+
+for target in (targets.FolderTarget, targets.TarTarget):
+    target.add = held(target.add)
+main.app()
+"""
 
 
 def profile(seed: int) -> Profile:
@@ -124,6 +148,88 @@ def test_a_damaged_record_is_left_out_and_named(url: str, out: Path) -> None:
     assert len((out / "p.jsonl").read_text().splitlines()) == 5
 
 
+def test_a_store_that_another_process_writes_to_is_exported(url: str, out: Path) -> None:
+    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    done = call("export", out / "p.jsonl", "--store", url)
+    other.close()
+    assert (done.exit_code, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["profiles", "p.tar.gz"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_an_export_leaves_nothing(url: str, out: Path, name: str, number: signal.Signals) -> None:
+    command = [sys.executable, "-c", PROGRAM, "profiles", "export", str(out / name), "--store", url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        assert len(list(out.iterdir())) == 1
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 128 + number
+    assert list(out.iterdir()) == []
+
+
+def test_an_export_that_shall_outlive_its_terminal_does(url: str, out: Path) -> None:
+    command = [sys.executable, "-c", PROGRAM, "profiles", "export", str(out / "p.tar"), "--store", url]
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGHUP)
+        said, _ = process.communicate("on\n")
+    assert process.returncode == 0
+    assert "p.tar: 6 profiles" in said
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_is_written_where_a_link_leads(url: str, out: Path, there: bool) -> None:
+    (out / "link").symlink_to(out / "profiles")
+    if there:
+        (out / "profiles").mkdir()
+    done = call("export", out / "link", "--store", url)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert (out / "link").is_symlink()
+    assert sorted(path.name for path in (out / "profiles").iterdir()) == ["acme", "zeta"]
+    assert {path.name for path in out.iterdir()} == {"link", "profiles"}
+
+
+def test_the_folder_that_one_is_in_is_no_target(url: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new one would take its place, and who is in it would still see the old one."""
+    monkeypatch.chdir(out)
+    for target in (".", out):
+        done = call("export", target, "--store", url)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert done.stderr == f"xpeft: {target} is the folder that this command runs in: give another target\n"
+    assert call("export", "new", "--store", url).exit_code == 0
+    assert [path.name for path in out.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("name", ["profiles", "p.tar", "p.jsonl"])
+def test_what_is_called_by_no_name_is_left_out(url: str, out: Path, tmp_path: Path, name: str) -> None:
+    strange = [("acme", "../../up"), ("acme", f"{tmp_path}/absolute"), ("acme", 'a","file":"'), ("../up", "a")]
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        connection.executemany(
+            "INSERT INTO profiles SELECT ?, ?, version, created, updated, record FROM profiles LIMIT 1",
+            strange,
+        )
+    connection.close()
+    before = {path for path in tmp_path.rglob("*") if out not in path.parents}
+    done = call("export", out / name, "--store", url)
+    assert done.exit_code == 1
+    refused = [line for line in done.stderr.splitlines() if line.startswith("refused ")]
+    assert len(refused) == 4
+    assert all("is not a name" in line for line in refused)
+    assert refused[0].startswith("refused ../up/a: tenant: '../up' is not a name")
+    assert done.stderr.splitlines()[-1] == "xpeft: 4 profiles were left out"
+    assert {path for path in tmp_path.rglob("*") if out not in path.parents} == before
+    again = call("import", out / name, "--store", f"sqlite:///{out}/new.db")
+    assert again.stdout.startswith("6 created, 0 replaced, 0 identical, 0 refused")
+
+
 @pytest.mark.parametrize("name", ["profiles", "p.tar.gz", "p.jsonl"])
 def test_a_tenant_without_profiles_is_no_export(url: str, out: Path, name: str) -> None:
     done = call("export", out / name, "--store", url, "--tenant", "nobody")
@@ -153,8 +259,16 @@ def test_an_export_of_damaged_records_alone_says_so(url: str, out: Path) -> None
 def test_a_file_that_is_no_store_is_named_and_not_made(out: Path, file: str) -> None:
     done = call("export", out / "p.tar.gz", "--store", f"sqlite:///{out}/{file}")
     assert (done.exit_code, done.stdout) == (1, "")
-    assert f"there is no file {out}/{file}" in done.stderr
+    assert f"there is no store in {out}/{file}" in done.stderr
     assert list(out.iterdir()) == []
+
+
+def test_an_empty_file_is_no_store_either(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    done = call("export", out / "p.tar", "--store", f"sqlite:///{tmp_path}/empty.db")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"there is no store in {tmp_path}/empty.db" in done.stderr
+    assert (tmp_path / "empty.db").read_bytes() == b""
 
 
 @pytest.mark.parametrize("name", ["b.zip", "b.7z", "b.tar.xz", "b.tar.bz2", "b.json", "b.tar.gz2"])

@@ -119,10 +119,24 @@ def test_a_dry_run_makes_no_file(jsonl: Any, url: str, tmp_path: Path) -> None:
     assert done.exit_code == 1
     first, second = done.stdout.splitlines()
     assert first.startswith("would be: 2 created, 0 replaced, 0 identical, 1 refused (")
-    assert second == f"there is no file {tmp_path}/profiles.db yet; the import would make it"
+    assert second == f"there is no store in {tmp_path}/profiles.db yet; the import would make it"
     assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
     assert call(source, "--store", url, "--tenant", "acme").stdout.startswith("2 created, 0 replaced, 0 identical, 1")
-    assert "there is no file" not in call(source, "--store", url, "--tenant", "acme", "--dry-run").stdout
+    assert "there is no store" not in call(source, "--store", url, "--tenant", "acme", "--dry-run").stdout
+
+
+def test_a_dry_run_leaves_an_empty_file_empty_and_a_store_as_it_is(jsonl: Any, url: str, tmp_path: Path) -> None:
+    source = jsonl(line("a", 1))
+    path = tmp_path / "profiles.db"
+    path.touch()
+    done = call(source, "--store", url, "--tenant", "acme", "--dry-run")
+    assert (done.exit_code, path.read_bytes()) == (0, b"")
+    assert done.stdout.startswith("would be: 1 created")
+    call(source, "--store", url, "--tenant", "acme")
+    content = path.read_bytes()
+    assert call(source, "--store", url, "--tenant", "acme", "--dry-run").stdout.startswith("would be: 0 created")
+    assert path.read_bytes() == content
+    assert {each.name for each in tmp_path.iterdir()} == {"p.jsonl", "profiles.db"}
 
 
 def test_the_bare_models_name_is_refused(jsonl: Any, url: str) -> None:
@@ -151,6 +165,45 @@ def test_refused_entries_are_shown_counted_and_written(jsonl: Any, url: str, tmp
     assert stored(url).keys() == {"a", "b"}
 
 
+@pytest.mark.parametrize("errors", ["p.jsonl", "x/../p.jsonl", "link.jsonl", "hard.jsonl"])
+def test_a_source_is_no_place_for_refused_entries(
+    jsonl: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: str
+) -> None:
+    source = jsonl(line("a"), "{")
+    content = source.read_bytes()
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link.jsonl").symlink_to(source)
+    (tmp_path / "hard.jsonl").hardlink_to(source)
+    monkeypatch.chdir(tmp_path)
+    done = call(source, "--store", url, "--tenant", "acme", "--errors", errors)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == f"xpeft: --errors {errors} is what is imported: give another file\n"
+    assert source.read_bytes() == content
+
+
+def test_nor_is_a_folder_that_is_imported(url: str, tmp_path: Path) -> None:
+    source = tmp_path / "profiles"
+    source.mkdir()
+    (source / "a.safetensors").write_bytes(write_profile_file(profile()))
+    for name in ("a.safetensors", "errors.jsonl"):
+        done = call(source, "--store", url, "--tenant", "acme", "--errors", source / name)
+        assert done.exit_code == 1
+        assert f"{name} is what is imported" in done.stderr
+    assert [path.name for path in source.iterdir()] == ["a.safetensors"]
+    done = call(source, "--store", url, "--tenant", "acme", "--errors", tmp_path / "profiles.errors")
+    assert (done.exit_code, (source / "a.safetensors").read_bytes()) == (0, write_profile_file(profile()))
+
+
+def test_a_full_disk_under_the_refused_entries_is_said(jsonl: Any, url: str) -> None:
+    done = call(jsonl(line("a"), "{"), "--store", url, "--tenant", "acme", "--errors", "/dev/full")
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1] == (
+        "xpeft: /dev/full cannot be written: No space left on device; 2 entries were done before: begin again to go on"
+    )
+    assert "Traceback" not in done.output
+    assert isinstance(done.exception, SystemExit)
+
+
 def test_a_file_over_the_limit_is_refused(jsonl: Any, url: str) -> None:
     done = call(jsonl(line("a")), "--store", url, "--tenant", "acme", "--max-profile-bytes", "100")
     assert "at most 100 are allowed" in done.stderr
@@ -159,7 +212,7 @@ def test_a_file_over_the_limit_is_refused(jsonl: Any, url: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "env", "message"),
     [
-        ([], {}, "there is no place named: give --store, or --url, or XPEFT_URL"),
+        ([], {}, "no store or server given: give --store, or --url, or XPEFT_URL"),
         (["--store", "sqlite:///x.db", "--url", "http://x"], {}, "--store and --url are two places"),
         ([], {"XPEFT_STORE": "sqlite:///x.db", "XPEFT_URL": "http://x"}, "XPEFT_STORE and XPEFT_URL are two places"),
         (["--url", "http://127.0.0.1:9", "--tenant", "acme"], {}, "--tenant acme goes with --store"),
@@ -204,7 +257,7 @@ def test_an_archive_that_is_cut_off_says_how_far_it_came(tmp_path: Path, url: st
     path.write_bytes(gzip.compress(text.encode())[:-5000])
     done = call(path, "--store", url, "--tenant", "acme")
     assert done.exit_code == 1
-    assert re.search(r"p\.jsonl\.gz cannot be read: .*; \d+ entries were done before: begin again", done.stderr)
+    assert re.search(r"p\.jsonl\.gz cannot be read: .*; \d+ entries were done before$", done.stderr.strip())
     (count,) = re.findall(r"(\d+) entries", done.stderr)
     assert len(stored(url)) == int(count) > 0
 

@@ -206,6 +206,27 @@ def test_what_the_server_has_against_one_profile_stops_no_other(call: Call, json
     assert "is not a safetensors file" in shown["5"]
 
 
+def test_a_dry_run_refuses_what_the_server_would_refuse_for_its_bank(call: Call, jsonl: Any) -> None:
+    source = jsonl(
+        line("a", profile(1)), line("foreign", profile(2, bank="sha256:" + "cd" * 32)), line("z", profile(3))
+    )
+    dry, done = call("import", source, "--dry-run"), call("import", source)
+    assert dry.stdout.startswith("would be: 2 created, 0 replaced, 0 identical, 1 refused")
+    assert done.stdout.startswith("2 created, 0 replaced, 0 identical, 1 refused")
+    assert dry.stderr == done.stderr
+    assert dry.stderr.startswith("refused p.jsonl:2: the profile was made for bank 'sha256:cdcd")
+
+
+def test_a_dry_run_asks_for_the_bank_once(call: Call, jsonl: Any, script: Script) -> None:
+    script.answers = [
+        (200, {}, json.dumps({"bank": {"fingerprint": BANK}}).encode()),
+        *[(404, {}, refusal("profile_not_found"))] * 600,
+    ]
+    source = jsonl(*(line(f"p{n:03}", profile(n)) for n in range(600)))
+    assert call("import", source, "--dry-run", "--url", address(script)).stdout.startswith("would be: 600 created")
+    assert [path for path, _ in script.requests].count("/info") == 1
+
+
 def test_a_key_that_may_not_ends_the_import(call: Call, jsonl: Any, server: Server) -> None:
     source = jsonl(*(line(f"p{n}", profile(n)) for n in range(600)))
     done = call("import", source, key=server.reader)
@@ -346,6 +367,21 @@ def test_a_server_that_is_busy_is_asked_again_when_it_says(
     assert waits[3:] == [2.0] * 5
 
 
+def test_a_tuned_profile_waits_for_a_server_that_is_busy_and_the_next_comes_over_the_same_connection(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(profiles_kept_client.time, "sleep", waits.append)
+    info = json.dumps({"bank": {"fingerprint": BANK}}).encode()
+    busy = (503, {"Retry-After": "2"}, refusal("unavailable"))
+    script.answers = [(200, {}, info), (422, {}, refusal("reserved_name")), busy]
+    with closing(ServerSink(address(script), None)) as sink:
+        asked = script.connections
+        assert [sink.put(name, profile()) for name in ("ann", "bob")] == ["created ann", "created bob"]
+    assert waits == [2.0]
+    assert script.connections == asked + 1
+
+
 def test_a_tenant_that_is_full_is_not_asked_again(
     call: Call, jsonl: Any, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,3 +430,22 @@ def test_an_export_leaves_out_what_is_gone_and_names_what_is_damaged(
     assert (done.exit_code, done.stdout) == (1, "")
     assert f"there are no profiles in {address(script)}; nothing was written" in done.stderr
     assert not (tmp_path / "r.jsonl").exists()
+
+
+@pytest.mark.parametrize("target", ["out/profiles", "out/p.tar"])
+def test_what_a_server_calls_by_no_name_is_neither_asked_for_nor_written(
+    call: Call, script: Script, tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    names = [{"name": name, "updated": 1} for name in ("../../up", f"{tmp_path}/absolute", "a")]
+    file = {"Content-Type": "application/octet-stream"}, write_profile_file(profile())
+    script.answers = [(200, {}, json.dumps({"data": names, "next_cursor": None}).encode()), (200, *file)]
+    done = call("export", tmp_path / target, "--url", address(script))
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[0] == (
+        "refused ../../up: name: '../../up' is not a name (a letter or digit, then up to 127 of A-Z a-z 0-9 . _ -)"
+    )
+    assert done.stderr.splitlines()[-1] == "xpeft: 2 profiles were left out"
+    assert [path for path, _ in script.requests[1:]] == ["/v1/profiles/a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert call("import", tmp_path / target, "--url", address(script)).stdout.startswith("1 created")

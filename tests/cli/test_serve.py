@@ -9,9 +9,9 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from xpeft_server.cli.listening import address_of, bind
 from xpeft_server.cli.main import app
-from xpeft_server.settings import describe_settings
+from xpeft_server.cli.server_socket import address_of, bind
+from xpeft_server.settings_source import describe_settings
 
 runner = CliRunner()
 

@@ -37,7 +37,7 @@ import asyncio, signal
 from xpeft_profiles import BankGeometry
 from xpeft_server.cli import main, running_server
 from xpeft_server.engine.errors import Unavailable
-from xpeft_server.engine.requests import Classification, ClassifyAnswer, EngineInfo, EngineStatus
+from xpeft_server.engine.requests import ClassifiedText, ClassifyAnswer, EngineInfo, EngineStatus
 
 class Engine:
     geometry = BankGeometry("sha256:" + "ab" * 32, 2, 16, 8, 4)
@@ -64,7 +64,7 @@ class Engine:
         await asyncio.wait(parts, return_when="FIRST_COMPLETED")
         if self.closed.is_set():
             raise Unavailable("the server stopped before it could answer")
-        one = Classification("a", 1.0, (1.0,), 1)
+        one = ClassifiedText("a", 1.0, (1.0,), 1)
         return ClassifyAnswer("sha256:" + "cd" * 32, ("a",), (one,), 3, 0.0, 0.0)
 
     async def close(self):

@@ -150,10 +150,10 @@ def put(files, folder, name, *ends):
 def test_a_renewed_certificate_is_shown_without_a_restart(files, renewed):
     folder, tls = renewed
     before = serial_shown(tls)
-    tls.refresh()
+    tls.file.refresh()
     assert serial_shown(tls) == before
     put(files, folder, "other", "pem", "key")
-    tls.refresh()
+    tls.file.refresh()
     assert serial_shown(tls) != before
 
 
@@ -161,13 +161,13 @@ def test_half_of_a_renewed_pair_changes_nothing_and_is_told_once(files, renewed,
     folder, tls = renewed
     before = serial_shown(tls)
     put(files, folder, "other", "pem")
-    tls.refresh()
-    tls.refresh()
+    tls.file.refresh()
+    tls.file.refresh()
     assert serial_shown(tls) == before
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert "key values mismatch" in caplog.text
     put(files, folder, "other", "key")
-    tls.refresh()
+    tls.file.refresh()
     assert serial_shown(tls) != before
 
 
@@ -175,10 +175,10 @@ def test_files_that_are_gone_change_nothing(files, renewed):
     folder, tls = renewed
     before = serial_shown(tls)
     (folder / "now.key").unlink()
-    tls.refresh()
+    tls.file.refresh()
     assert serial_shown(tls) == before
     put(files, folder, "other", "pem", "key")
-    tls.refresh()
+    tls.file.refresh()
     assert serial_shown(tls) != before
 
 
@@ -192,11 +192,11 @@ def test_a_pair_that_could_not_be_read_for_a_moment_is_read_at_the_next_look(fil
 
     with monkeypatch.context() as patched:
         patched.setattr("xpeft_server.cli.tls.load_certificate", no_file_is_free)
-        tls.refresh()
-        tls.refresh()
+        tls.file.refresh()
+        tls.file.refresh()
     assert serial_shown(tls) == before
     assert caplog.text.count("Too many open files") == 1
-    tls.refresh()
+    tls.file.refresh()
     assert serial_shown(tls) != before
 
 
@@ -240,10 +240,10 @@ def test_new_authorities_of_clients_count_and_old_ones_do_not_without_a_restart(
     assert clients.taken() == [0]
     clients.know(0, 1)
     assert clients.taken() == [0]
-    clients.tls.refresh()
+    clients.tls.file.refresh()
     assert clients.taken() == [0, 1]
     clients.know(1)
-    clients.tls.refresh()
+    clients.tls.file.refresh()
     assert clients.taken() == [1]
 
 
@@ -252,13 +252,13 @@ def test_authorities_that_cannot_be_read_change_nothing_and_are_told_once(files,
     for broken in (lambda: clients.known.write_text("no certificate"), clients.known.unlink):
         caplog.clear()
         broken()
-        clients.tls.refresh()
-        clients.tls.refresh()
+        clients.tls.file.refresh()
+        clients.tls.file.refresh()
         assert clients.taken() == [0]
         assert [record.levelname for record in caplog.records] == ["ERROR"]
         assert "tls_client_ca = " in caplog.text
     clients.know(1)
-    clients.tls.refresh()
+    clients.tls.file.refresh()
     assert clients.taken() == [1]
 
 
@@ -270,6 +270,6 @@ def test_no_session_outlives_the_authority_that_let_it_begin(files, tmp_path, ve
     session = handshake(clients.tls, asking).session
     assert handshake(clients.tls, asking, session).session_reused
     clients.know(1)
-    clients.tls.refresh()
+    clients.tls.file.refresh()
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(clients.tls, asking, session)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from xpeft_profiles import ProfileKey, open_store, read_profile_file
 from xpeft_server.cli import tune, tune_one, tune_sinks
-from xpeft_server.cli.profiles_client import Answer, ClientError, Refused
+from xpeft_server.cli.profiles_client import Answer, ClientError, ServerRefused
 from xpeft_server.client_tls import ClientTls
 from xpeft_server.model.bank import SharedHead
 from xpeft_server.model.bank_file import read_bank_file, write_bank_file
@@ -50,18 +50,21 @@ class Server:
         assert (if_match, if_none_match) == (None, None)
         if name == "base":
             status, code = self.role
-            raise Refused(f"{status} ({code})", status=status, code=code, reason=code, retry_after=None)
+            raise ServerRefused(f"{status} ({code})", status=status, code=code, reason=code, retry_after=None)
         if "put" in self.refusal:
             raise ClientError(self.refusal["put"])
         status = 200 if name in self.profiles else 201
         self.profiles[name] = file
         return Answer(status, {"etag": f'"{read_profile_file(file).version}"'}, b"{}")
 
+    def close(self) -> None:
+        pass
+
 
 @pytest.fixture
 def server(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server(open_bank(SPEC, open_plm_facts(str(tiny_bert))).fingerprint)
-    monkeypatch.setattr(tune_sinks, "ProfilesClient", server.connect)
+    monkeypatch.setattr(tune_sinks, "KeptProfilesClient", server.connect)
     return server
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from xpeft_profiles import Profile, ProfileKey, open_store, read_profile_file
 from xpeft_server.cli import profiles, tune, tune_many, tune_sinks
-from xpeft_server.cli.profiles_client import Answer, ClientError, Refused
+from xpeft_server.cli.profiles_client import Answer, ClientError, ServerRefused
 from xpeft_server.client_tls import ClientTls
 from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.plm import open_plm_facts
@@ -187,8 +187,8 @@ def test_a_store_gets_every_profile_and_skips_those_that_it_has(xpeft: Call, tmp
     assert "3 of the journal's profiles are tuned again, as they are not where they were put" in other.stderr
 
 
-def refusal(status: int, code: str) -> Refused:
-    return Refused(f"{status} ({code})", status=status, code=code, reason=code, retry_after=None)
+def refusal(status: int, code: str) -> ServerRefused:
+    return ServerRefused(f"{status} ({code})", status=status, code=code, reason=code, retry_after=None)
 
 
 class Server:
@@ -219,11 +219,14 @@ class Server:
         self.profiles[name] = read_profile_file(file).version
         return Answer(201, {"etag": f'"{self.profiles[name]}"'}, b"{}")
 
+    def close(self) -> None:
+        pass
+
 
 @pytest.fixture
 def server(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server(open_bank(SPEC, open_plm_facts(str(tiny_bert))).fingerprint)
-    monkeypatch.setattr(tune_sinks, "ProfilesClient", server.connect)
+    monkeypatch.setattr(tune_sinks, "KeptProfilesClient", server.connect)
     return server
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from xpeft_profiles import Profile, read_profile_file
 from xpeft_server.cli import tune_sinks
-from xpeft_server.cli.profiles_client import Answer, ClientError, Refused
+from xpeft_server.cli.profiles_client import Answer, ClientError, ServerRefused
 from xpeft_server.cli.tune_sinks import FileSink, ServerSink, Sink, SinkFailed, SinkRefused, StoreSink, check_bank
 from xpeft_server.client_tls import NO_FILES, ClientTls
 
@@ -23,8 +23,8 @@ def profile(description: str) -> Profile:
     return Profile(bank=BANK, mask_a=MASK, mask_b=MASK, shared_head="polar", description=description)
 
 
-def refusal(status: int, code: str) -> Refused:
-    return Refused(f"{status} ({code})", status=status, code=code, reason=code, retry_after=None)
+def refusal(status: int, code: str) -> ServerRefused:
+    return ServerRefused(f"{status} ({code})", status=status, code=code, reason=code, retry_after=None)
 
 
 class Client:
@@ -49,16 +49,19 @@ class Client:
         self.versions[name] = read_profile_file(file).version
         return Answer(status, {"etag": f'"{self.versions[name]}"'}, b"{}")
 
+    def close(self) -> None:
+        pass
+
 
 @pytest.fixture(params=["file", "server", "sqlite", "redis"])
 def sink(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sink]:
-    monkeypatch.setattr(tune_sinks, "ProfilesClient", Client)
+    monkeypatch.setattr(tune_sinks, "KeptProfilesClient", Client)
     with ExitStack() as stack:
         match request.param:
             case "file":
                 yield FileSink(lambda name: tmp_path / f"{name}.safetensors", overwrite=True)
             case "server":
-                yield ServerSink("http://host", None)
+                yield stack.enter_context(closing(ServerSink("http://host", None)))
             case "sqlite":
                 yield stack.enter_context(closing(StoreSink(f"sqlite:///{tmp_path / 's.db'}", "critics")))
             case "redis":
@@ -92,7 +95,7 @@ def test_a_store_takes_no_profile_with_the_bare_models_name(tmp_path: Path) -> N
 
 def test_a_server_is_asked_only_for_names_that_begin_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client("", None)
-    monkeypatch.setattr(tune_sinks, "ProfilesClient", lambda *_: client)
+    monkeypatch.setattr(tune_sinks, "KeptProfilesClient", lambda *_: client)
     sink = ServerSink("http://host", None)
     sink.versions(["critic-bob", "critic-ann", "critic-bea"])
     sink.versions(["critic-bob", "critic-bea"])
@@ -104,7 +107,7 @@ def test_a_server_that_does_not_answer_is_found_out_at_once(monkeypatch: pytest.
     def refuse(_: Client) -> str:
         raise ClientError("401 Unauthorized")
 
-    monkeypatch.setattr(tune_sinks, "ProfilesClient", Client)
+    monkeypatch.setattr(tune_sinks, "KeptProfilesClient", Client)
     monkeypatch.setattr(Client, "bank", refuse)
     with pytest.raises(SinkFailed, match="401"):
         ServerSink("http://host", None)
@@ -129,7 +132,7 @@ def test_what_is_refused_for_good_is_told_from_what_passes(
     def refuse(*_: object, **__: object) -> Answer:
         raise refusal(status, code)
 
-    monkeypatch.setattr(tune_sinks, "ProfilesClient", Client)
+    monkeypatch.setattr(tune_sinks, "KeptProfilesClient", Client)
     sink = ServerSink("http://host", None)
     monkeypatch.setattr(Client, "put", refuse)
     with pytest.raises(SinkFailed, match=code) as failed:

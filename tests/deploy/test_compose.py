@@ -19,7 +19,7 @@ import redis
 import yaml
 from compose_spec import PyCompose
 
-from xpeft_server.settings import load_settings
+from xpeft_server.settings_source import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = ("compose.yaml", "compose.gpu.yaml")

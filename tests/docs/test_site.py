@@ -18,7 +18,7 @@ import typer
 from xpeft_server.api.access import ACCESS
 from xpeft_server.cli.main import app
 from xpeft_server.engine.metrics import Metrics
-from xpeft_server.settings import describe_settings
+from xpeft_server.settings_source import describe_settings
 
 # What a browser fetches by itself, and the attribute that says from where.
 FETCHED: Final = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src", "object": "data"}

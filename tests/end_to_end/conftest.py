@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import runpy
 import select
 import signal
@@ -152,6 +153,12 @@ class Server:
             cursor = page["next_cursor"]
             if cursor is None:
                 return found
+
+    def metric(self, series: str, *, client: httpx.Client | None = None) -> float:
+        """A series, by what stands behind ``xpeft_``, labels included. Asked with its own client unless another's."""
+        page = (client or self.client).get("/metrics").text
+        (value,) = re.findall(rf"^xpeft_{re.escape(series)} (\S+)$", page, re.MULTILINE)
+        return float(value)
 
     def worker(self) -> int:
         """The process id of its one child, as soon as there is one."""

@@ -164,13 +164,6 @@ def ask_all(server: Any) -> Answers:
     return {asked: bits(server.client.post("/v1/classify", json=body(*asked))) for asked in ASKED}
 
 
-def metric(server: Any, series: str) -> float:
-    for line in server.client.get("/metrics").text.splitlines():
-        if line.startswith(f"xpeft_{series} "):
-            return float(line.rsplit(" ", 1)[1])
-    raise AssertionError(f"no series {series}")
-
-
 def stranger_body(rng: random.Random) -> dict[str, Any]:
     texts = [words(rng, rng.randint(1, 60)) for _ in range(rng.choice((1, 1, 1, 5)))]
     return {"profile": f"stranger{rng.randrange(STRANGERS)}", "input": texts}
@@ -314,10 +307,10 @@ def test_alone_twice(house: House) -> None:
 
 
 def test_among_strangers(house: House) -> None:
-    before = metric(house.roomy, "batch_profiles_count"), metric(house.roomy, 'batch_profiles_bucket{le="8.0"}')
+    before = house.roomy.metric("batch_profiles_count"), house.roomy.metric('batch_profiles_bucket{le="8.0"}')
     for answers in in_company(house.roomy, ROUNDS):
         house.check(answers)
-    batches, small = metric(house.roomy, "batch_profiles_count"), metric(house.roomy, 'batch_profiles_bucket{le="8.0"}')
+    batches, small = house.roomy.metric("batch_profiles_count"), house.roomy.metric('batch_profiles_bucket{le="8.0"}')
     assert batches - before[0] > small - before[1], "no batch had more than eight profiles"
 
 
@@ -326,7 +319,7 @@ def test_on_a_second_replica_whose_slots_are_few(house: House) -> None:
     house.check(ask_all(tight))
     for answers in in_company(tight, ROUNDS):
         house.check(answers)
-    assert metric(tight, 'profile_cache_evictions_total{tier="device"}') > 50
+    assert tight.metric('profile_cache_evictions_total{tier="device"}') > 50
     house.check(ask_all(tight))
     assert tight.stop() == 0
 

@@ -37,13 +37,6 @@ def writer(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory, server_of
         assert started.stop() == 0
 
 
-def metric(server: Any, series: str) -> float:
-    for line in server.client.get("/metrics").text.splitlines():
-        if line.startswith(f"xpeft_{series} "):
-            return float(line.rsplit(" ", 1)[1])
-    raise AssertionError(f"no series {series}")
-
-
 def body_of(rng: random.Random, **rest: Any) -> dict[str, Any]:
     prompt = " ".join(f"w{rng.randrange(100)}" for _ in range(rng.randrange(1, 60)))
     body = {"profile": f"p{rng.randrange(PROFILES)}", "prompt": prompt, "max_new_tokens": rng.randrange(1, 120)}
@@ -152,12 +145,12 @@ def test_hundreds_of_requests_in_disorder_get_one_end_each_and_nothing_is_left_o
     done = storm(address, REQUESTS, seed=2)
     assert sum(done.values()) == REQUESTS
     assert min(done[kind.__name__] for kind in KINDS) > REQUESTS / 20
-    assert metric(writer, "preemptions_total") > 0
+    assert writer.metric("preemptions_total") > 0
     for series in ('kv_tokens{state="used"}', "requests_running", "requests_waiting"):
-        until(lambda series=series: metric(writer, series) == 0)
-    assert metric(writer, 'kv_tokens{state="free"}') == 800
-    assert metric(writer, 'requests_total{outcome="server_error",route="/v1/generate"}') == 0
-    assert metric(writer, 'requests_total{outcome="cancelled",route="/v1/generate"}') > REQUESTS / 20
+        until(lambda series=series: writer.metric(series) == 0)
+    assert writer.metric('kv_tokens{state="free"}') == 800
+    assert writer.metric('requests_total{outcome="server_error",route="/v1/generate"}') == 0
+    assert writer.metric('requests_total{outcome="cancelled",route="/v1/generate"}') > REQUESTS / 20
     assert resident_bytes(writer) < before * 1.05 + (8 << 20)
 
 

@@ -40,20 +40,13 @@ def fronts_of(server: Any) -> list[int]:
     found = []
     for process in server.children():
         with contextlib.suppress(OSError):
-            if b"front_process" in Path(f"/proc/{process}/cmdline").read_bytes():
+            if b"front_worker" in Path(f"/proc/{process}/cmdline").read_bytes():
                 found.append(process)
     return found
 
 
 def sockets_of(process: int) -> int:
     return sum(str(each.readlink()).startswith("socket:") for each in Path(f"/proc/{process}/fd").iterdir())
-
-
-def metric(client: httpx.Client, series: str) -> float:
-    for line in client.get("/metrics").text.splitlines():
-        if line.startswith(f"xpeft_{series} "):
-            return float(line.rsplit(" ", 1)[1])
-    raise AssertionError(f"no series {series}")
 
 
 def classify(client: httpx.Client) -> httpx.Response:
@@ -125,13 +118,13 @@ def test_metrics_are_those_of_all_processes_wherever_they_are_asked_for(fronted:
         for client in clients:
             classify(client)
         series = 'requests_total{outcome="ok",route="/v1/classify"}'
-        assert {metric(client, series) for client in clients} == {len(clients)}
-        assert {metric(client, 'profile_requests_total{profile="p",tenant="default"}') for client in clients} == {
-            len(clients)
-        }
-        assert metric(clients[0], "connections") == len(clients) + 1  # the server's own client
-        assert metric(clients[0], "batch_size_count") >= 1
-        assert metric(clients[0], "store_up") == 1
+        assert {server.metric(series, client=client) for client in clients} == {len(clients)}
+        assert {
+            server.metric('profile_requests_total{profile="p",tenant="default"}', client=client) for client in clients
+        } == {len(clients)}
+        assert server.metric("connections", client=clients[0]) == len(clients) + 1  # the server's own client
+        assert server.metric("batch_size_count", client=clients[0]) >= 1
+        assert server.metric("store_up", client=clients[0]) == 1
 
 
 def test_a_process_that_is_killed_takes_its_connections_with_it_and_another_takes_its_place(
@@ -168,16 +161,16 @@ def test_what_a_process_had_counted_when_it_was_killed_stays_in_the_sums(
         clients = at_both(server, [victim, other], held)
         for client in clients:
             assert classify(client).status_code == 200
-        assert metric(server.client, series) == len(clients)
+        assert server.metric(series) == len(clients)
         os.kill(victim, signal.SIGKILL)
         until(lambda: "takes its place" in log.read_text())
     # Its own connection may be one of those that ended.
     with httpx.Client(base_url=server.address, timeout=30) as client:
         for asked in range(len(clients), len(clients) + 3):
-            assert metric(client, series) == asked
-            assert metric(client, 'request_duration_seconds_count{route="/v1/classify"}') == asked
+            assert server.metric(series, client=client) == asked
+            assert server.metric('request_duration_seconds_count{route="/v1/classify"}', client=client) == asked
             assert classify(client).status_code == 200
-        until(lambda: metric(client, "connections") <= 2)
+        until(lambda: server.metric("connections", client=client) <= 2)
     assert server.stop() == 0
 
 
@@ -221,10 +214,10 @@ def test_who_leaves_takes_its_generation_along(fronted: Any, tiny_llama: Path, u
         with socket.create_connection((address.host, address.port or 0)) as connected:
             connected.sendall(request % len(body) + body)
             time.sleep(0.002)
-    until(lambda: metric(server.client, "requests_running") == 0)
+    until(lambda: server.metric("requests_running") == 0)
     series = 'requests_total{outcome="%s",route="/v1/generate"}'
-    until(lambda: sum(metric(server.client, series % each) for each in ("ok", "cancelled")) == 20)
-    assert metric(server.client, series % "server_error") == 0
+    until(lambda: sum(server.metric(series % each) for each in ("ok", "cancelled")) == 20)
+    assert server.metric(series % "server_error") == 0
 
 
 def test_streams_are_whole_and_in_order(fronted: Any, tiny_llama: Path) -> None:

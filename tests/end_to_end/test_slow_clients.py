@@ -73,15 +73,9 @@ def lazy_client(server: Any, context: ssl.SSLContext | None = None) -> Iterator[
                 yield secured
 
 
-def metric(client: httpx.Client, series: str) -> float:
-    for line in client.get("/metrics").text.splitlines():
-        if line.startswith(f"xpeft_{series} "):
-            return float(line.rsplit(" ", 1)[1])
-    raise AssertionError(f"no series {series}")
-
-
-def unread(client: httpx.Client) -> float:
-    return metric(client, 'connection_ends_total{reason="unread"}')
+def unread(server: Any) -> float:
+    count: float = server.metric('connection_ends_total{reason="unread"}')
+    return count
 
 
 def read_until_reset(client: socket.socket) -> bytes:
@@ -100,22 +94,22 @@ def test_a_stream_that_nobody_reads_ends_with_its_generation_and_the_others_are_
     body = json.dumps({"profile": "base", "prompt": "w1", "max_new_tokens": 29_000, "stream": True})
     head = f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {keys[1]['acme']}\r\n"
     head += f"X-Request-Id: lazy\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    before = unread(endless.client)
+    before = unread(endless)
     with lazy_client(endless) as client:
         client.sendall((head + body).encode())
         began = time.monotonic()
-        until(lambda: metric(endless.client, "requests_running") == 1)
-        while unread(endless.client) == before:
+        until(lambda: endless.metric("requests_running") == 1)
+        while unread(endless) == before:
             short = {"profile": "base", "prompt": "w2", "max_new_tokens": 2}
             assert endless.client.post("/v1/generate", json=short).status_code == 200
             assert time.monotonic() - began < 30
         assert time.monotonic() - began >= SECONDS
-        until(lambda: metric(endless.client, "requests_running") == 0)
-        until(lambda: metric(endless.client, 'kv_tokens{state="used"}') == 0)
+        until(lambda: endless.metric("requests_running") == 0)
+        until(lambda: endless.metric('kv_tokens{state="used"}') == 0)
         # It was far from its end.
-        assert metric(endless.client, "generation_tokens_total") < 29_000
+        assert endless.metric("generation_tokens_total") < 29_000
         assert b"[DONE]" not in read_until_reset(client)
-    assert metric(endless.client, 'requests_total{outcome="cancelled",route="/v1/generate"}') == 1
+    assert endless.metric('requests_total{outcome="cancelled",route="/v1/generate"}') == 1
     lines = [json.loads(line) for line in endless.log.read_text().splitlines() if "took nothing" in line]
     assert [(line["level"], line["request_id"], line["tenant"]) for line in lines] == [("warning", "lazy", "acme")]
 
@@ -124,13 +118,13 @@ def test_a_stream_that_is_read_slowly_is_not_ended(endless: Any, keys: tuple[Pat
     body = json.dumps({"profile": "base", "prompt": "w1", "max_new_tokens": 150, "stream": True})
     head = f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {keys[1]['acme']}\r\n"
     head += f"Connection: close\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    before = unread(endless.client)
+    before = unread(endless)
     began = time.monotonic()
     with lazy_client(endless) as client:
         client.sendall((head + body).encode())
         assert slowly(client, piece=1500, seconds=SECONDS / 5).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
     assert time.monotonic() - began > 2 * SECONDS
-    assert unread(endless.client) == before
+    assert unread(endless) == before
 
 
 def slowly(client: socket.socket, *, piece: int, seconds: float) -> bytes:
@@ -157,8 +151,8 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
 @pytest.fixture(scope="module")
 def secure(
     server_starter: Any, authority: trustme.CA, trusting: ssl.SSLContext, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Any, httpx.Client]]:
-    """A server that speaks https on eight connections, and a client of it."""
+) -> Iterator[Any]:
+    """A server that speaks https on eight connections; its client trusts it."""
     folder = tmp_path_factory.mktemp("tls")
     issued = authority.issue_cert("127.0.0.1")
     issued.private_key_pem.write_to_path(folder / "key.pem")
@@ -167,7 +161,9 @@ def secure(
     log = folder / "log"
     server = server_starter("memory://", *files, *PATIENCE, "--idle-seconds", "1", "--connections", str(FEW), log=log)
     with httpx.Client(base_url=server.address, verify=trusting, timeout=30) as client:
-        yield server, client
+        server.client.close()
+        server.client = client
+        yield server
     assert server.stop() == 0
     assert "Traceback" not in log.read_text()
 
@@ -175,27 +171,21 @@ def secure(
 LARGE = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def test_an_answer_over_tls_that_nobody_reads_ends(
-    secure: tuple[Any, httpx.Client], trusting: ssl.SSLContext, until: Any
-) -> None:
-    server, others = secure
-    with lazy_client(server, trusting) as client:
+def test_an_answer_over_tls_that_nobody_reads_ends(secure: Any, trusting: ssl.SSLContext, until: Any) -> None:
+    with lazy_client(secure, trusting) as client:
         client.sendall(LARGE)
-        until(lambda: unread(others) == 1)
-        assert metric(others, 'requests_total{outcome="ok",route="/openapi.json"}') == 1
+        until(lambda: unread(secure) == 1)
+        assert secure.metric('requests_total{outcome="ok",route="/openapi.json"}') == 1
         read_until_reset(client)
-    until(lambda: metric(others, "connections") == 1)
+    until(lambda: secure.metric("connections") == 1)
 
 
-def test_an_answer_over_tls_that_is_read_slowly_is_whole(
-    secure: tuple[Any, httpx.Client], trusting: ssl.SSLContext, until: Any
-) -> None:
-    server, others = secure
-    before = unread(others)
-    size = len(others.get("/openapi.json").content)
+def test_an_answer_over_tls_that_is_read_slowly_is_whole(secure: Any, trusting: ssl.SSLContext, until: Any) -> None:
+    before = unread(secure)
+    size = len(secure.client.get("/openapi.json").content)
 
     def read(close: bytes) -> None:
-        with lazy_client(server, trusting) as client:
+        with lazy_client(secure, trusting) as client:
             began = time.monotonic()
             client.sendall(LARGE.removesuffix(b"\r\n") + close + b"\r\n")
             # A client's TLS takes a record in as a whole.
@@ -205,47 +195,45 @@ def test_an_answer_over_tls_that_is_read_slowly_is_whole(
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(read, [b"", b"Connection: close\r\n"]))
-    assert unread(others) == before
-    until(lambda: metric(others, "connections") == 1)
+    assert unread(secure) == before
+    until(lambda: secure.metric("connections") == 1)
 
 
 def test_who_never_begins_to_speak_tls_counts_and_goes_and_beyond_the_limit_nobody_waits(
-    secure: tuple[Any, httpx.Client], trusting: ssl.SSLContext, until: Any
+    secure: Any, trusting: ssl.SSLContext, until: Any
 ) -> None:
-    server, others = secure
-    url = httpx.URL(server.address)
-    until(lambda: metric(others, "connections") == 1)
+    url = httpx.URL(secure.address)
+    until(lambda: secure.metric("connections") == 1)
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(socket.create_connection((url.host, url.port), 30)) for _ in range(FEW - 1)]
-        until(lambda: metric(others, "connections") == FEW)
+        until(lambda: secure.metric("connections") == FEW)
         with socket.create_connection((url.host, url.port), 30) as late:
             assert late.recv(1) == b""
-        until(lambda: metric(others, 'connection_ends_total{reason="refused"}') == 1)
+        until(lambda: secure.metric('connection_ends_total{reason="refused"}') == 1)
         for each in silent:
             assert each.recv(1) == b""
-        until(lambda: metric(others, 'connection_ends_total{reason="late"}') == FEW - 1)
-    until(lambda: metric(others, "connections") == 1)
-    assert httpx.get(f"{server.address}/health", verify=trusting, timeout=30).status_code == 200
+        until(lambda: secure.metric('connection_ends_total{reason="late"}') == FEW - 1)
+    until(lambda: secure.metric("connections") == 1)
+    assert httpx.get(f"{secure.address}/health", verify=trusting, timeout=30).status_code == 200
 
 
 def test_where_there_is_no_room_a_probe_over_tls_is_answered_and_others_are_told_so(
-    secure: tuple[Any, httpx.Client], trusting: ssl.SSLContext, until: Any
+    secure: Any, trusting: ssl.SSLContext, until: Any
 ) -> None:
-    server, others = secure
-    url = httpx.URL(server.address)
-    until(lambda: metric(others, "connections") == 1)
+    url = httpx.URL(secure.address)
+    until(lambda: secure.metric("connections") == 1)
     with contextlib.ExitStack() as stack:
         for _ in range(FEW - 1):
             stack.enter_context(socket.create_connection((url.host, url.port), 30))
-        until(lambda: metric(others, "connections") == FEW)
-        before = metric(others, 'connection_ends_total{reason="refused"}')
+        until(lambda: secure.metric("connections") == FEW)
+        before = secure.metric('connection_ends_total{reason="refused"}')
         for _ in range(20):
             for probe in ("/health", "/ready"):
-                answer = httpx.get(f"{server.address}{probe}", verify=trusting, timeout=30)
+                answer = httpx.get(f"{secure.address}{probe}", verify=trusting, timeout=30)
                 assert (answer.status_code, answer.headers["connection"]) == (200, "close")
-        assert metric(others, 'connection_ends_total{reason="refused"}') == before
-        refused = httpx.get(f"{server.address}/info", verify=trusting, timeout=30)
+        assert secure.metric('connection_ends_total{reason="refused"}') == before
+        refused = httpx.get(f"{secure.address}/info", verify=trusting, timeout=30)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "too_many_connections")
-        assert metric(others, 'connection_ends_total{reason="refused"}') == before + 1
-        assert metric(others, "connections") == FEW
-    until(lambda: metric(others, "connections") == 1)
+        assert secure.metric('connection_ends_total{reason="refused"}') == before + 1
+        assert secure.metric("connections") == FEW
+    until(lambda: secure.metric("connections") == 1)

@@ -22,12 +22,6 @@ def ask(engine: Engine) -> asyncio.Task[ClassifyAnswer]:
     return asyncio.create_task(engine.classify(ClassifyRequest(KEY, (TextInput("w1 w2"),))))
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 class Late:
     """A question of the store whose first answer, true when it was asked, is held back."""
 
@@ -47,7 +41,7 @@ class Late:
 
 
 async def test_a_version_that_was_asked_for_before_a_request_came_does_not_count_for_it(
-    start_engine: Any, store: Any, profile: MakeProfile, monkeypatch: pytest.MonkeyPatch
+    start_engine: Any, store: Any, profile: MakeProfile, monkeypatch: pytest.MonkeyPatch, until: Any
 ) -> None:
     engine = await start_engine()
     await store.put(KEY, profile(engine.geometry, 1))
@@ -76,7 +70,7 @@ async def test_a_version_that_was_asked_for_before_a_request_came_does_not_count
 
 
 async def test_a_record_that_was_asked_for_before_a_request_came_does_not_count_for_it(
-    start_engine: Any, store: Any, profile: MakeProfile, monkeypatch: pytest.MonkeyPatch
+    start_engine: Any, store: Any, profile: MakeProfile, monkeypatch: pytest.MonkeyPatch, until: Any
 ) -> None:
     engine = await start_engine()
     await store.put(KEY, profile(engine.geometry, 1))

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -46,12 +47,6 @@ async def watch(store: Store) -> AsyncIterator[StoreWatch]:
     await watch.stop()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 async def test_a_question_that_fails_is_told_and_the_next_one_is_not_sent(watch: StoreWatch, store: Store) -> None:
     assert await watch.ask(store.answer) == "answer"
     store.failure = StoreUnavailable("the store is down")
@@ -66,7 +61,7 @@ async def test_a_question_that_fails_is_told_and_the_next_one_is_not_sent(watch:
         await watch.ask(never)
 
 
-async def test_a_store_that_answered_others_meanwhile_is_not_away(watch: StoreWatch, store: Store) -> None:
+async def test_a_store_that_answered_others_meanwhile_is_not_away(watch: StoreWatch, store: Store, until: Any) -> None:
     given_up = asyncio.Event()
 
     async def too_much() -> None:
@@ -86,7 +81,9 @@ async def test_a_store_that_answered_others_meanwhile_is_not_away(watch: StoreWa
     assert asyncio.get_running_loop().time() - began < store_watch.INTERVAL * 0.9
 
 
-async def test_after_one_failed_question_the_store_is_looked_at_soon(watch: StoreWatch, store: Store) -> None:
+async def test_after_one_failed_question_the_store_is_looked_at_soon(
+    watch: StoreWatch, store: Store, until: Any
+) -> None:
     began = asyncio.get_running_loop().time()
     store.failure = StoreUnavailable("one connection was cut")
     with pytest.raises(StoreUnavailable):
@@ -118,7 +115,7 @@ async def test_a_store_that_stays_away_is_asked_ever_more_rarely(
 
 
 async def test_a_silent_store_is_given_up_in_time_by_questions_and_pings(
-    watch: StoreWatch, store: Store, monkeypatch: pytest.MonkeyPatch
+    watch: StoreWatch, store: Store, monkeypatch: pytest.MonkeyPatch, until: Any
 ) -> None:
     monkeypatch.setattr(store_watch, "PATIENCE", 0.02)
     store.speaks.clear()
@@ -132,7 +129,7 @@ async def test_a_silent_store_is_given_up_in_time_by_questions_and_pings(
 
 
 async def test_a_store_that_fails_in_a_way_of_its_own_is_away_too_and_the_watch_goes_on(
-    watch: StoreWatch, store: Store, caplog: pytest.LogCaptureFixture
+    watch: StoreWatch, store: Store, caplog: pytest.LogCaptureFixture, until: Any
 ) -> None:
     store.failure = ZeroDivisionError("a bug")
     with pytest.raises(StoreUnavailable, match="a bug"):
@@ -145,7 +142,7 @@ async def test_a_store_that_fails_in_a_way_of_its_own_is_away_too_and_the_watch_
 
 
 async def test_an_outage_is_logged_when_it_begins_and_when_it_ends(
-    watch: StoreWatch, store: Store, caplog: pytest.LogCaptureFixture
+    watch: StoreWatch, store: Store, caplog: pytest.LogCaptureFixture, until: Any
 ) -> None:
     caplog.set_level(logging.INFO)
     store.failure = StoreUnavailable("away")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -80,12 +79,6 @@ def test_a_model_on_the_cores_has_one_thread_beside_it(monkeypatch: pytest.Monke
     assert tokenizer_threads(True) == 1
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0)
-
-
 class Picky(NamesThread):
     """Refuses a text, and with it whatever it is tokenised with."""
 
@@ -102,7 +95,7 @@ class Picky(NamesThread):
         return [TokenizedText(np.full(len(text), 7, np.int32), np.zeros(len(text), np.int32)) for text, _ in texts]
 
 
-async def test_who_waits_is_tokenised_together_and_each_gets_its_own() -> None:
+async def test_who_waits_is_tokenised_together_and_each_gets_its_own(until: Any) -> None:
     tokenizer = Picky()
     stage = TokenizerStage(tokenizer)  # type: ignore[arg-type]
     requests = [("first",), ("a", "bb"), ("ccc",)]
@@ -118,7 +111,7 @@ async def test_who_waits_is_tokenised_together_and_each_gets_its_own() -> None:
     stage.close()
 
 
-async def test_a_text_that_cannot_be_tokenised_fails_alone() -> None:
+async def test_a_text_that_cannot_be_tokenised_fails_alone(until: Any) -> None:
     tokenizer = Picky()
     stage = TokenizerStage(tokenizer)  # type: ignore[arg-type]
     requests = [("first",), ("good",), ("bad",), ("fine", "too")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from xpeft_kernels import AdapterForm, Impl, aggregate_adapters
+from xpeft_kernels.aggregate import kernel
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -98,6 +100,25 @@ def test_each_masks_bias_goes_with_its_own_half_of_the_row(biases: tuple[bool, b
 def test_soft_weights_in_float32_keep_their_precision_over_a_16_bit_bank() -> None:
     form = AdapterForm(16, 8)
     check(bank_of(form, 100, torch.float16), soft_masks(3, 100, torch.float32), form, [0, 1, 2], 3)
+
+
+@pytest.mark.parametrize(("profiles", "width"), [(1, 8192), (16384, 1024), (1 << 20, 16)])
+def test_neither_wide_rows_nor_many_profiles_make_a_grid_that_cuda_refuses(
+    monkeypatch: pytest.MonkeyPatch, profiles: int, width: int
+) -> None:
+    grids: list[tuple[int, ...]] = []
+
+    class Noted:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    monkeypatch.setattr(kernel, "_aggregate_adapters_kernel", Noted())
+    form = AdapterForm(8192, width)
+    bank, slots = (torch.empty(L, 13, row, device="meta") for row in (form.bank_row, form.slot_row))
+    masks = torch.empty(profiles, 2, L, 2, dtype=torch.uint8, device="meta")
+    kernel.aggregate_adapters_triton(bank, masks, slots, torch.empty(profiles, device="meta"), split=form.split)
+    assert all(size <= most for size, most in zip(grids[0], (2**31 - 1, 65535, 65535), strict=False))
 
 
 def test_the_bits_behind_the_last_adapter_mean_nothing() -> None:

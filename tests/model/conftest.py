@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -280,12 +280,25 @@ class Lab:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Of products this small, threads only wait for one another. A test may set another number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def one_thread(one_thread: None) -> None:
+    """In every test."""
+
+
+@pytest.fixture(scope="session")
+def exact() -> Callable[..., Tensor]:
+    """Attention ``(query, key, value, scale, window)`` of one sequence's tokens ``[heads, n, d]`` in float64.
+
+    Every token sees itself and what is before it.
+    """
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        groups = query.shape[0] // key.shape[0]
+        q, k, v = query.double(), key.double().repeat_interleave(groups, 0), value.double().repeat_interleave(groups, 0)
+        distance = torch.arange(k.shape[1])[:, None] - torch.arange(k.shape[1])
+        seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+        return (q @ k.mT * scale).masked_fill(~seen, -torch.inf).softmax(-1) @ v
+
+    return attend
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,45 @@ def test_a_text_ends_where_the_checkpoint_or_its_tokenizer_says(
     folder = with_head(lab, tmp_path, "llama")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
     assert load_plm(str(folder)).ends == ends
+
+
+def test_it_is_warned_of_settings_of_generation_that_are_not_applied(
+    lab: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = with_head(lab, tmp_path, "llama")
+    settings = {
+        "eos_token_id": 2,
+        "do_sample": True,
+        "temperature": 0.6,
+        "repetition_penalty": 1.3,
+        "no_repeat_ngram_size": 2,
+        "suppress_tokens": list(range(3, 4000)),
+        "forced_eos_token_id": 0,
+    }
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    with caplog.at_level(logging.WARNING):
+        load_plm(str(folder))
+    [warning] = caplog.messages
+    named = (
+        "repetition_penalty = 1.3, no_repeat_ngram_size = 2, suppress_tokens = [3, 4, 5, 6, 7, 8, ...], "
+        "forced_eos_token_id = 0"
+    )
+    assert f"plm: {str(folder)!r} sets {named} for generation, which is not applied" in warning
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        {},
+        {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "suppress_tokens": []},
+        {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "max_new_tokens": 9, "pad_token_id": 0},
+    ],
+)
+def test_settings_of_generation_that_leave_greedy_texts_alone_are_no_news(
+    lab: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, neutral: dict[str, Any]
+) -> None:
+    folder = with_head(lab, tmp_path, "llama")
+    (folder / "generation_config.json").write_text(json.dumps(neutral))
+    with caplog.at_level(logging.WARNING):
+        load_plm(str(folder))
+    assert caplog.messages == []

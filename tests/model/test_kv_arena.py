@@ -44,14 +44,14 @@ def test_the_longest_row_follows_from_room_and_context(tokens: int, context: int
 
 def test_all_memory_is_there_from_the_beginning_and_never_moves() -> None:
     arena = arena_of(700)
-    states, held = arena.states.data_ptr(), arena.bytes
+    states, held = arena.states.data_ptr(), arena.states.nbytes
     assert held == (640 + 1) * SHAPE.token_bytes
     assert arena.scratch == 640
     rows = [claimed(arena, 64) for _ in range(10)]
     for row in rows[::2]:
         arena.release(row)
     arena.lengthen(rows[1], 300)
-    assert (arena.states.data_ptr(), arena.bytes) == (states, held)
+    assert (arena.states.data_ptr(), arena.states.nbytes) == (states, held)
 
 
 def test_a_row_grows_where_it_is_if_what_lies_behind_is_free() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -17,20 +19,11 @@ def cache_of() -> KvCache:
     return KvCache(shape, tokens=1 << 16, context=512)
 
 
-def exact(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-    """One sequence's tokens ``[heads, n, d]`` in float64, every token over itself and what is before it."""
-    groups = query.shape[0] // key.shape[0]
-    q, k, v = query.double(), key.double().repeat_interleave(groups, 0), value.double().repeat_interleave(groups, 0)
-    distance = torch.arange(k.shape[1])[:, None] - torch.arange(k.shape[1])
-    seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-    return (q @ k.mT * scale).masked_fill(~seen, -torch.inf).softmax(-1) @ v
-
-
 @pytest.mark.parametrize("window", [None, 5, 1000])
 @pytest.mark.parametrize("heads", [2, 6])
 @pytest.mark.parametrize("scaling", [None, 0.3])
 def test_sequences_read_and_written_in_any_pieces_see_themselves_and_what_is_before(
-    heads: int, window: int | None, scaling: float | None
+    heads: int, window: int | None, scaling: float | None, exact: Callable[..., Tensor]
 ) -> None:
     rng = np.random.default_rng(0)
     random = torch.Generator().manual_seed(0)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.backends import cuda
 
 from xpeft_kernels import Norm, apply_adapters_even
+from xpeft_server.model import padded_batch
 from xpeft_server.model.families import FAMILIES
 from xpeft_server.model.packing import pack
 from xpeft_server.model.padded_batch import PaddedBatch, PaddedSequences
@@ -94,3 +96,28 @@ def test_a_sequence_without_tokens_is_a_number_all_the_same(lab: Any) -> None:
     assert hidden.isfinite().all()
     states = hidden.view(len(LENGTHS), LENGTH, -1)
     assert pool_padded(states, torch.zeros(len(LENGTHS), dtype=torch.int64), "mean").isfinite().all()
+
+
+class OnGpu(Tensor):
+    """Says so, at least."""
+
+    device = torch.device("cuda")
+
+
+@pytest.mark.parametrize(("device", "cudnn"), [("cuda", False), ("cpu", True)])
+def test_attention_on_a_gpu_is_not_cudnns(monkeypatch: pytest.MonkeyPatch, device: str, cudnn: bool) -> None:
+    found: list[dict[str, bool]] = []
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+        allowed = {name: getattr(cuda, f"{name}_sdp_enabled")() for name in ("cudnn", "flash", "mem_efficient", "math")}
+        found.append(allowed)
+        return query
+
+    monkeypatch.setattr(padded_batch, "scaled_dot_product_attention", attention)
+    before = cuda.cudnn_sdp_enabled()
+    states = torch.zeros(1, 4, 2 * LENGTH, 8)
+    query = states.as_subclass(OnGpu) if device == "cuda" else states
+    live = torch.ones(2, dtype=torch.int64)
+    PaddedSequences(live, LENGTH).attend(query, states, states, scaling=None, window=None, causal=False)
+    assert found == [{"cudnn": cudnn, "flash": True, "mem_efficient": True, "math": True}]
+    assert cuda.cudnn_sdp_enabled() is before

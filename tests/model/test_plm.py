@@ -110,6 +110,17 @@ def test_a_tokenizer_with_a_word_that_the_model_has_no_row_for_is_refused(lab: A
         load_plm(str(lab.saved("bert", tmp_path / "bert", tokenizer)))
 
 
+def test_a_model_that_the_device_has_no_memory_for_is_refused_with_its_size(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_left(self: torch.nn.Module, device: object) -> torch.nn.Module:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.nn.Module, "to", nothing_left)
+    with pytest.raises(ModelUnusable, match=r"^plm: the weights of .* take \d+ bytes, which cuda has no memory for$"):
+        load_plm(str(folder), device="cuda")
+
+
 def test_everything_is_frozen_and_in_evaluation_mode(lab: Any) -> None:
     plm = lab.plm("gpt2")
     assert not any(parameter.requires_grad for parameter in plm.model.parameters())

@@ -11,6 +11,7 @@ from torch import Tensor
 from xpeft_kernels import Norm, Tiles, apply_adapters
 from xpeft_profiles import Profile
 from xpeft_server.model.bank import Bank
+from xpeft_server.model.errors import ModelUnusable
 from xpeft_server.model.slots import SlotAdapters, SlotBuffers, SlotFill, adapter_form, bank_rows
 
 CPU = torch.device("cpu")
@@ -70,6 +71,22 @@ def test_a_slots_bits_depend_neither_on_its_place_nor_on_who_is_filled_with_it(
     beside.fill([*company[: count // 2], fill_of(profile, 37), *company[count // 2 :]])
     assert alone.adapters[:, :1].isfinite().all()
     assert torch.equal(beside.adapters[:, 37], alone.adapters[:, 0])
+
+
+def test_slots_that_the_device_has_no_memory_for_are_refused_with_their_size(bank: Bank) -> None:
+    row = bank.blocks * adapter_form(bank).slot_row * 4
+    with pytest.raises(ModelUnusable, match=rf"^slots: {1 << 45} of {row} bytes, which cpu has no memory for$"):
+        SlotBuffers(bank, slots=1 << 45, head_rows=90, device=CPU, dtype=torch.float32)
+
+
+def test_so_is_a_bank(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing_left(bank: Bank, **kind: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("xpeft_server.model.slots.bank_rows", nothing_left)
+    size = bank.blocks * bank.adapters * adapter_form(bank).bank_row * 4
+    with pytest.raises(ModelUnusable, match=f"^bank: {bank.adapters} adapters for each block take {size} bytes, which"):
+        buffers_of(bank)
 
 
 def test_slots_that_are_not_filled_stay_as_they_were(lab: Any, bank: Bank) -> None:

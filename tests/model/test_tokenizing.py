@@ -135,6 +135,7 @@ def test_several_threads_may_encode_at_once(tokenizer: TextTokenizer) -> None:
 def test_it_tells_what_a_token_adds_to_a_text(tokenizer: TextTokenizer) -> None:
     assert tokenizer.token_text(FIRST + 7) == (" w7", b" w7")
     assert tokenizer.token_text(EOS) == ("</s>", b"</s>")
+    assert (tokenizer.is_special(EOS), tokenizer.is_special(FIRST + 7)) == (True, False)
     assert tokenizer.texts.part(FIRST + 7) == " w7"
     assert tokenizer.texts is tokenizer.texts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from xpeft_kernels import piece_rows
 from xpeft_kernels.aggregate.launch import tile_profiles
 from xpeft_kernels.dispatch import Operator
 from xpeft_server.model import slots
+from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.classifier import Classifier, ClassifierInput
+from xpeft_server.model.decoder import Decoder
+from xpeft_server.model.kv_arena import KvArena
 from xpeft_server.model.lanes import HostLanes, Lanes
+from xpeft_server.model.plm import load_plm
 from xpeft_server.model.slots import SlotFill
+from xpeft_server.model.step_packing import Chunk
 
 Launches = set[tuple[object, ...]]
 
@@ -42,7 +49,13 @@ OPERATORS: dict[str, Version] = {
     ),
     "apply_adapters": Version(
         lambda hidden, *_, **__: hidden + 0,
-        lambda hidden, rows, *_, residual, norm: (hidden.dtype, rows.stride(), residual is None, norm is None),
+        lambda hidden, rows, tiles, form, *, residual, norm, **_: (
+            hidden.dtype,
+            rows.stride(),
+            residual is None,
+            norm is None,
+            piece_rows(tiles.tokens, form, torch.bfloat16.itemsize),
+        ),
     ),
     "apply_heads": Version(
         lambda pooled, weight, bias, rows, owners: pooled.new_zeros(rows.numel()),
@@ -50,6 +63,10 @@ OPERATORS: dict[str, Version] = {
     ),
     "attend_packed": Version(
         lambda query, *_, **__: query + 0, lambda query, *_, **how: (query.dtype, query.shape[1:], tuple(how.items()))
+    ),
+    "attend_cache": Version(
+        lambda query, *_, **__: query + 0,
+        lambda query, keys, values, steps, **how: (query.dtype, query.shape[1:], len(steps.joins) > 0, how["window"]),
     ),
     "mean_rows": Version(
         lambda hidden, starts, _: torch.zeros(starts.numel(), hidden.shape[1]), lambda hidden, *_: (hidden.dtype,)
@@ -109,9 +126,30 @@ def test_all_that_serving_launches_was_launched(
                 assert profile.hard is hard
                 classifier.fill([SlotFill(slot, profile, rows) for slot in range(profiles_at_once)], overlap=True)
         # 160 tokens fit into no graph. Sequences of different lengths are a loop on a CPU, as nowhere else.
-        for count, length in ((1, 16), (7, 16), (2, 80)):
+        for count, length in ((1, 16), (7, 16), (2, 80), *([(60, 80)] if lanes.asynchronous else [])):
             texts = [lab.text(rng, length) for _ in range(count)]
             classifier.launch([ClassifierInput(text, n, np.arange(1 + n)) for n, text in enumerate(texts)])
+    assert served - warm == set()
+
+
+@pytest.mark.parametrize("graph_tokens", [0, 16])
+def test_all_that_a_step_launches_was_launched(
+    save_word_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph_tokens: int
+) -> None:
+    plm = load_plm(str(save_word_llama(tmp_path / "llama", ["w0", "w1"], hidden=32, positions=600)))
+    monkeypatch.setattr(slots, "lanes_of", lambda device: Asynchronous())
+    buffers = Classifier(plm, open_bank("random:N=4,R=8", plm.facts), slots=2, head_rows=1).buffers
+    decoder = Decoder(plm, buffers, kv_tokens=2048, cache=KvArena, graph_tokens=graph_tokens)
+    with noted(monkeypatch) as warm:
+        decoder.warm_up()
+    assert decoder.cache.used == 0
+    rows = [decoder.cache.claim(600) for _ in range(2)]
+    with noted(monkeypatch) as served:
+        # 40 tokens fit into no graph.
+        for count, pasts in ((20, (0, 0)), (1, (20, 20)), (1, (299, 20))):
+            ids = np.zeros(count, np.int32)
+            decoder.step([Chunk(ids, pasts[slot], rows[slot], slot, asks=True) for slot in range(2)])
+    assert {each[3] for each in warm if each[0] == "attend_cache"} == {False, True}
     assert served - warm == set()
 
 

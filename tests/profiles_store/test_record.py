@@ -60,7 +60,7 @@ def test_a_record_comes_back_as_the_profile_that_it_was(
             assert not there.flags.writeable
     for word in ("bank", "labels", "shared_head", "description", "k", "hard"):
         assert getattr(profile, word) == getattr(again, word)
-    assert read_summary(record) == (profile.bank, profile.labels, profile.shared_head)
+    assert read_summary(record) == (profile.labels, profile.shared_head)
     assert read_profile_file(write_profile_file(profile)).version == profile.version
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,6 +70,11 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
     await opened.open()
     yield opened
     await opened.close()
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Of the files in it, in bytes."""
+    return {each.name: each.stat().st_size for each in folder.iterdir()}
 
 
 def acknowledged_by_a_killed_writer(path: Path) -> list[list[str]]:
@@ -199,6 +206,80 @@ async def test_a_newer_schema_is_refused(store: SqliteStore, tmp_path: Path) -> 
     await store._write(lambda connection: connection.execute("PRAGMA user_version = 2"))
     with pytest.raises(StoreUnavailable, match="has schema 2, this server knows schema 1"):
         await SqliteStore(tmp_path / "profiles.db").open()
+
+
+async def test_who_only_reads_changes_no_file_and_leaves_none(
+    store: SqliteStore, tmp_path: Path, make_profile: MakeProfile
+) -> None:
+    path = tmp_path / "profiles.db"
+    await store.put(KEY, make_profile(1))
+    await store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE jobs")
+        connection.execute("PRAGMA journal_mode = DELETE")
+    connection.close()
+    content = path.read_bytes()
+    reader = SqliteStore(path, read_only=True)
+    await reader.open()
+    assert await reader.versions([KEY]) == [make_profile(1).version]
+    assert [line.name for line in (await reader.list("acme", limit=9)).profiles] == ["support"]
+    assert [tenant async for tenant in reader.tenants()] == ["acme"]
+    with pytest.raises(StoreUnavailable, match="readonly"):
+        await reader.put(KEY, make_profile(2))
+    await reader.close()
+    assert path.read_bytes() == content
+    assert sizes(tmp_path).keys() == {"profiles.db"}
+
+
+async def test_who_only_reads_sees_what_others_write_and_waits_for_no_lock(
+    store: SqliteStore, tmp_path: Path, make_profile: MakeProfile
+) -> None:
+    other = sqlite3.connect(tmp_path / "profiles.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    reader = SqliteStore(tmp_path / "profiles.db", busy_seconds=0.05, read_only=True)
+    await reader.open()
+    other.execute("ROLLBACK")
+    other.close()
+    assert await reader.versions([KEY]) == [None]
+    await store.put(KEY, make_profile(1))
+    assert await reader.versions([KEY]) == [make_profile(1).version]
+    await reader.close()
+
+
+@pytest.mark.parametrize("log", [False, True])
+async def test_a_file_on_a_read_only_file_system_is_read_unless_a_log_lies_beside_it(
+    store: SqliteStore, tmp_path: Path, make_profile: MakeProfile, monkeypatch: pytest.MonkeyPatch, log: bool
+) -> None:
+    path = tmp_path / "profiles.db"
+    await store.put(KEY, make_profile(1))
+    await store.close()
+    if log:
+        (tmp_path / "profiles.db-wal").touch()
+    # What can be told without a mount of one's own: which way the file is opened.
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY))
+    opened: list[str] = []
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda name, **options: opened.append(name) or connect(name, **options))
+    reader = SqliteStore(path, read_only=True)
+    await reader.open()
+    assert await reader.versions([KEY]) == [make_profile(1).version]
+    await reader.close()
+    assert {name.endswith("?immutable=1") for name in opened} == {not log}
+
+
+async def test_who_only_reads_makes_no_store_and_takes_no_other_programs(tmp_path: Path) -> None:
+    for name, error in (("gone.db", "unable to open"), ("empty.db", "is empty"), ("other.db", "another program")):
+        path = tmp_path / name
+        if name != "gone.db":
+            path.touch()
+        if name == "other.db":
+            with sqlite3.connect(path) as connection:
+                connection.execute("CREATE TABLE accounts (id INTEGER)")
+            connection.close()
+        with pytest.raises(StoreUnavailable, match=error):
+            await SqliteStore(path, read_only=True).open()
+    found = sizes(tmp_path)
+    assert (found["empty.db"], found.keys()) == (0, {"empty.db", "other.db"})
 
 
 async def test_a_full_disk_refuses_the_write_and_keeps_what_was_there(

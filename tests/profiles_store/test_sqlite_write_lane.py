@@ -25,6 +25,7 @@ from xpeft_profiles import (
     TooManyProfiles,
     encode_record,
     new_job_id,
+    sqlite_log,
     sqlite_write_lane,
 )
 from xpeft_profiles.sqlite_write_lane import WriteLane
@@ -271,6 +272,78 @@ async def test_jobs_and_profiles_go_together(store: SqliteStore, commits: list[s
     assert commits == ["COMMIT"]
     assert await store.jobs.get(jobs[1].key) == (jobs[1], False)
     assert await store.jobs.get(jobs[2].key) is None
+
+
+@contextmanager
+def readers_overlapping(path: Path) -> Iterator[None]:
+    """While the block runs two read by turns, and each ends only once the other has begun."""
+    over = threading.Event()
+    begun = [threading.Semaphore(0), threading.Semaphore(0)]
+
+    def read(own: int) -> None:
+        connection = sqlite3.connect(path, isolation_level=None)
+        while not over.is_set():
+            connection.execute("BEGIN")
+            connection.execute("SELECT count(*) FROM profiles").fetchone()
+            begun[own].release()
+            begun[1 - own].acquire()
+            connection.execute("COMMIT")
+        begun[own].release()
+        connection.close()
+
+    with ThreadPoolExecutor(2) as threads:
+        reading = [threads.submit(read, own) for own in range(2)]
+        try:
+            yield
+        finally:
+            over.set()
+    for each in reading:
+        each.result()
+
+
+async def test_the_log_does_not_grow_for_ever_while_somebody_always_reads(
+    tmp_path: Path, make_profile: MakeProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_log, "LOG_BYTES", 1 << 20)
+    store = SqliteStore(tmp_path / "profiles.db")
+    await store.open()
+    log = tmp_path / "profiles.db-wal"
+    profiles = [make_profile(n, hidden=4096, labels=tuple(f"c{label}" for label in range(16))) for n in range(2)]
+    sizes = []
+    with readers_overlapping(tmp_path / "profiles.db"):
+        for n in range(80):
+            await store.put(key(0), profiles[n % 2])
+            sizes.append(log.stat().st_size)
+    # All of them together are more than 10 MiB.
+    assert max(sizes) < 3 << 20
+    assert await store.versions([key(0)]) == [profiles[1].version]
+    await store.close()
+
+
+async def test_a_log_that_cannot_be_cut_holds_up_few_writes_and_is_cut_later(
+    tmp_path: Path, make_profile: MakeProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_log, "LOG_BYTES", 1 << 20)
+    store = SqliteStore(tmp_path / "profiles.db")
+    await store.open()
+    log = tmp_path / "profiles.db-wal"
+    waited: list[str] = []
+    store._opened().writer.connection.set_trace_callback(
+        lambda statement: waited.append(statement) if "wal_checkpoint" in statement else None
+    )
+    profiles = [make_profile(n, hidden=4096, labels=tuple(f"c{label}" for label in range(16))) for n in range(2)]
+    reader = sqlite3.connect(tmp_path / "profiles.db", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM profiles").fetchone()
+    for n in range(30):
+        await store.put(key(0), profiles[n % 2])
+    assert 1 <= len(waited) <= log.stat().st_size >> 20
+    reader.close()
+    for n in range(20):
+        await store.put(key(0), profiles[n % 2])
+    assert log.stat().st_size < 2 << 20
+    assert store._opened().writer.connection.execute("PRAGMA busy_timeout").fetchone() == (5000,)
+    await store.close()
 
 
 async def test_closing_waits_for_what_was_begun(tmp_path: Path, make_profile: MakeProfile) -> None:

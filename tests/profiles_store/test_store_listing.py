@@ -54,7 +54,6 @@ async def test_a_page_says_what_there_is(store: ProfileStore, make_profile: Make
         len(encode_record(own)),
         outcome.created,
         outcome.updated,
-        False,
     )
     assert (second.labels, second.shared_head) == (None, "topics")
 
@@ -153,8 +152,8 @@ async def test_a_damaged_record_is_seen_and_hurts_nobody_else(
     with pytest.raises(RecordDamaged, match="CRC-32"):
         bad.decode()
     first, second = (await store.list("acme", limit=10)).profiles
-    assert (first.name, first.labels, first.damaged) == ("neighbour", ("a", "b"), False)
-    assert (second.name, second.labels, second.damaged) == ("support", None, True)
+    assert (first.name, first.labels) == ("neighbour", ("a", "b"))
+    assert (second.name, second.labels, second.shared_head) == ("support", None, None)
     assert second.bytes == first.bytes
 
 

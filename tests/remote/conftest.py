@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -12,23 +12,10 @@ import uvloop
 
 from xpeft_server.remote.peer import Method, Peer
 
-Until = Callable[[Callable[[], object]], Awaitable[None]]
-
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-
-
-async def wait_until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
-@pytest.fixture
-def until() -> Until:
-    return wait_until
 
 
 class Ends:
@@ -37,10 +24,11 @@ class Ends:
     ``lost``: the ends that have heard of the connection's end, in that order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, until: Any) -> None:
         self.methods: dict[str, Method] = {}
         self.methods_here: dict[str, Method] = {}
         self.lost: list[str] = []
+        self._until = until
         self.here = Peer(self.methods_here, on_lost=lambda: self.lost.append("here"))
         self.there = Peer(self.methods, on_lost=lambda: self.lost.append("there"))
         self.transports: list[asyncio.Transport] = []
@@ -60,7 +48,7 @@ class Ends:
     async def close(self) -> None:
         self.here.close()
         self.there.close()
-        await wait_until(lambda: len(self.lost) == len(self.transports))
+        await self._until(lambda: len(self.lost) == len(self.transports))
 
     def unfinished(self) -> list[Any]:
         """What either end still remembers of calls."""
@@ -70,12 +58,12 @@ class Ends:
 
 
 @pytest.fixture
-async def apart() -> AsyncIterator[Ends]:
+async def apart(until: Any) -> AsyncIterator[Ends]:
     """Not yet connected. Whatever the test does, nothing may be left of its calls."""
-    ends = Ends()
+    ends = Ends(until)
     yield ends
     await ends.close()
-    await wait_until(lambda: not ends.unfinished())
+    await until(lambda: not ends.unfinished())
 
 
 @pytest.fixture

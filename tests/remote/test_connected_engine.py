@@ -26,7 +26,7 @@ from xpeft_server.engine.errors import (
 from xpeft_server.engine.requests import (
     ChatMessage,
     ChosenToken,
-    Classification,
+    ClassifiedText,
     ClassifyAnswer,
     ClassifyRequest,
     EngineInfo,
@@ -68,14 +68,14 @@ INFO = EngineInfo(
     max_inputs=4,
 )
 ANSWER = ClassifyAnswer(
-    VERSION, ("refund", "baggage"), (Classification("refund", 0.75, (0.75, 0.25), 2),), 7, 0.001, 0.002, verified=False
+    VERSION, ("refund", "baggage"), (ClassifiedText("refund", 0.75, (0.75, 0.25), 2),), 7, 0.001, 0.002, verified=False
 )
 TOKEN = LikelyToken(5, "Hel", b"Hel", -0.5)
 NEWS: tuple[News, ...] = (
-    Started(VERSION, 3, 0.001),
+    Started(VERSION, 0.001),
     Piece("Hel", (ChosenToken(TOKEN, (TOKEN, LikelyToken(6, "\ufffd", b"\xe2", -1.5))),), generated=1),
     Piece("lo", generated=2),
-    Finished("stop", 3, 2, 0.001, 0.002),
+    Finished("stop", 3, 2, 0.002),
 )
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from xpeft_profiles import ProfileKey
 from xpeft_server.engine.errors import EngineError, InputTooLong, LimitReached, Unavailable
-from xpeft_server.engine.requests import Classification, ClassifyAnswer, ClassifyRequest, Journey, TextInput
+from xpeft_server.engine.requests import ClassifiedText, ClassifyAnswer, ClassifyRequest, Journey, TextInput
 from xpeft_server.remote.answering import Outcome
+from xpeft_server.remote.error_value import ErrorValue
 from xpeft_server.remote.plain import Plain, outcome_of, plain_outcome, plain_request, request_of
-from xpeft_server.remote.refused import Refused
 from xpeft_server.remote.trail import Trail
 
 VERSION = "sha256:" + "cd" * 32
@@ -38,8 +38,8 @@ requests = st.builds(
     truncate=st.booleans(),
     journey=st.builds(Journey, texts),
 )
-classifications = st.builds(
-    Classification,
+classified_texts = st.builds(
+    ClassifiedText,
     label=texts,
     score=numbers,
     probs=st.lists(numbers, max_size=4).map(tuple),
@@ -49,7 +49,7 @@ answers = st.builds(
     ClassifyAnswer,
     profile_version=texts,
     labels=st.lists(texts, max_size=4).map(tuple),
-    data=st.lists(classifications, max_size=4).map(tuple),
+    data=st.lists(classified_texts, max_size=4).map(tuple),
     prompt_tokens=st.integers(),
     queue_time=numbers,
     inference_time=numbers,
@@ -105,13 +105,13 @@ def test_these_requests_come_back_equal(inputs: tuple[TextInput, ...]) -> None:
 @pytest.mark.parametrize(
     ("data", "verified"),
     [
-        ((Classification("refund", 0.75, (0.75, 0.25), 2),), True),
-        ((Classification("stars", 4.5, (), 1), Classification("stars", -1.0, (), 1)), True),
-        ((Classification("refund", 0.75, (0.75, 0.25), 2),), False),
+        ((ClassifiedText("refund", 0.75, (0.75, 0.25), 2),), True),
+        ((ClassifiedText("stars", 4.5, (), 1), ClassifiedText("stars", -1.0, (), 1)), True),
+        ((ClassifiedText("refund", 0.75, (0.75, 0.25), 2),), False),
     ],
     ids=["classes", "regression", "unverified"],
 )
-def test_these_answers_come_back_equal(data: tuple[Classification, ...], verified: bool) -> None:
+def test_these_answers_come_back_equal(data: tuple[ClassifiedText, ...], verified: bool) -> None:
     trail = Trail(0.5, (("queue", 0.1, 0.2, {"texts": 3}), ("forward", 0.2, 0.4, {})), VERSION, 7, 0)
     outcome = Outcome(ClassifyAnswer(VERSION, ("refund", "baggage"), data, 7, 0.001, 0.002, verified), trail)
     back = outcome_of(sent(plain_outcome(outcome)))
@@ -128,7 +128,7 @@ def test_these_answers_come_back_equal(data: tuple[Classification, ...], verifie
     ids=lambda error: type(error).__name__,
 )
 def test_a_refusal_comes_back_equal_with_what_was_noted_until_then(error: EngineError) -> None:
-    outcome = Outcome(Refused.of(error), Trail(0.5, (("tokenise", 0.1, 0.2, {}),), None, 7, 0))
+    outcome = Outcome(ErrorValue.of(error), Trail(0.5, (("tokenise", 0.1, 0.2, {}),), None, 7, 0))
     back = outcome_of(sent(plain_outcome(outcome)))
     assert (back, repr(back)) == (outcome, repr(outcome))
 

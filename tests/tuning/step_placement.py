@@ -31,8 +31,8 @@ from xpeft_server.model.plm import Plm
 from xpeft_server.model.random_bank import random_bank
 from xpeft_server.model.tokenizing import TokenizedText
 from xpeft_tuning import bank_parts
+from xpeft_tuning.graphed_step import GraphedStep
 from xpeft_tuning.labelled_texts import LabelledTexts
-from xpeft_tuning.placed_step import PlacedStep
 from xpeft_tuning.settings import TuningSettings
 from xpeft_tuning.static_turns import StaticTurns
 from xpeft_tuning.step_parts import StepParts
@@ -97,7 +97,7 @@ def ready_to_step(family: str, settings: TuningSettings, completes: bool) -> Rea
 def step(ready: Ready, *, asking: bool = False) -> dict[str, object]:
     _, plm, bank, settings, given, completes = ready
     on = StepParts.of(placement.moved(plm), bank, settings, places=PLACES + 1, classes=2, completes=completes)
-    placed = PlacedStep(on, placement.GpuLanes(), nobody=PLACES)
+    placed = GraphedStep(on, placement.GpuLanes(), nobody=PLACES)
     losses = torch.empty(PLACES, device=placement.GPU)
     placed.step(given, losses)
     if asking:
@@ -119,7 +119,7 @@ def pretend() -> None:
         bank.blocks, bank.adapters, bank_parts.adapter_form(bank).bank_row, device=device, dtype=dtype
     )
     # What the host lays out is real.
-    PlacedStep._need = unfaked(PlacedStep._need)  # type: ignore[method-assign]
+    GraphedStep._need = unfaked(GraphedStep._need)  # type: ignore[method-assign]
     StaticTurns._write = unfaked(StaticTurns._write)  # type: ignore[method-assign]
 
 

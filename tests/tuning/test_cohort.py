@@ -93,12 +93,12 @@ def test_the_loss_that_is_told_is_the_mean_of_the_rows_whatever_they_weigh(
     total = defaultdict(float)
     while cohort.trainees:
         rows = {each.name: each for each in cohort.trainees}
-        before = {name: each.total_loss if each.done else 0.0 for name, each in rows.items()}
+        before = {name: sum(map(float, each.losses)) if each.done else 0.0 for name, each in rows.items()}
         taken = {name: len(each.train) for name, each in rows.items()}
         cohort.step()
         for name, each in rows.items():
             step_rows = np.array_split(np.arange(taken[name]), each.steps)[each.step - 1]
-            total[name] += (each.total_loss - before[name]) * len(step_rows)
+            total[name] += (sum(map(float, each.losses)) - before[name]) * len(step_rows)
     for each in trainees:
         assert each.best.profile is not None
         (score,) = cohort.scores([Scored(each.best.profile, each.train)])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from xpeft_tuning.dataset import Dataset, Example, parse_dataset, parse_datasets, read_dataset, read_datasets
+from xpeft_tuning.dataset import Dataset, Example, parse_datasets, read_dataset, read_datasets
 from xpeft_tuning.errors import DatasetInvalid
 
 GOOD = '{"text": "hello", "label": "a"}'
@@ -17,6 +17,10 @@ PROMPT = '{"prompt": "one two", "completion": "three"}'
 
 def _lines(*rows: dict[str, Any]) -> list[str]:
     return [json.dumps(row) for row in rows]
+
+
+def _parsed(lines: list[str], labels: list[str] | None = None) -> Dataset:
+    return parse_datasets(lines, None, labels)[""]
 
 
 def _users(by: str, *values: object) -> dict[str, Dataset]:
@@ -34,7 +38,7 @@ def test_rows_are_read_with_labels_in_the_order_of_the_data(tmp_path: Path) -> N
 
 
 def test_given_labels_decide_the_order_and_may_be_more() -> None:
-    assert parse_dataset([GOOD], ["c", "a"]).labels == ("c", "a")
+    assert _parsed([GOOD], ["c", "a"]).labels == ("c", "a")
 
 
 def test_a_line_separator_inside_a_text_ends_no_row(tmp_path: Path) -> None:
@@ -45,7 +49,7 @@ def test_a_line_separator_inside_a_text_ends_no_row(tmp_path: Path) -> None:
 
 def test_splits_are_read() -> None:
     rows = [f'{{"text": "x", "label": "a", "split": "{split}"}}' for split in ("train", "dev", "test")]
-    assert [row.split for row in parse_dataset(rows).examples] == ["train", "dev", "test"]
+    assert [row.split for row in _parsed(rows).examples] == ["train", "dev", "test"]
 
 
 @pytest.mark.parametrize(
@@ -69,40 +73,40 @@ def test_splits_are_read() -> None:
 )
 def test_a_bad_row_is_refused_with_its_line_field_and_value(line: str, message: str) -> None:
     with pytest.raises(DatasetInvalid) as refused:
-        parse_dataset([GOOD, line], ["a", "c"])
+        _parsed([GOOD, line], ["a", "c"])
     assert str(refused.value).startswith(message)
 
 
 def test_a_huge_value_does_not_come_back_whole() -> None:
     with pytest.raises(DatasetInvalid) as refused:
-        parse_dataset(_lines({"text": "x", "label": ["y" * 100_000]}))
+        _parsed(_lines({"text": "x", "label": ["y" * 100_000]}))
     assert len(str(refused.value)) < 300
 
 
 def test_fields_that_nobody_reads_are_named_once_in_order() -> None:
     rows = _lines({"text": "x", "label": "a", "when": 1, "who": 2}, {"text": "x", "label": "a", "where": 3, "who": 4})
-    assert parse_dataset(rows).ignored == ("'when'", "'who'", "'where'")
+    assert _parsed(rows).ignored == ("'when'", "'who'", "'where'")
     by_user = parse_datasets(rows, "who")
     assert [each.ignored for each in by_user.values()] == [("'when'", "'where'")] * 2
-    assert parse_dataset(_lines({"text": "x", "label": "a", "text_pair": "y", "split": "dev"})).ignored == ()
-    assert len(parse_dataset(_lines({"text": "x", "label": "a", "y" * 100_000: 1})).ignored[0]) < 100
+    assert _parsed(_lines({"text": "x", "label": "a", "text_pair": "y", "split": "dev"})).ignored == ()
+    assert len(_parsed(_lines({"text": "x", "label": "a", "y" * 100_000: 1})).ignored[0]) < 100
 
 
 def test_a_field_of_the_other_task_is_not_read() -> None:
-    assert parse_dataset(_lines({"text": "x", "label": "a", "prompt": "p"})).ignored == ("'prompt'",)
+    assert _parsed(_lines({"text": "x", "label": "a", "prompt": "p"})).ignored == ("'prompt'",)
     row = {"prompt": "x", "completion": "a", "text_pair": "p", "": "q"}
-    assert parse_dataset(_lines(row)).ignored == ("'text_pair'", "''")
-    assert parse_dataset(_lines(row)).examples == (Example("x", "a"),)
+    assert _parsed(_lines(row)).ignored == ("'text_pair'", "''")
+    assert _parsed(_lines(row)).examples == (Example("x", "a"),)
 
 
 def test_numbers_are_labels_of_one_name() -> None:
     rows = [NUMBER, '{"text": "x", "label": 3, "text_pair": "p"}', '{"text": "x", "label": -65504}']
-    dataset = parse_dataset(rows)
+    dataset = _parsed(rows)
     assert [example.label for example in dataset.examples] == [0.5, 3.0, -65504.0]
     assert all(type(example.label) is float for example in dataset.examples)
     assert (dataset.task, dataset.labels) == ("regress", ("value",))
-    assert parse_dataset(rows, ["stars"]).labels == ("stars",)
-    assert parse_dataset([GOOD]).task == "classify"
+    assert _parsed(rows, ["stars"]).labels == ("stars",)
+    assert _parsed([GOOD]).task == "classify"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +116,7 @@ def test_numbers_are_labels_of_one_name() -> None:
 )
 def test_what_is_no_finite_number_of_float16_is_refused_with_its_line(label: str, shown: str) -> None:
     with pytest.raises(DatasetInvalid, match=r"^line 2: label is .*, it must be a number from -65504 to") as refused:
-        parse_dataset([NUMBER, f'{{"text": "x", "label": {label}}}'])
+        _parsed([NUMBER, f'{{"text": "x", "label": {label}}}'])
     assert f"label is {shown}" in str(refused.value)
     assert len(str(refused.value)) < 200
 
@@ -120,20 +124,20 @@ def test_what_is_no_finite_number_of_float16_is_refused_with_its_line(label: str
 @pytest.mark.parametrize(("first", "second", "shown"), [(GOOD, NUMBER, "0.5"), (NUMBER, GOOD, "'a'")])
 def test_numbers_and_strings_mixed_are_refused_with_the_line(first: str, second: str, shown: str) -> None:
     with pytest.raises(DatasetInvalid, match=f"^line 4: label is {shown}; either all labels are numbers or none is"):
-        parse_dataset([first, first, "", second])
+        _parsed([first, first, "", second])
 
 
 def test_several_names_for_numbers_are_refused() -> None:
     with pytest.raises(DatasetInvalid, match="labels name 2, but they are numbers in the data"):
-        parse_dataset([NUMBER], ["a", "b"])
+        _parsed([NUMBER], ["a", "b"])
 
 
 def test_completions_have_no_labels() -> None:
-    dataset = parse_dataset([PROMPT, PROMPT.replace("three", "four")])
+    dataset = _parsed([PROMPT, PROMPT.replace("three", "four")])
     assert (dataset.task, dataset.labels) == ("complete", ())
     assert dataset.examples == (Example("one two", "three"), Example("one two", "four"))
     with pytest.raises(DatasetInvalid, match="labels name 1, but the rows have completions"):
-        parse_dataset([PROMPT], ["a"])
+        _parsed([PROMPT], ["a"])
 
 
 @pytest.mark.parametrize(
@@ -147,7 +151,7 @@ def test_completions_have_no_labels() -> None:
 )
 def test_a_bad_completion_is_refused_with_its_line_and_field(line: str, message: str) -> None:
     with pytest.raises(DatasetInvalid) as refused:
-        parse_dataset([PROMPT, line])
+        _parsed([PROMPT, line])
     assert str(refused.value).startswith(message)
 
 
@@ -222,7 +226,7 @@ def test_a_damaged_packed_file_is_named(tmp_path: Path, content: bytes) -> None:
 )
 def test_bad_labels_are_refused(labels: list[str], message: str) -> None:
     with pytest.raises(DatasetInvalid, match=message):
-        parse_dataset([GOOD], labels)
+        _parsed([GOOD], labels)
 
 
 def test_a_file_without_rows_that_is_missing_or_is_no_text_is_named(tmp_path: Path) -> None:
@@ -240,9 +244,9 @@ def test_a_file_without_rows_that_is_missing_or_is_no_text_is_named(tmp_path: Pa
 def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("\ufeff" + GOOD + "\n", encoding="utf-8")
-    assert read_dataset(path) == parse_dataset([GOOD])
+    assert read_dataset(path) == _parsed([GOOD])
 
 
 def test_a_line_that_is_nested_too_deep_is_named() -> None:
     with pytest.raises(DatasetInvalid, match="line 2 is not JSON: "):
-        parse_dataset([GOOD, '{"text": ' + "[" * 200_000])
+        _parsed([GOOD, '{"text": ' + "[" * 200_000])

@@ -14,7 +14,7 @@ from xpeft_server.model.bank import Bank
 from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.plm import Plm
 from xpeft_tuning.dataset import Dataset, Example
-from xpeft_tuning.errors import DataTooSmall, SettingsInvalid, Unservable
+from xpeft_tuning.errors import DataTooSmall, TuningSettingsInvalid, Unservable
 from xpeft_tuning.mask_tuner import Refused, Tuned, TuningProgress, TuningTask, tune_profile, tune_profiles
 from xpeft_tuning.settings import TuningSettings
 
@@ -151,4 +151,4 @@ def test_labels_among_completions_are_refused_and_completions_among_labels(
 
 def test_numbers_have_no_accuracy_to_stop_on_among_others_either(plm: Plm, bank: Bank, linear: Dataset) -> None:
     (refused,) = _named(plm, bank, {"num": linear}, stop_on="accuracy").values()
-    assert isinstance(refused.reason, SettingsInvalid)
+    assert isinstance(refused.reason, TuningSettingsInvalid)

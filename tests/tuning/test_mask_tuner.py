@@ -17,7 +17,7 @@ from xpeft_server.model.classifier import Classifier, ClassifierInput
 from xpeft_server.model.plm import DEFAULT_PLM, Plm, load_plm
 from xpeft_server.model.slots import SlotFill
 from xpeft_tuning.dataset import Dataset, Example, Split, read_dataset
-from xpeft_tuning.errors import DatasetInvalid, DataTooSmall, SettingsInvalid
+from xpeft_tuning.errors import DatasetInvalid, DataTooSmall, TuningSettingsInvalid
 from xpeft_tuning.evaluation import Score
 from xpeft_tuning.linear_head import LinearHead
 from xpeft_tuning.mask_tuner import TuningProgress, tune_profile, tune_profiles
@@ -245,15 +245,15 @@ def test_what_completions_cannot_have_is_refused(plm: Plm, decoder: Plm, bank: B
     with pytest.raises(DatasetInvalid, match=r"the rows have completions, and .* has no language-model head"):
         tune_profile(plm, bank, completions, TuningSettings())
     own = open_bank("random:N=8,R=8,seed=1,std=0.3", decoder.facts)
-    with pytest.raises(SettingsInvalid, match="stop_on is 'accuracy', but the task is to complete"):
+    with pytest.raises(TuningSettingsInvalid, match="stop_on is 'accuracy', but the task is to complete"):
         tune_profile(decoder, own, completions, TuningSettings(stop_on="accuracy"))
     shared = replace(own, heads={"x": SharedHead(torch.zeros(2, own.hidden), torch.zeros(2), ("a", "b"))})
-    with pytest.raises(SettingsInvalid, match="shared_head is 'x', but the rows have completions"):
+    with pytest.raises(TuningSettingsInvalid, match="shared_head is 'x', but the rows have completions"):
         tune_profile(decoder, shared, completions, TuningSettings(shared_head="x"))
 
 
 def test_what_the_bank_cannot_do_is_refused_before_anything_starts(plm: Plm, bank: Bank) -> None:
-    with pytest.raises(SettingsInvalid, match="k is 9"):
+    with pytest.raises(TuningSettingsInvalid, match="k is 9"):
         next(tune_profiles(plm, bank, [], TuningSettings(k=9), places=1, classes=2))
 
 

@@ -15,7 +15,7 @@ from xpeft_server.model.classifier import Classifier, ClassifierInput
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.slots import SlotFill
 from xpeft_tuning.dataset import Dataset
-from xpeft_tuning.errors import DatasetInvalid, SettingsInvalid, Unservable
+from xpeft_tuning.errors import DatasetInvalid, TuningSettingsInvalid, Unservable
 from xpeft_tuning.mask_tuner import tune_profile
 from xpeft_tuning.settings import TuningSettings
 
@@ -64,7 +64,7 @@ def test_numbers_may_have_a_name_and_a_shared_head(plm: Plm, bank: Bank, linear:
 
 
 def test_numbers_have_no_accuracy_to_stop_on_but_a_loss(plm: Plm, bank: Bank, linear: Dataset) -> None:
-    with pytest.raises(SettingsInvalid, match="stop_on is 'accuracy', but the task is to regress"):
+    with pytest.raises(TuningSettingsInvalid, match="stop_on is 'accuracy', but the task is to regress"):
         tune_profile(plm, bank, linear, TuningSettings(stop_on="accuracy"))
     assert tune_profile(plm, bank, linear, TuningSettings(**FEW, stop_on="loss")).epoch <= 2
 

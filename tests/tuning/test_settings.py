@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from xpeft_server.model.bank import Bank, SharedHead
-from xpeft_tuning.errors import SettingsInvalid
+from xpeft_tuning.errors import TuningSettingsInvalid
 from xpeft_tuning.settings import TuningSettings
 
 
@@ -37,27 +37,27 @@ from xpeft_tuning.settings import TuningSettings
     ],
 )
 def test_an_impossible_setting_is_refused_by_name_and_value(name: str, value: Any) -> None:
-    with pytest.raises(SettingsInvalid, match=f"^{name} is {value!r}, it must be"):
+    with pytest.raises(TuningSettingsInvalid, match=f"^{name} is {value!r}, it must be"):
         TuningSettings(**{name: value})
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-42])
 @pytest.mark.parametrize("name", ["temperature", "last_temperature"])
 def test_no_temperature_makes_logits_that_are_no_numbers(name: str, value: float) -> None:
-    with pytest.raises(SettingsInvalid, match=rf"^{name} is {value}, it must be at least 0\.001$"):
+    with pytest.raises(TuningSettingsInvalid, match=rf"^{name} is {value}, it must be at least 0\.001$"):
         TuningSettings(**{name: value})  # type: ignore[arg-type]
 
 
 def test_soft_masks_choose_no_k() -> None:
-    with pytest.raises(SettingsInvalid, match=r"^k is 5, but soft masks choose none"):
+    with pytest.raises(TuningSettingsInvalid, match=r"^k is 5, but soft masks choose none"):
         TuningSettings(kind="soft", k=5)
 
 
 def test_a_description_that_no_profile_can_hold_is_refused_by_name_length_and_limit() -> None:
     TuningSettings(description="ü" * 512)
-    with pytest.raises(SettingsInvalid, match=r"^description: 'ü+.* has 1026 bytes, at most 1024 are allowed$"):
+    with pytest.raises(TuningSettingsInvalid, match=r"^description: 'ü+.* has 1026 bytes, at most 1024 are allowed$"):
         TuningSettings(description="ü" * 513)
-    with pytest.raises(SettingsInvalid, match=r"^description: .* is not valid Unicode$"):
+    with pytest.raises(TuningSettingsInvalid, match=r"^description: .* is not valid Unicode$"):
         TuningSettings(description="\ud800")
 
 
@@ -87,9 +87,9 @@ def test_a_profile_brings_a_head_unless_a_shared_one_is_used_as_it_is(
 
 
 def test_what_the_bank_has_not_is_refused(bank: Bank) -> None:
-    with pytest.raises(SettingsInvalid, match="k is 9, the bank has N=8 adapters"):
+    with pytest.raises(TuningSettingsInvalid, match="k is 9, the bank has N=8 adapters"):
         TuningSettings(k=9).check_fits(bank)
-    with pytest.raises(SettingsInvalid, match="shared_head is 'x', the bank's heads are: none"):
+    with pytest.raises(TuningSettingsInvalid, match="shared_head is 'x', the bank's heads are: none"):
         TuningSettings(shared_head="x").check_fits(bank)
     head = SharedHead(torch.zeros(2, bank.hidden), torch.zeros(2), ("a", "b"))
     TuningSettings(shared_head="x", k=8).check_fits(replace(bank, heads={"x": head}))

@@ -16,7 +16,7 @@ from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.plm import Plm, load_plm
 from xpeft_tuning.cohort import Cohort
 from xpeft_tuning.dataset import Dataset, Example
-from xpeft_tuning.placed_step import PlacedStep
+from xpeft_tuning.graphed_step import GraphedStep
 from xpeft_tuning.settings import TuningSettings
 from xpeft_tuning.trainee import Trainee, enrol
 
@@ -60,7 +60,7 @@ def _first_step(cohort: Cohort, trainees: list[Trainee]) -> list[Tensor]:
     places = torch.tensor([each.place for each in trainees])
     cohort.step()
     gradients = [10 * each.cpu()[places] for each in cohort._on.optimizer._mean]
-    return [torch.tensor([each.total_loss for each in trainees]), *gradients]
+    return [torch.tensor([sum(map(float, each.losses)) for each in trainees]), *gradients]
 
 
 @pytest.mark.parametrize("completes", [False, True], ids=["labels and numbers", "completions"])
@@ -76,10 +76,10 @@ def test_a_graph_has_the_losses_and_gradients_of_the_cpu(
         plm = load_plm(source, device=device)
         cohort, trainees = _cohort(plm, open_bank("random:N=8,R=8,seed=1,std=0.3", plm.facts), data, **settings)
         found.append(_first_step(cohort, trainees))
-        if isinstance(cohort._step, PlacedStep):
+        if isinstance(cohort._step, GraphedStep):
             assert len(cohort._step._graphs) > 0
             assert not cohort._step._without
-        assert isinstance(cohort._step, PlacedStep) is (device == "cuda")
+        assert isinstance(cohort._step, GraphedStep) is (device == "cuda")
     for wanted, given in zip(*found, strict=True):
         # cuBLAS and MKL add up in orders of their own: what is left is rounding of each tensor's largest numbers.
         largest = max(wanted.abs().max().item(), 1e-6)
@@ -98,7 +98,7 @@ def test_steps_wait_for_nothing_but_where_an_epoch_is_looked_at(tiny_bert: Path)
             cohort.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert isinstance(cohort._step, PlacedStep)
+    assert isinstance(cohort._step, GraphedStep)
     assert len(cohort._step._graphs) == 1
 
 
@@ -114,10 +114,10 @@ def test_a_whole_tuning_learns_and_places_are_used_again(tiny_bert: Path) -> Non
         cohort.step()
         for each in running:
             if each.epochs_done == 1 and each.ends_epoch:
-                first[each.name] = each.total_loss
+                first[each.name] = sum(map(float, each.losses))
     for each in (*trainees, later):
         assert each.best.profile is not None
-        assert each.total_loss < first[each.name]
+        assert sum(map(float, each.losses)) < first[each.name]
 
 
 @pytest.mark.parametrize("own", [False, True])

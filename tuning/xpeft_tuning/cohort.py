@@ -15,11 +15,11 @@ from xpeft_server.model.pooling import pool
 from .errors import Unservable
 from .evaluation import Evaluator, Score, Scored
 from .forward import hidden_states
+from .graphed_step import GraphedStep
 from .head_fit import LIKELY_SHIFT, bias_penalties, choose_penalties, fit_linear_heads
 from .labelled_texts import LabelledTexts
 from .linear_head import HeadRows, LinearHead
 from .packed_step import PackedStep
-from .placed_step import PlacedStep
 from .profile_stack import Learned
 from .rotated_rows import rotate
 from .row_batch import Pick, pack_rows, within
@@ -66,7 +66,7 @@ class Cohort:
         placed = lanes.asynchronous if placed is None else placed
         self._on = StepParts.of(plm, bank, settings, places=places + placed, classes=classes, completes=completes)
         self._stack = self._on.stack
-        self._step = PlacedStep(self._on, lanes, nobody=places) if placed else PackedStep(self._on)
+        self._step = GraphedStep(self._on, lanes, nobody=places) if placed else PackedStep(self._on)
         self._evaluator = Evaluator(
             plm, bank, slots=places, classes=classes, tokens=settings.batch_tokens, completes=completes
         )
@@ -124,7 +124,7 @@ class Cohort:
     def _fit(self, places: Sequence[int]) -> list[bool]:
         """Whether profiles can be made of them. With placed steps that is known only after epochs that are scored and
         the last, as asking would wait for the device."""
-        return [True] * len(places) if isinstance(self._step, PlacedStep) else self._stack.fit_float16(places)
+        return [True] * len(places) if isinstance(self._step, GraphedStep) else self._stack.fit_float16(places)
 
     def _is_looked_at(self, trainee: Trainee) -> bool:
         """Whether the epoch's profile is scored or maybe kept; the first one shows if any can be made at all."""

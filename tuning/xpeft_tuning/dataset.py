@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
-import reprlib
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from xpeft_profiles.errors import shown
+from xpeft_profiles.halves import FLOAT16_MAX
 
 from .errors import DatasetInvalid
 
@@ -19,9 +21,6 @@ Task = Literal["classify", "regress", "complete"]
 
 VALUE = "value"
 """The one label of a head whose answers are numbers, unless another name is asked for."""
-
-_LARGEST = 65_504.0
-"""Of float16, in which a profile keeps its head, and so its answers."""
 
 _LABELLED = ("text", "label")
 _COMPLETED = ("prompt", "completion")
@@ -94,8 +93,8 @@ def read_datasets(path: Path, by: str | None, labels: Sequence[str] | None = Non
         raise DatasetInvalid(f"{path}: {error}") from None
 
 
-def parse_dataset(lines: Iterable[str], labels: Sequence[str] | None = None) -> Dataset:
-    """See `read_dataset`.
+def parse_datasets(lines: Iterable[str], by: str | None, labels: Sequence[str] | None = None) -> dict[str, Dataset]:
+    """See `read_datasets`; without ``by`` there is one, by the name "".
 
     Args:
         lines: JSON objects, the first of which is line 1.
@@ -103,11 +102,6 @@ def parse_dataset(lines: Iterable[str], labels: Sequence[str] | None = None) -> 
             are numbers it is the one name for what they are.
     Raises: DatasetInvalid.
     """
-    return parse_datasets(lines, None, labels)[""]
-
-
-def parse_datasets(lines: Iterable[str], by: str | None, labels: Sequence[str] | None = None) -> dict[str, Dataset]:
-    """See `read_datasets`."""
     wanted = None if labels is None else _checked_labels(labels)
     rows: dict[str, list[Example]] = {}
     values: dict[str, str | int] = {}
@@ -126,7 +120,7 @@ def parse_datasets(lines: Iterable[str], by: str | None, labels: Sequence[str] |
         ignored.update(dict.fromkeys(field for field in row if field not in read))
     if not rows:
         raise DatasetInvalid("there are no rows")
-    names = tuple(_shown(field) for field in ignored)
+    names = tuple(shown(field) for field in ignored)
     if completions and wanted is not None:
         raise DatasetInvalid(f"labels name {len(wanted)}, but the rows have completions")
     if completions:
@@ -149,7 +143,7 @@ def _objects(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             raise DatasetInvalid(f"line {number} is not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise DatasetInvalid(f"line {number} is {_shown(row)}, it must be an object with text and label")
+            raise DatasetInvalid(f"line {number} is {shown(row)}, it must be an object with text and label")
         yield number, row
 
 
@@ -160,10 +154,9 @@ def _parse_example(number: int, row: dict[str, Any], required: tuple[str, str]) 
     asked, answer = required
     label = row[answer]
     if answer == "label" and isinstance(label, int | float) and not isinstance(label, bool):
-        if not abs(label) <= _LARGEST:
-            raise _wrong(
-                number, answer, label, f"a number from -{_LARGEST:g} to {_LARGEST:g}, as a profile's head is float16"
-            )
+        if not abs(label) <= FLOAT16_MAX:
+            wanted = f"a number from -{FLOAT16_MAX:g} to {FLOAT16_MAX:g}, as a profile's head is float16"
+            raise _wrong(number, answer, label, wanted)
         label = float(label)
     else:
         _check_field(number, answer, label)
@@ -176,7 +169,7 @@ def _parse_example(number: int, row: dict[str, Any], required: tuple[str, str]) 
 def _check_label(number: int, example: Example, first: Example | None, wanted: tuple[str, ...] | None) -> None:
     label = example.label
     if first is not None and isinstance(label, float) is not isinstance(first.label, float):
-        raise DatasetInvalid(f"line {number}: label is {_shown(label)}; either all labels are numbers or none is")
+        raise DatasetInvalid(f"line {number}: label is {shown(label)}; either all labels are numbers or none is")
     if wanted is None:
         return
     if isinstance(label, float):
@@ -205,7 +198,7 @@ def _group(number: int, by: str, row: dict[str, Any], values: dict[str, str | in
     other = values.setdefault(name, value)
     if value != other:
         raise DatasetInvalid(
-            f"line {number}: {by} is {_shown(value)}, in a row before {_shown(other)}; "
+            f"line {number}: {by} is {shown(value)}, in a row before {shown(other)}; "
             "either it is a number in both or a text"
         )
     return name
@@ -224,21 +217,15 @@ def _check_field(number: int, field: str, value: Any) -> None:
 
 def _checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
     if not labels or not all(labels):
-        raise DatasetInvalid(f"labels are {_shown(list(labels))}, none of them may be empty")
+        raise DatasetInvalid(f"labels are {shown(list(labels))}, none of them may be empty")
     label, times = Counter(labels).most_common(1)[0]
     if times > 1:
-        raise DatasetInvalid(f"labels name {_shown(label)} {times} times")
+        raise DatasetInvalid(f"labels name {shown(label)} {times} times")
     return tuple(labels)
 
 
 def _wrong(number: int, field: str, value: Any, wanted: str) -> DatasetInvalid:
-    return DatasetInvalid(f"line {number}: {field} is {_shown(value)}, it must be {wanted}")
-
-
-def _shown(value: object) -> str:
-    short = reprlib.Repr()
-    short.maxstring = 80
-    return short.repr(value)
+    return DatasetInvalid(f"line {number}: {field} is {shown(value)}, it must be {wanted}")
 
 
 def _is_unicode(text: str) -> bool:

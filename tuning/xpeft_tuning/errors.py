@@ -1,10 +1,10 @@
 """Why a profile cannot be tuned.
 
 TuningError
-├── DatasetInvalid     a data file or a row in it breaks a rule (the message names line, field and value)
-├── DataTooSmall       the rows are in order, but there is nothing to learn from them
-├── Unservable         what was learned makes no profile: a number is none, or beyond float16
-└── SettingsInvalid    a setting is impossible, in itself or over this bank
+├── DatasetInvalid            a data file or a row in it breaks a rule (the message names line, field and value)
+├── DataTooSmall              the rows are in order, but there is nothing to learn from them
+├── Unservable                what was learned makes no profile: a number is none, or beyond float16
+└── TuningSettingsInvalid     a setting is impossible, in itself or over this bank
 """
 
 from __future__ import annotations
@@ -26,5 +26,5 @@ class Unservable(TuningError):
     pass
 
 
-class SettingsInvalid(TuningError):
+class TuningSettingsInvalid(TuningError):
     pass

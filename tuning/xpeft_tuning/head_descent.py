@@ -190,7 +190,7 @@ def _seen(given: Regressions, here: Descent, numbers: bool, parts: Parts | None)
 
 
 def _pulls(part: Regressions, logits: Tensor, means: Tensor, numbers: bool) -> tuple[Tensor, Tensor]:
-    """Of some rows: the gradient ``[U, F, C, R]``, and how much they are bent, ``[U, F, C, 1]``."""
+    """Of some rows: the gradient ``[U, F, C, R]``, and the curvature, ``[U, F, C, 1]``."""
     bends = part.kept if numbers else part.kept * means * (1 - means)
     return _times(part.kept * (means - part.targets), part.rows), bends.sum(dim=3, keepdim=True)
 

@@ -12,7 +12,7 @@ from xpeft_server.model.plm import Plm
 
 from .cohort import Cohort
 from .dataset import Dataset
-from .errors import DatasetInvalid, SettingsInvalid, TuningError
+from .errors import DatasetInvalid, TuningError, TuningSettingsInvalid
 from .evaluation import Score, Scored, score_logits
 from .labelled_texts import LabelledTexts
 from .learnable import head_labels
@@ -97,7 +97,8 @@ def tune_profile(
     """Tune a profile for the dataset; float32 is what profiles are tuned best in.
 
     Raises: DataTooSmall if there is nothing to tell apart; DatasetInvalid if a shared head lacks a label;
-        SettingsInvalid if the bank cannot do what is asked, or the data; Unservable if what was learned is no profile.
+        TuningSettingsInvalid if the bank cannot do what is asked, or the data; Unservable if what was learned is no
+        profile.
     """
     settings.check_fits(bank)
     trainee = _enrolled(plm, bank, TuningTask("", dataset), settings)
@@ -133,7 +134,7 @@ def tune_profiles(
         completes: whether all datasets are of completions; else none is.
         placed: see `Cohort`.
     Returns: each task's outcome as soon as it is known.
-    Raises: SettingsInvalid if the bank cannot do what is asked.
+    Raises: TuningSettingsInvalid if the bank cannot do what is asked.
     """
     settings.check_fits(bank)
     if settings.shared_head is not None:
@@ -169,11 +170,15 @@ def _check_alike(dataset: Dataset, completes: bool) -> None:
 
 def _check_task(plm: Plm, settings: TuningSettings, dataset: Dataset) -> None:
     if dataset.task != "classify" and settings.stop_on == "accuracy":
-        raise SettingsInvalid(f"stop_on is 'accuracy', but the task is to {dataset.task}: it must be loss or none")
+        raise TuningSettingsInvalid(
+            f"stop_on is 'accuracy', but the task is to {dataset.task}: it must be loss or none"
+        )
     if dataset.completions and plm.vocabulary_head is None:
         raise DatasetInvalid(f"the rows have completions, and {plm.name} has no language-model head to learn them with")
     if dataset.completions and settings.shared_head is not None:
-        raise SettingsInvalid(f"shared_head is {settings.shared_head!r}, but the rows have completions, not labels")
+        raise TuningSettingsInvalid(
+            f"shared_head is {settings.shared_head!r}, but the rows have completions, not labels"
+        )
 
 
 def _enrolled(plm: Plm, bank: Bank, task: TuningTask, settings: TuningSettings) -> Trainee:

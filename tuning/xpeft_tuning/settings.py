@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from .errors import SettingsInvalid
+from .errors import TuningSettingsInvalid
 
 if TYPE_CHECKING:
     from xpeft_server.model.bank import Bank
@@ -30,7 +30,7 @@ class TuningSettings:
     their part as it starts where they are 0. The same seed gives the same profile on the same machine with as many
     threads.
 
-    Raises: SettingsInvalid, naming setting and value.
+    Raises: TuningSettingsInvalid, naming setting and value.
     """
 
     kind: Kind = field(default="hard", metadata={"help": "hard masks choose k adapters, soft ones weigh them all"})
@@ -92,22 +92,22 @@ class TuningSettings:
         for name, choices in (("kind", Kind), ("stop_on", StopOn), ("class_weights", ClassWeights)):
             value = getattr(self, name)
             if value is not None and value not in get_args(choices):
-                raise SettingsInvalid(f"{name} is {value!r}, it must be {' or '.join(get_args(choices))}")
+                raise TuningSettingsInvalid(f"{name} is {value!r}, it must be {' or '.join(get_args(choices))}")
         for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and not 1 <= value <= _MOST:
-                raise SettingsInvalid(f"{name} is {value}, it must be from 1 to {_MOST}")
+                raise TuningSettingsInvalid(f"{name} is {value}, it must be from 1 to {_MOST}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):
                 wanted = f"at least {least}" if math.isfinite(value) else "a finite number"
-                raise SettingsInvalid(f"{name} is {value}, it must be {wanted}")
+                raise TuningSettingsInvalid(f"{name} is {value}, it must be {wanted}")
         if self.kind == "soft" and self.k is not None:
-            raise SettingsInvalid(f"k is {self.k}, but soft masks choose none: they weigh the whole bank")
+            raise TuningSettingsInvalid(f"k is {self.k}, but soft masks choose none: they weigh the whole bank")
         if not 0 <= self.held_out < 1:
-            raise SettingsInvalid(f"held_out is {self.held_out}, it must be from 0 to below 1")
+            raise TuningSettingsInvalid(f"held_out is {self.held_out}, it must be from 0 to below 1")
         if not 0 <= self.seed < 2**63:
-            raise SettingsInvalid(f"seed is {self.seed}, it must be from 0 to 2^63 - 1")
+            raise TuningSettingsInvalid(f"seed is {self.seed}, it must be from 0 to 2^63 - 1")
         self._check_description()
 
     def _check_description(self) -> None:
@@ -120,7 +120,7 @@ class TuningSettings:
         try:
             check_description(self.description)
         except ProfileInvalid as error:
-            raise SettingsInvalid(error.message) from None
+            raise TuningSettingsInvalid(error.message) from None
 
     @property
     def has_own_head(self) -> bool:
@@ -137,9 +137,9 @@ class TuningSettings:
         return max(1, adapters // 2) if self.k is None else self.k
 
     def check_fits(self, bank: Bank) -> None:
-        """Raises: SettingsInvalid if the bank cannot do what is asked."""
+        """Raises: TuningSettingsInvalid if the bank cannot do what is asked."""
         if self.kind == "hard" and self.chosen(bank.adapters) > bank.adapters:
-            raise SettingsInvalid(f"k is {self.k}, the bank has N={bank.adapters} adapters to choose from")
+            raise TuningSettingsInvalid(f"k is {self.k}, the bank has N={bank.adapters} adapters to choose from")
         if self.shared_head is not None and self.shared_head not in bank.heads:
             there = ", ".join(bank.heads) or "none"
-            raise SettingsInvalid(f"shared_head is {self.shared_head!r}, the bank's heads are: {there}")
+            raise TuningSettingsInvalid(f"shared_head is {self.shared_head!r}, the bank's heads are: {there}")

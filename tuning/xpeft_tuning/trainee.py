@@ -115,11 +115,6 @@ class Trainee:
         self.losses.append(loss)
 
     @property
-    def total_loss(self) -> float:
-        """Of the epoch's steps so far, added up."""
-        return sum(map(float, self.losses))
-
-    @property
     def ends_epoch(self) -> bool:
         return self.done > 0 and not self._order
 
@@ -132,7 +127,7 @@ class Trainee:
 
     @property
     def measured(self) -> LabelledTexts:
-        """Held-out rows, without any the train rows."""
+        """The held-out rows, or the train rows if none are held out."""
         return self.held_out if len(self.held_out) else self.train
 
 

@@ -39,7 +39,7 @@ def _engine(settings: Settings, scale: Scale) -> serve.Deployment:
     if settings.device == "cuda":
         resources["num_gpus"] = scale.gpus_per_replica
     else:
-        # What `xpeft serve` starts itself anew for: glibc reads it only when a process begins.
+        # What `xpeft serve` re-executes itself for: glibc reads it only when a process begins.
         wanted = {VARIABLE: TUNABLES, **PRODUCT_CACHES}
         resources["runtime_env"] = {"env_vars": {name: os.environ.get(name, value) for name, value in wanted.items()}}
     return serve.deployment(

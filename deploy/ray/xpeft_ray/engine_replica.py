@@ -19,7 +19,7 @@ from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import ClassifyRequest, GenerateRequest, News
 from xpeft_server.log_lines import configure_logging, format_for
 from xpeft_server.remote.answering import Outcome, classify, generate
-from xpeft_server.remote.refused import Refused
+from xpeft_server.remote.error_value import ErrorValue
 from xpeft_server.remote.trail import Trail
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import LimitsFile, choose_tenant_limits
@@ -61,7 +61,7 @@ class EngineReplica:
     async def classify(self, request: ClassifyRequest) -> Outcome:
         return await classify(self._engine, request)
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[News | Refused | Trail, None]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[News | ErrorValue | Trail, None]:
         async with aclosing(generate(self._engine, request)) as news:
             async for each in news:
                 yield each

@@ -7,7 +7,8 @@ from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from xpeft_server.settings import PREFIX, Settings, SettingsInvalid, load_settings
+from xpeft_server.settings import Settings, SettingsInvalid
+from xpeft_server.settings_source import PREFIX, load_settings
 
 # Where requests come in is the business of Serve's proxies.
 PROXYS: Final = (

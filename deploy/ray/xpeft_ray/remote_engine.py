@@ -24,7 +24,7 @@ from xpeft_server.engine.requests import (
 )
 from xpeft_server.engine.store_watch import StoreWatch
 from xpeft_server.remote.answering import heard
-from xpeft_server.remote.refused import Refused
+from xpeft_server.remote.error_value import ErrorValue
 from xpeft_server.remote.trail import Follower
 
 from .replicas import EngineReport, ReplicaLost, Replicas
@@ -121,7 +121,7 @@ class RemoteEngine:
                 continue
             follower.follow(outcome.trail)
             self._heard = time.monotonic()
-            if isinstance(outcome.result, Refused):
+            if isinstance(outcome.result, ErrorValue):
                 raise outcome.result.error()
             return outcome.result
         raise _lost()

@@ -15,7 +15,7 @@ from xpeft_server.engine.requests import (
     News,
 )
 from xpeft_server.remote.answering import Outcome
-from xpeft_server.remote.refused import Refused
+from xpeft_server.remote.error_value import ErrorValue
 from xpeft_server.remote.trail import Trail
 
 
@@ -41,8 +41,8 @@ class Replicas(Protocol):
         """Raises: ReplicaLost, Overloaded."""
         ...
 
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[News | Refused | Trail, None]:
-        """A trail before the first news and before the last; `Refused` is the last that comes.
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[News | ErrorValue | Trail, None]:
+        """A trail before the first news and before the last; `ErrorValue` is the last that comes.
 
         Raises: ReplicaLost, Overloaded.
         """

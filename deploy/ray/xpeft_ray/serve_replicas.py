@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from xpeft_server.engine.errors import Overloaded, Unavailable
 from xpeft_server.engine.requests import ClassifyRequest, GenerateRequest, News
 from xpeft_server.remote.answering import Outcome
-from xpeft_server.remote.refused import Refused
+from xpeft_server.remote.error_value import ErrorValue
 from xpeft_server.remote.trail import Trail
 
 from .exposition import Exposition
@@ -37,7 +37,7 @@ class ServeReplicas:
         outcome: Outcome = await _answer(self._classify, request)
         return outcome
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[News | Refused | Trail, None]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[News | ErrorValue | Trail, None]:
         response: Any = self._generate.remote(request)
         done = False
         try:

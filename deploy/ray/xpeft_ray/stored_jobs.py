@@ -35,10 +35,7 @@ class StoredJobs:
 
     async def get(self, key: JobKey) -> JobRecord:
         """Raises: JobNotFound, StoreUnavailable."""
-        record = await self._records.get(key)
-        if record is None:
-            raise JobNotFound(f"there is no job {key.id[:80]!r}", param="id")
-        return record
+        return await self._records.get(key)
 
     async def follow(self, key: JobKey) -> AsyncGenerator[JobRecord, None]:
         """The record as it is, and again after changes, to its end. Raises: as `get`, before the first one."""
@@ -48,10 +45,10 @@ class StoredJobs:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
                 record = await self._records.get(key)
+            except JobNotFound:
+                return
             except StoreUnavailable:
                 continue
-            if record is None:
-                return
             if record != seen:
                 seen = record
                 yield seen

@@ -25,7 +25,8 @@ def aggregate_adapters_triton(bank: Tensor, masks: Tensor, slots: Tensor, slot_i
     hard = masks.dtype == torch.uint8
     block_p = tile_profiles(profiles)
     columns = triton.cdiv(split, BLOCK_D) + triton.cdiv(row - split, BLOCK_D)
-    _aggregate_adapters_kernel[(triton.cdiv(profiles, block_p), columns, blocks)](
+    # Both in the first axis, as the others end at 65,535; profiles change first, so that columns are read together.
+    _aggregate_adapters_kernel[(columns * triton.cdiv(profiles, block_p), blocks)](
         bank,
         masks,
         slots,
@@ -66,8 +67,9 @@ def _aggregate_adapters_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    i_p, i_d, i_l = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    blocks = tl.num_programs(2)
+    tiles_p = tl.cdiv(profiles, BLOCK_P)
+    i_p, i_d = tl.program_id(0) % tiles_p, tl.program_id(0) // tiles_p
+    i_l, blocks = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     # Columns of mask a's part of a row come first, then those of mask b's; no tile has both.
     tiles_a = tl.cdiv(split, BLOCK_D)
     side = (i_d >= tiles_a).to(tl.int32)

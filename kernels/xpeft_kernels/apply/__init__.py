@@ -7,7 +7,7 @@ from torch import Tensor
 from ..dispatch import Impl, Operator, deferred
 from ..form import AdapterForm
 from ..tiles import PlacedTiles, Tiles
-from .launch import piece_rows
+from .launch import FEW_TOKENS, piece_rows
 from .norm import Norm
 from .reference import apply_adapters_even, apply_adapters_ref
 
@@ -48,4 +48,4 @@ def apply_adapters(
     return APPLY(hidden.device.type, impl)(hidden, slots, tiles, form, residual=residual, norm=norm)  # type: ignore[no-any-return]
 
 
-__all__ = ["APPLY", "Norm", "apply_adapters", "apply_adapters_even", "apply_adapters_ref", "piece_rows"]
+__all__ = ["APPLY", "FEW_TOKENS", "Norm", "apply_adapters", "apply_adapters_even", "apply_adapters_ref", "piece_rows"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ..form import AdapterForm
 
-FEW_TOKENS = 4096
+FEW_TOKENS: Final = 4096
+"""Beyond them tiles may be larger, and have a kernel compiled of its own."""
 
 
 class Launch(NamedTuple):

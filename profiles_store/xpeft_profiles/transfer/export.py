@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
-from ..errors import RecordDamaged
-from ..names import ProfileKey
+from ..errors import ProfileInvalid, RecordDamaged
+from ..names import ProfileKey, check_keys
 from ..portions import portions
 from ..record_batch import write_file_batch
 from ..store import ProfileStore, StoredProfile
@@ -27,7 +27,8 @@ async def export_profiles(
 
     Args:
         tenant: whose; None for all, and each entry then names its tenant.
-        on_page: after each page, how many were written so far and the page's damaged records.
+        on_page: after each page, how many were written so far and the page's damaged records
+            and those whose tenant or name is none.
     Returns: how many were written.
     """
     written = 0
@@ -40,9 +41,9 @@ async def export_profiles(
                 keys = [ProfileKey(owner, line.name) for line in lines]
                 # Without those that were deleted since the page was read.
                 found = [(key, stored) for key, stored in zip(keys, await store.get_many(keys), strict=True) if stored]
-                damaged = _write_all(target, found, named=tenant is None)
-                written += len(found) - len(damaged)
-                refusals += damaged
+                refused = _write_all(target, found, named=tenant is None)
+                written += len(found) - len(refused)
+                refusals += refused
             on_page(written, refusals)
             cursor = page.next_cursor
             if cursor is None:
@@ -51,19 +52,20 @@ async def export_profiles(
 
 
 def _write_all(target: Target, found: Sequence[tuple[ProfileKey, StoredProfile]], *, named: bool) -> list[Refusal]:
-    """All but those that are damaged, which are returned."""
+    """All but those that are damaged or called by no name, which are returned."""
     refusals: list[Refusal] = []
     files = write_file_batch([stored.record for _, stored in found])
     for (key, stored), file in zip(found, files, strict=True):
         try:
             _write(target, key, stored, file, named=named)
-        except RecordDamaged as error:
+        except (RecordDamaged, ProfileInvalid) as error:
             refusals.append(Refusal(f"{key.tenant}/{key.name}", key.name, error.message))
     return refusals
 
 
 def _write(target: Target, key: ProfileKey, stored: StoredProfile, file: bytes | RecordDamaged, *, named: bool) -> None:
-    """Raises: RecordDamaged."""
+    """Raises: ProfileInvalid if tenant or name is none, and may lead anywhere as a path; RecordDamaged."""
+    check_keys([key])
     if isinstance(file, RecordDamaged):
         raise file
     stored.check_version()

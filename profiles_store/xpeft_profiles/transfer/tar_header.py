@@ -18,6 +18,7 @@ EMPTY: Final = {
     FOLDER: "a folder",
     b"6": "a pipe",
 }
+GNU_SPARSE: Final = b"S"
 GNU_NAME: Final = b"L"
 GNU_LINK: Final = b"K"
 PAX: Final = b"x"
@@ -27,11 +28,15 @@ NOTES: Final = (GNU_NAME, GNU_LINK, PAX, PAX_FOR_ALL)
 
 
 class TarHeader(NamedTuple):
-    """``kind`` is the type flag, ``size`` the content's in bytes."""
+    """``kind`` is the type flag, ``size`` the content's in bytes.
+
+    ``map_goes_on``: blocks that map the pieces of a sparse member stand before its content, see `map_ends`.
+    """
 
     name: bytes
     size: int
     kind: bytes
+    map_goes_on: bool = False
 
 
 def parse_header(block: bytes) -> TarHeader | None:
@@ -47,7 +52,12 @@ def parse_header(block: bytes) -> TarHeader | None:
     kind = block[156:157]
     if kind in REGULAR and name.endswith(b"/"):
         kind = FOLDER
-    return TarHeader(name, _number(block[124:136]), kind)
+    return TarHeader(name, _number(block[124:136]), kind, map_goes_on=kind == GNU_SPARSE and block[482] != 0)
+
+
+def map_ends(block: bytes) -> bool:
+    """Whether this block of a sparse member's map is its last one."""
+    return block[504] == 0
 
 
 def parse_pax(content: bytes) -> dict[bytes, bytes]:

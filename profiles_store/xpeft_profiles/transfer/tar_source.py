@@ -9,7 +9,19 @@ from typing import Final
 from ..errors import ProfileInvalid, SourceInvalid, shown
 from .bounded_file import BoundedFile
 from .entries import Entry, Refusal, address_of, is_hidden
-from .tar_header import BLOCK, EMPTY, FOLDER, GNU_NAME, NOTES, PAX, REGULAR, TarHeader, parse_header, parse_pax
+from .tar_header import (
+    BLOCK,
+    EMPTY,
+    FOLDER,
+    GNU_NAME,
+    NOTES,
+    PAX,
+    REGULAR,
+    TarHeader,
+    map_ends,
+    parse_header,
+    parse_pax,
+)
 
 NOTE_BYTES: Final = 1 << 16
 """What a longer name or a pax header may measure."""
@@ -48,12 +60,7 @@ class TarSource:
         name: bytes | None = None
         fields: dict[bytes, bytes] = {}
         while True:
-            block = self._file.read(BLOCK)
-            if not block:
-                return None
-            if len(block) < BLOCK:
-                raise SourceInvalid("it ends in the middle of a header")
-            header = parse_header(block)
+            header = self._header()
             if header is None or header.kind not in NOTES:
                 break
             if header.size > NOTE_BYTES:
@@ -69,6 +76,17 @@ class TarSource:
         if not size.isdigit() or len(size) > 30:
             raise SourceInvalid(f"{shown(size)} is not a size")
         return header._replace(name=fields.get(b"path", name if name is not None else header.name), size=int(size))
+
+    def _header(self) -> TarHeader | None:
+        block = self._file.read(BLOCK)
+        if not block:
+            raise SourceInvalid("it ends without its end marker: it was cut off")
+        if len(block) < BLOCK:
+            raise SourceInvalid("it ends in the middle of a header")
+        header = parse_header(block)
+        if header is not None and header.map_goes_on:
+            self._skip_map()
+        return header
 
     def _entry(self, header: TarHeader) -> Entry | Refusal | None:
         """None for a folder, which says nothing, and for a hidden file."""
@@ -94,6 +112,12 @@ class TarSource:
             return Entry(where, *address_of(path), content)
         except ProfileInvalid as error:
             return Refusal(where, None, error.message)
+
+    def _skip_map(self) -> None:
+        size = BLOCK
+        while not map_ends(self._file.read_whole(BLOCK)):
+            size += BLOCK
+            self._file.check_skip(size)
 
     def _content(self, size: int) -> bytes:
         return self._file.read_whole(_padded(size))[:size]

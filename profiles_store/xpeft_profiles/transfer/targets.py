@@ -18,7 +18,10 @@ Output: TypeAlias = IO[bytes] | gzip.GzipFile
 
 
 class Target(Protocol):
-    """Args: tenant: None where entries name none; updated: seconds since 1970. Raises: OSError."""
+    """Args: tenant: None where entries name none; name: as tenant, checked; updated: seconds since 1970.
+
+    Raises: OSError.
+    """
 
     def add(self, tenant: str | None, name: str, file: bytes, *, updated: float) -> None: ...
 

@@ -7,12 +7,11 @@ from typing import Final
 
 from starlette.types import Scope
 
-from .access import UNMATCHED
+from .access import METHOD_LENGTH, UNMATCHED
 from .context import RequestContext
 from .errors import ApiError
 
 ACCESS_LOGGER: Final = "xpeft.access"
-_METHOD: Final = 32
 
 _logger = logging.getLogger(ACCESS_LOGGER)
 
@@ -23,7 +22,7 @@ def log_access(scope: Scope, context: RequestContext, *, status: int, outcome: s
     Args:
         status: 0 if the answer did not begin.
     """
-    method, journey = scope["method"][:_METHOD], context.journey
+    method, journey = scope["method"][:METHOD_LENGTH], context.journey
     fields: dict[str, object] = {
         "method": method,
         "route": context.template,

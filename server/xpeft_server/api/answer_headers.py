@@ -44,8 +44,10 @@ CLASSIFIED: Final[Headers] = {
     **_UNVERIFIED,
 }
 GENERATED: Final[Headers] = {
-    "x-profile-version": _header("the version that answered; not of the bare model", always=False),
-    "x-queue-time": _header("seconds in the queue", _SECONDS),
+    "x-profile-version": _header(
+        "the version that answered; not of the bare model, nor of a stream that began before its text", always=False
+    ),
+    "x-queue-time": _header("seconds in the queue; not of a stream that began before its text", _SECONDS, always=False),
     "x-inference-time": _header("seconds in the model; not of streams", _SECONDS, always=False),
     **_UNVERIFIED,
 }

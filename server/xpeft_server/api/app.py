@@ -16,13 +16,13 @@ from .audit import Audit
 from .audit_log import AuditLog
 from .auth import Keys
 from .chat import Chat
-from .classify import Classifier
+from .classify import Classify
 from .completions import Completions
 from .drain import Drain
 from .engine_port import EnginePort
 from .gate import Gate
 from .generate import Generate
-from .generation import Generation
+from .generation import TextRequests
 from .jobs import Jobs
 from .models import Models
 from .openapi import DocumentedApi
@@ -63,11 +63,11 @@ def create_app(
     """
     drain = drain or Drain()
     app = DocumentedApi(title="X-PEFT server", version=version("xpeft-server"))
-    generation = Generation(settings, engine=engine, metrics=metrics)
+    requests = TextRequests(settings, engine=engine, metrics=metrics)
     # Classify first: routes are tried in order.
     operations = [
-        *classify_operations(Classifier(settings, engine=engine, metrics=metrics)),
-        *generation_operations(Generate(generation), Completions(generation), Chat(generation)),
+        *classify_operations(Classify(settings, engine=engine, metrics=metrics)),
+        *generation_operations(Generate(requests), Completions(requests), Chat(requests)),
         *profile_operations(Profiles(settings, engine=engine, store=store, tenants=tenants, metrics=metrics)),
         *tuning_operations(Jobs(settings, tuner=tuner)),
         *model_operations(Models(engine=engine, store=store)),

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from xpeft_profiles import PreconditionFailed, ProfileInvalid, check_name
 from xpeft_server.engine.errors import Overloaded
 
-from .access import CANCEL, JOBS_PREFIX, PROFILE, PROFILES_PREFIX, TUNE, TUNE_SUFFIX
+from .access import CANCEL, JOBS_PREFIX, METHOD_LENGTH, PROFILE, PROFILES_PREFIX, TUNE, TUNE_SUFFIX
 from .audit_log import AuditLog
 from .context import Change, RequestContext, context_of
 from .errors import ApiError, ClientGone, translate
@@ -24,7 +24,6 @@ ACTIONS: Final[Mapping[tuple[str, str], str]] = {
     ("POST", CANCEL): "job.cancel",
 }
 _REFUSED: Final = (401, 403)
-_METHOD: Final = 32
 
 
 class Audit:
@@ -66,7 +65,7 @@ class Audit:
         status, code = _end_of(error)
         if status in _REFUSED:
             template = context_of(scope).template
-            entry = _entry(scope, action or f"{scope['method'][:_METHOD]} {template}", status, code)
+            entry = _entry(scope, action or f"{scope['method'][:METHOD_LENGTH]} {template}", status, code)
             self._log.refused(status, entry)
         elif action:
             if isinstance(error, PreconditionFailed):

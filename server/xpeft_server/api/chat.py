@@ -14,7 +14,7 @@ from xpeft_server.engine.requests import ChosenToken, Finished, FinishReason, Ge
 from .chat_wire import ChatBody, check_counts
 from .departure import unless_client_leaves
 from .event_stream import Document, Events, EventStream, Opening
-from .generation import Answer, Generation, generate_request, headers_of, usage
+from .generation import TextRequests, WholeAnswer, generate_request, headers_of, usage
 from .ids import new_id
 from .logprobs import token_documents
 from .names import asked_model
@@ -44,11 +44,11 @@ class _Asked(NamedTuple):
 class Chat:
     """A chat gets its next message, whole or as a stream."""
 
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
+    def __init__(self, requests: TextRequests) -> None:
+        self._requests = requests
 
     async def complete(self, request: Request) -> ASGIApp:
-        body = await self._generation.read(request, ChatBody, check_counts)
+        body = await self._requests.read(request, ChatBody, check_counts)
         name = asked_model(None, body.model)
         asked = _Asked(
             generate_request(
@@ -66,13 +66,13 @@ class Chat:
         )
         if body.stream:
             return EventStream(self._events(asked))
-        work = self._generation.answer(asked.request, _FIELDS)
+        work = self._requests.answer(asked.request, _FIELDS)
         answer = await unless_client_leaves(request.scope, request.receive, work)
-        self._generation.count(asked.request)
+        self._requests.count(asked.request)
         return _reply(asked, answer)
 
     async def _events(self, asked: _Asked) -> Events:
-        async with aclosing(self._generation.news(asked.request, _FIELDS)) as news:
+        async with aclosing(self._requests.news(asked.request, _FIELDS)) as news:
             async for item in news:
                 match item:
                     case Started():
@@ -81,7 +81,7 @@ class Chat:
                     case Piece(text, tokens):
                         yield _chunk(asked, {"content": text}, tokens)
                     case Finished(finish_reason):
-                        self._generation.count(asked.request)
+                        self._requests.count(asked.request)
                         yield _chunk(asked, {}, finish_reason=finish_reason)
                         if asked.include_usage:
                             end = {**asked.head("chat.completion.chunk"), "choices": [], "usage": usage([item])}
@@ -105,7 +105,7 @@ def _chunk(
     return Document(document, is_last=finish_reason is not None and not asked.include_usage)
 
 
-def _reply(asked: _Asked, answer: Answer) -> Reply:
+def _reply(asked: _Asked, answer: WholeAnswer) -> Reply:
     tokens = tuple(token for piece in answer.pieces for token in piece.tokens)
     choice = {
         "index": 0,

@@ -11,7 +11,7 @@ from xpeft_server.engine.requests import ChatMessage
 
 from .counts import check_count, length_of
 from .openai_wire import NullableBody, OpenAiFields
-from .refused_fields import Refused, unsupported
+from .refused_fields import Unsupported, unsupported
 from .sampling_wire import Logprobs, NewTokens
 from .union_tags import PARTS, TEXT
 
@@ -66,13 +66,13 @@ class MessageBody(NullableBody):
     """The texts of parts are one text, with nothing between them; ``developer`` is another word for ``system``."""
 
     role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_no_tools)]
-    name: Annotated[object, Refused()] = None
-    refusal: Annotated[object, Refused()] = None
-    annotations: Annotated[object, Refused([])] = None
-    audio: Annotated[object, Refused()] = None
-    tool_calls: Annotated[object, Refused([])] = None
-    tool_call_id: Annotated[object, Refused()] = None
-    function_call: Annotated[object, Refused()] = None
+    name: Annotated[object, Unsupported()] = None
+    refusal: Annotated[object, Unsupported()] = None
+    annotations: Annotated[object, Unsupported([])] = None
+    audio: Annotated[object, Unsupported()] = None
+    tool_calls: Annotated[object, Unsupported([])] = None
+    tool_call_id: Annotated[object, Unsupported()] = None
+    function_call: Annotated[object, Unsupported()] = None
     content: ContentBody
 
     def message(self) -> ChatMessage:
@@ -119,18 +119,18 @@ class ChatBody(OpenAiFields):
     prompt_cache_retention: str | None = None
     prompt_cache_options: dict[str, object] | None = None
     parallel_tool_calls: bool = True
-    tools: Annotated[object, Refused([])] = None
-    tool_choice: Annotated[object, Refused("none", "auto")] = None
-    functions: Annotated[object, Refused([])] = None
-    function_call: Annotated[object, Refused("none", "auto")] = None
-    response_format: Annotated[object, Refused({"type": "text"})] = None
-    modalities: Annotated[object, Refused(["text"])] = None
-    audio: Annotated[object, Refused()] = None
-    moderation: Annotated[object, Refused()] = None
-    prediction: Annotated[object, Refused()] = None
-    reasoning_effort: Annotated[object, Refused("none")] = None
-    verbosity: Annotated[object, Refused("medium")] = None
-    web_search_options: Annotated[object, Refused()] = None
+    tools: Annotated[object, Unsupported([])] = None
+    tool_choice: Annotated[object, Unsupported("none", "auto")] = None
+    functions: Annotated[object, Unsupported([])] = None
+    function_call: Annotated[object, Unsupported("none", "auto")] = None
+    response_format: Annotated[object, Unsupported({"type": "text"})] = None
+    modalities: Annotated[object, Unsupported(["text"])] = None
+    audio: Annotated[object, Unsupported()] = None
+    moderation: Annotated[object, Unsupported()] = None
+    prediction: Annotated[object, Unsupported()] = None
+    reasoning_effort: Annotated[object, Unsupported("none")] = None
+    verbosity: Annotated[object, Unsupported("medium")] = None
+    web_search_options: Annotated[object, Unsupported()] = None
 
     @field_validator("max_completion_tokens")
     @classmethod

@@ -24,7 +24,7 @@ from .replies import JSON, UNVERIFIED, Reply, json_reply
 from .wire import ClassifyBody, TextPairBody
 
 
-class Classifier:
+class Classify:
     """Turns a body into a request of the engine and its answer into a body."""
 
     def __init__(self, settings: Settings, *, engine: EnginePort, metrics: Metrics) -> None:

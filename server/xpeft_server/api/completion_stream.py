@@ -17,7 +17,8 @@ NumberedNews = AsyncGenerator[tuple[int, News], None]
 class CompletionStream:
     """Chunks as they come, each of one choice.
 
-    The stream begins when every answer has: what is wrong with any of the prompts is still answered with a status.
+    Its `Opening` comes when every answer has begun: what is wrong with any of the prompts is still answered with a
+    status, and the headers are those of all of them.
 
     Args:
         head: what every chunk begins with.
@@ -42,28 +43,15 @@ class CompletionStream:
         self._finished: list[Finished] = []
 
     async def events(self, news: NumberedNews) -> Events:
-        async with aclosing(news):
-            started, early = await self._all_started(news)
-            yield Opening(headers_of(started))
-            for index, item in early:
-                for document in self._documents(index, item):
-                    yield document
-            async for index, item in news:
-                for document in self._documents(index, item):
-                    yield document
-
-    async def _all_started(self, news: NumberedNews) -> tuple[list[Started], list[tuple[int, News]]]:
-        """The beginnings, and what came between them."""
         started: list[Started] = []
-        early: list[tuple[int, News]] = []
-        async for index, item in news:
-            if not isinstance(item, Started):
-                early.append((index, item))
-                continue
-            started.append(item)
-            if len(started) == self._prompts:
-                break
-        return started, early
+        async with aclosing(news):
+            async for index, item in news:
+                if isinstance(item, Started):
+                    started.append(item)
+                    if len(started) == self._prompts:
+                        yield Opening(headers_of(started))
+                for document in self._documents(index, item):
+                    yield document
 
     def _documents(self, index: int, item: News) -> list[Document]:
         match item:

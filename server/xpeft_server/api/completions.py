@@ -17,7 +17,7 @@ from .completions_wire import CompletionBody, count_of_prompts
 from .counts import check_count
 from .departure import unless_client_leaves
 from .event_stream import EventStream
-from .generation import Answer, Generation, generate_request, headers_of, usage
+from .generation import TextRequests, WholeAnswer, generate_request, headers_of, usage
 from .ids import new_id
 from .logprobs import LegacyLogprobs
 from .names import asked_model
@@ -30,11 +30,11 @@ _FIELDS: Final = {"profile": "model", "max_new_tokens": "max_tokens"}
 class Completions:
     """Prompts go on, side by side, whole or as one stream."""
 
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
+    def __init__(self, requests: TextRequests) -> None:
+        self._requests = requests
 
     async def complete(self, request: Request) -> ASGIApp:
-        body = await self._generation.read(request, CompletionBody, self._check_counts)
+        body = await self._requests.read(request, CompletionBody, self._check_counts)
         name = asked_model(None, body.model)
         prompts = body.prompts()
         id_ = new_id()
@@ -54,26 +54,28 @@ class Completions:
         }
         logprobs = None if body.logprobs is None else partial(LegacyLogprobs, body.stops())
         if not body.stream:
-            works = map(self._generation.answer, asked, fields)
+            works = map(self._requests.answer, asked, fields)
             answers = await unless_client_leaves(request.scope, request.receive, all_of(works))
-            self._generation.count(asked[0])
+            self._requests.count(asked[0])
             return _reply(head, answers, logprobs=logprobs)
         stream = CompletionStream(
             head,
             prompts=len(asked),
             logprobs=logprobs,
             include_usage=body.include_usage,
-            answered=partial(self._generation.count, asked[0]),
+            answered=partial(self._requests.count, asked[0]),
         )
-        return EventStream(stream.events(interleaved([*map(self._generation.news, asked, fields)])))
+        return EventStream(stream.events(interleaved([*map(self._requests.news, asked, fields)])))
 
     def _check_counts(self, document: Mapping[str, object]) -> None:
         prompts = count_of_prompts(document.get("prompt"))
         message = "prompt has {count} prompts, more than the {most} of one request"
-        check_count("prompt", prompts, self._generation.max_inputs, message, code="too_many_inputs")
+        check_count("prompt", prompts, self._requests.max_inputs, message, code="too_many_inputs")
 
 
-def _reply(head: dict[str, object], answers: list[Answer], *, logprobs: Callable[[], LegacyLogprobs] | None) -> Reply:
+def _reply(
+    head: dict[str, object], answers: list[WholeAnswer], *, logprobs: Callable[[], LegacyLogprobs] | None
+) -> Reply:
     choices = [
         choice(
             index,

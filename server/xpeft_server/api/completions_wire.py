@@ -11,7 +11,7 @@ from xpeft_server.engine.requests import FinishReason
 
 from .counts import length_of
 from .openai_wire import OpenAiFields
-from .refused_fields import Refused
+from .refused_fields import Unsupported
 from .sampling_wire import NewTokens, TokenIds
 from .union_tags import LISTS, TEXT, TEXTS, TOKENS
 from .whole_numbers import WHOLE
@@ -65,9 +65,9 @@ class CompletionBody(OpenAiFields):
     prompt: PromptsBody
     max_tokens: NewTokens = 16
     logprobs: Annotated[int, Field(ge=0, le=_MOST_LOGPROBS), WHOLE] | None = None
-    best_of: Annotated[object, Refused(1)] = None
-    echo: Annotated[object, Refused(False)] = None
-    suffix: Annotated[object, Refused("")] = None
+    best_of: Annotated[object, Unsupported(1)] = None
+    echo: Annotated[object, Unsupported(False)] = None
+    suffix: Annotated[object, Unsupported("")] = None
 
     def prompts(self) -> dict[str, str | tuple[int, ...]]:
         """Each as the engine takes it, by its place in the body."""

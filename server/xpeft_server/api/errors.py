@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Final
 
 import orjson
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +19,7 @@ from xpeft_profiles import (
     CursorInvalid,
     PreconditionFailed,
     ProfileInvalid,
+    ProfileStoreError,
     RecordDamaged,
     StoreUnavailable,
     TooManyJobs,
@@ -27,6 +28,7 @@ from xpeft_profiles import (
 from xpeft_server.engine.errors import (
     DamagedProfile,
     DoesNotGenerate,
+    EngineError,
     InvalidInput,
     LimitReached,
     NoChatTemplate,
@@ -36,7 +38,7 @@ from xpeft_server.engine.errors import (
     Unavailable,
     WrongBank,
 )
-from xpeft_server.jobs.errors import InvalidTuning, JobFinished, JobNotFound, TuningOff
+from xpeft_server.jobs.errors import InvalidTuning, JobFinished, JobNotFound, JobsError, TuningOff
 
 NO_HEADERS: Final[Mapping[str, str]] = {}
 _RETRY_AFTER: Final = 1.0
@@ -79,35 +81,30 @@ class AnswerBroken(Exception):
     """An answer failed after it had begun; its client was told in the answer itself."""
 
 
-class _Rule(NamedTuple):
-    status: int
-    code: str
-
-
 # An error that is not here, nor a parent of it, is our own bug: 500.
-_TABLE: Final[Mapping[type[Exception], _Rule]] = {
-    InvalidInput: _Rule(422, InvalidInput.code),
-    NoChatTemplate: _Rule(400, NoChatTemplate.code),
-    DoesNotGenerate: _Rule(400, DoesNotGenerate.code),
-    ProfileNotFound: _Rule(404, ProfileNotFound.code),
-    ProfileHasNoHead: _Rule(422, ProfileHasNoHead.code),
-    WrongBank: _Rule(409, WrongBank.code),
-    DamagedProfile: _Rule(500, DamagedProfile.code),
-    Overloaded: _Rule(429, Overloaded.code),
-    LimitReached: _Rule(429, LimitReached.code),
-    Unavailable: _Rule(503, Unavailable.code),
-    ProfileInvalid: _Rule(422, "invalid_profile"),
-    BankMismatch: _Rule(409, WrongBank.code),
-    RecordDamaged: _Rule(500, DamagedProfile.code),
-    PreconditionFailed: _Rule(412, "precondition_failed"),
-    CursorInvalid: _Rule(422, "invalid_cursor"),
-    StoreUnavailable: _Rule(503, "store_unavailable"),
-    TuningOff: _Rule(403, TuningOff.code),
-    InvalidTuning: _Rule(422, InvalidTuning.code),
-    TooManyProfiles: _Rule(429, "too_many_profiles"),
-    TooManyJobs: _Rule(429, "too_many_jobs"),
-    JobNotFound: _Rule(404, JobNotFound.code),
-    JobFinished: _Rule(409, JobFinished.code),
+_STATUS: Final[Mapping[type, int]] = {
+    InvalidInput: 422,
+    NoChatTemplate: 400,
+    DoesNotGenerate: 400,
+    ProfileNotFound: 404,
+    ProfileHasNoHead: 422,
+    WrongBank: 409,
+    DamagedProfile: 500,
+    Overloaded: 429,
+    LimitReached: 429,
+    Unavailable: 503,
+    ProfileInvalid: 422,
+    BankMismatch: 409,
+    RecordDamaged: 500,
+    PreconditionFailed: 412,
+    CursorInvalid: 422,
+    StoreUnavailable: 503,
+    TuningOff: 403,
+    InvalidTuning: 422,
+    TooManyProfiles: 429,
+    TooManyJobs: 429,
+    JobNotFound: 404,
+    JobFinished: 409,
 }
 
 _QUOTAS: Final[Mapping[type[Exception], str]] = {TooManyProfiles: "profiles", TooManyJobs: "tuning_jobs"}
@@ -136,15 +133,15 @@ def translate(error: Exception) -> ApiError | None:
         return _translate_framework(error)
     if isinstance(error, RequestValidationError):
         return ApiError(422, "invalid_request", "; ".join(str(item["msg"]) for item in error.errors()))
-    rule = _rule_of(type(error))
-    if rule is None:
+    status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), None)
+    if status is None or not isinstance(error, EngineError | JobsError | ProfileStoreError):
         return None
     return ApiError(
-        rule.status,
-        getattr(error, "code", rule.code),
-        str(error),
+        status,
+        error.code,
+        error.message,
         param=getattr(error, "param", None),
-        headers=_retry_after(error) if rule.status in (429, 503) else NO_HEADERS,
+        headers=_retry_after(error) if status in (429, 503) else NO_HEADERS,
     )
 
 
@@ -162,13 +159,6 @@ def refusal_of(error: Exception) -> str | None:
     if isinstance(error, Overloaded):
         return error.reason
     return next((reason for kind, reason in _QUOTAS.items() if isinstance(error, kind)), None)
-
-
-def _rule_of(kind: type[Exception]) -> _Rule | None:
-    for each in kind.__mro__:
-        if each in _TABLE:
-            return _TABLE[each]
-    return None
 
 
 def _translate_framework(error: HTTPException) -> ApiError:

@@ -23,7 +23,7 @@ _SILENT_SECONDS: Final = 15.0
 
 
 class Opening(NamedTuple):
-    """The answer begins, with these headers, though there is no document yet."""
+    """The answer begins, with these headers."""
 
     headers: Headers
 
@@ -41,14 +41,18 @@ Events = AsyncGenerator[Opening | Document, None]
 class EventStream:
     """An ASGI application, for one answer: ``data: DOCUMENT`` for each, and ``data: [DONE]`` after the last one.
 
-    The answer begins with what comes first, which alone may be an `Opening`: what is raised before it can still be
-    answered as an error. What is raised later is told as an event, the error's envelope; there is no ``[DONE]`` then.
+    The answer begins with its `Opening`, for which documents wait; what is raised before it can still be answered as an
+    error. After a long silence the answer begins without the opening and its headers. What is raised later is told as
+    an event, the error's envelope; there is no ``[DONE]`` then.
     """
 
     def __init__(self, events: Events, *, headers: Headers = ()) -> None:
         self._events = events
         self._headers = [*_HEADERS, *headers]
         self._spoke = 0.0
+        self._begun = False
+        self._early: list[Document] = []
+        self._turn = asyncio.Lock()  # to send: the answer may begin while a document comes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A client that goes away ends the stream. Raises: ClientGone; AnswerBroken after an error's event."""
@@ -56,28 +60,44 @@ class EventStream:
             await unless_client_leaves(scope, receive, self._answer(scope, send))
 
     async def _answer(self, scope: Scope, send: Send) -> None:
-        first = await anext(self._events)
-        more = first.headers if isinstance(first, Opening) else ()
-        await send({"type": "http.response.start", "status": 200, "headers": [*self._headers, *more]})
         self._spoke = asyncio.get_running_loop().time()
         company = asyncio.create_task(self._fill_silence(send))
         try:
-            if isinstance(first, Document):
-                await self._tell(send, first)
             async for event in self._events:
-                if isinstance(event, Document):
+                if isinstance(event, Opening):
+                    await self._begin(send, event.headers)
+                else:
                     await self._tell(send, event)
         except Exception as error:
-            told = b"data: %s\n\n" % problem_of(error, scope).envelope()
-            await send({"type": "http.response.body", "body": told})
+            async with self._turn:
+                if not self._begun:
+                    raise
+                told = b"data: %s\n\n" % problem_of(error, scope).envelope()
+                await send({"type": "http.response.body", "body": told})
             raise AnswerBroken from error
         finally:
             company.cancel()
         await send({"type": "http.response.body", "body": b""})
 
+    async def _begin(self, send: Send, headers: Headers = ()) -> None:
+        """Unless it has begun."""
+        async with self._turn:
+            if self._begun:
+                return
+            await send({"type": "http.response.start", "status": 200, "headers": [*self._headers, *headers]})
+            self._begun = True
+            for document in self._early:
+                await self._say(send, _event(document))
+            self._early.clear()
+
     async def _tell(self, send: Send, document: Document) -> None:
-        event = b"data: %s\n\n" % orjson.dumps(document.value)
-        body = event + DONE if document.is_last else event
+        async with self._turn:
+            if self._begun:
+                await self._say(send, _event(document))
+            else:
+                self._early.append(document)
+
+    async def _say(self, send: Send, body: bytes) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": True})
         self._spoke = asyncio.get_running_loop().time()
 
@@ -88,5 +108,10 @@ class EventStream:
             if left > 0:
                 await asyncio.sleep(left)
             else:
-                await send({"type": "http.response.body", "body": _SILENCE, "more_body": True})
-                self._spoke = now()
+                await self._begin(send)
+                await self._say(send, _SILENCE)
+
+
+def _event(document: Document) -> bytes:
+    event = b"data: %s\n\n" % orjson.dumps(document.value)
+    return event + DONE if document.is_last else event

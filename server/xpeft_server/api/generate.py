@@ -14,7 +14,7 @@ from xpeft_server.engine.requests import Finished, GenerateRequest, Piece, Start
 from .departure import unless_client_leaves
 from .event_stream import Document, Events, EventStream, Opening
 from .generate_wire import GenerateBody
-from .generation import Answer, Generation, generate_request, headers_of, usage
+from .generation import TextRequests, WholeAnswer, generate_request, headers_of, usage
 from .ids import new_id
 from .logprobs import token_documents
 from .names import asked_model
@@ -27,11 +27,11 @@ _FIELDS: Final[Mapping[str, str]] = {}
 class Generate:
     """A prompt goes on, whole or as a stream."""
 
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
+    def __init__(self, requests: TextRequests) -> None:
+        self._requests = requests
 
     async def generate(self, request: Request) -> ASGIApp:
-        body = await self._generation.read(request, GenerateBody)
+        body = await self._requests.read(request, GenerateBody)
         name = asked_model(body.profile, body.model)
         prompt = body.prompt if isinstance(body.prompt, str) else tuple(body.prompt)
         asked = generate_request(
@@ -40,14 +40,14 @@ class Generate:
         id_ = "generate-" + new_id()
         if body.stream:
             return EventStream(self._events(id_, asked))
-        answer = await unless_client_leaves(request.scope, request.receive, self._generation.answer(asked, _FIELDS))
-        self._generation.count(asked)
+        answer = await unless_client_leaves(request.scope, request.receive, self._requests.answer(asked, _FIELDS))
+        self._requests.count(asked)
         document = {"id": id_, "profile": name, **_document(answer, logprobs=body.logprobs is not None)}
         return json_reply(document, headers=headers_of([answer.started], [answer.finished]))
 
     async def _events(self, id_: str, asked: GenerateRequest) -> Events:
         logprobs = asked.sampling.logprobs is not None
-        async with aclosing(self._generation.news(asked, _FIELDS)) as news:
+        async with aclosing(self._requests.news(asked, _FIELDS)) as news:
             async for item in news:
                 match item:
                     case Started():
@@ -56,12 +56,12 @@ class Generate:
                         told = {"logprobs": token_documents(tokens, ids=True)} if logprobs else {}
                         yield Document({"id": id_, "text": text, **told})
                     case Finished(finish_reason):
-                        self._generation.count(asked)
+                        self._requests.count(asked)
                         end = {"id": id_, "text": "", "finish_reason": finish_reason, "usage": usage([item])}
                         yield Document(end, is_last=True)
 
 
-def _document(answer: Answer, *, logprobs: bool) -> dict[str, object]:
+def _document(answer: WholeAnswer, *, logprobs: bool) -> dict[str, object]:
     document: dict[str, object] = {
         "profile_version": answer.started.profile_version,
         "text": answer.text,

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 from starlette.requests import Request
 
 from xpeft_profiles import RESERVED, ProfileKey
-from xpeft_server.engine.errors import EngineError
+from xpeft_server.engine.errors import DoesNotGenerate, EngineError
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import Finished, GenerateRequest, News, Piece, Prompt, PromptGroup, Started
 from xpeft_server.settings import Settings
@@ -27,7 +27,7 @@ Body = TypeVar("Body", bound=SamplingFields)
 AnswerNews = AsyncGenerator[News, None]
 
 
-class Answer(NamedTuple):
+class WholeAnswer(NamedTuple):
     """All the news of one answer."""
 
     started: Started
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
         return "".join(piece.text for piece in self.pieces)
 
 
-class Generation:
+class TextRequests:
     """The engine as the routes ask it for text."""
 
     def __init__(self, settings: Settings, *, engine: EnginePort, metrics: Metrics) -> None:
@@ -56,7 +56,7 @@ class Generation:
             message = (
                 f"the server runs {info.plm} ({info.model_type}), which does not generate text here; use /v1/classify"
             )
-            raise ApiError(400, "model_does_not_generate", message)
+            raise ApiError(400, DoesNotGenerate.code, message)
         data = await read_body(
             request.scope, request.receive, limit=self._max_bytes, media_type=JSON, seconds=self._body_seconds
         )
@@ -81,7 +81,7 @@ class Generation:
         if not isinstance(last, Finished):
             raise RuntimeError(f"the engine ended an answer with {last!r}")
 
-    async def answer(self, asked: GenerateRequest, fields: Mapping[str, str]) -> Answer:
+    async def answer(self, asked: GenerateRequest, fields: Mapping[str, str]) -> WholeAnswer:
         """The whole answer. Raises: as `news`."""
         async with aclosing(self.news(asked, fields)) as news:
             items = [item async for item in news]
@@ -89,7 +89,7 @@ class Generation:
         pieces = tuple(item for item in items if isinstance(item, Piece))
         if not (isinstance(started, Started) and isinstance(finished, Finished)):
             raise RuntimeError(f"the engine began an answer with {started!r}")
-        return Answer(started, pieces, finished)
+        return WholeAnswer(started, pieces, finished)
 
     def count(self, asked: GenerateRequest) -> None:
         """One more request was answered."""

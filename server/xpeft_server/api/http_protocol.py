@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from .bodies import BODY_IS_THERE
+from .close_delimited import close_delimited
 from .connections import Connections, EndReason
 from .context import labels_of
 from .departure import DEPARTURE, Departure
@@ -142,11 +143,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._steps += 1
         self._in_head = False
         self._head_is_there()
-        if self.parser.get_http_version() not in _VERSIONS:
+        version = self.parser.get_http_version()
+        if version not in _VERSIONS:
             raise self._refused(ApiError(505, "http_version_not_supported", "this server speaks HTTP/1.1"))
         answering = self._answering
         self.scope[DEPARTURE] = Departure()  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
+        if version == "1.0":
+            self.cycle.send = close_delimited(self.cycle)  # type: ignore[assignment,method-assign]
         if not answering:
             self._answered = self.cycle
             self._connections.works(self)

@@ -19,16 +19,14 @@ from .bodies import read_body
 from .conditions import match_of
 from .context import Change, context_of
 from .counts import check_count, length_of
-from .event_stream import Document, Events, EventStream
+from .event_stream import Document, Events, EventStream, Opening
 from .json_bodies import parse_json
 from .media import prefers_events
 from .names import profile_to_write
 from .paging import asked_limit, known_parameters
-from .replies import JSON, Reply, json_reply
+from .replies import JSON, VARY, Reply, json_reply
 from .tuner_port import TunerPort
 from .tuning_wire import TuneBody, TuningCompletionBody, TuningExampleBody, job_document
-
-_VARY = (b"vary", b"accept")
 
 
 class Jobs:
@@ -78,11 +76,12 @@ class Jobs:
         key = _key(request.scope)
         record = await self._tuner.get(key)
         if request.method == "GET" and prefers_events(request.headers.get("accept")):
-            return EventStream(self._documents(key), headers=[_VARY])
-        return json_reply(job_document(record), headers=[_VARY])
+            return EventStream(self._documents(key), headers=[VARY])
+        return json_reply(job_document(record), headers=[VARY])
 
     async def _documents(self, key: JobKey) -> Events:
         async with aclosing(self._tuner.follow(key)) as records:
+            yield Opening(())
             async for record in records:
                 yield Document(job_document(record), is_last=record.finished is not None)
 

@@ -20,7 +20,6 @@ from typing import Final
 
 from .auth import Principal, Role
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _FIELDS: Final = frozenset({"id", "tenant", "role", "sha256", "expires"})
 
@@ -43,12 +42,11 @@ class KeyEntry:
     expires: str | None = None
 
     def __post_init__(self) -> None:
-        if _NAME.fullmatch(self.id) is None:
-            raise KeysInvalid(f"id {self.id!r} is not a name (letters, digits and . _ -)")
+        _check_name(self.id, f"id {self.id!r}")
         if self.tenant is None and self.role is not Role.OPERATOR:
             raise KeysInvalid(f"key {self.id}: role {self.role} needs a tenant")
-        if self.tenant is not None and _NAME.fullmatch(self.tenant) is None:
-            raise KeysInvalid(f"key {self.id}: tenant {self.tenant!r} is not a name (letters, digits and . _ -)")
+        if self.tenant is not None:
+            _check_name(self.tenant, f"key {self.id}: tenant {self.tenant!r}")
         if _SHA256.fullmatch(self.sha256) is None:
             raise KeysInvalid(f"key {self.id}: sha256 is not 64 lower-case hexadecimal digits")
         _ = self.expires_at
@@ -84,6 +82,8 @@ def parse_keys(data: bytes) -> tuple[KeyEntry, ...]:
         document = json.loads(data)
     except ValueError as error:
         raise KeysInvalid(f"not JSON: {error}") from None
+    except RecursionError:
+        raise KeysInvalid("its JSON is nested too deeply") from None
     if not isinstance(document, dict) or document.keys() != {"keys"} or not isinstance(document["keys"], list):
         raise KeysInvalid('not of the form {"keys": […]}')
     entries = tuple(_parse_entry(position, item) for position, item in enumerate(document["keys"]))
@@ -162,6 +162,13 @@ def _parse_entry(position: int, item: object) -> KeyEntry:
     except ValueError:
         raise KeysInvalid(f"{where}: role {item['role']!r} is none of {', '.join(Role)}") from None
     return KeyEntry(item["id"], item.get("tenant"), role, item["sha256"], item.get("expires"))
+
+
+def _check_name(name: str, shown: str) -> None:
+    from xpeft_profiles.names import NAME_PATTERN, NAME_RULE
+
+    if NAME_PATTERN.fullmatch(name) is None:
+        raise KeysInvalid(f"{shown} is not a name ({NAME_RULE})")
 
 
 @contextmanager

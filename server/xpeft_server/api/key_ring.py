@@ -34,7 +34,7 @@ class KeyRing:
 
     def __init__(self, path: Path, *, now: Callable[[], float] = time.time) -> None:
         self._now = now
-        self.file = WatchedFile(path, _known_keys, invalid=KeysInvalid, content="keys")
+        self.file = WatchedFile(path, read=_known_keys, invalid=KeysInvalid, content="keys")
 
     def find(self, secret: bytes) -> Principal | None:
         known = self.file.value.get(hashlib.sha256(secret).digest())

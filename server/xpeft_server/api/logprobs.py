@@ -55,7 +55,8 @@ class LegacyLogprobs:
             lines["token_logprobs"].append(_finite(chosen.token.logprob))
             lines["top_logprobs"].append(_by_name(chosen))
             lines["text_offset"].append(self._length + len(text))
-            text += self._decoder.decode(chosen.token.bytes)
+            if not chosen.special:
+                text += self._decoder.decode(chosen.token.bytes)
         self._length += len(piece.text)
         self._held = self._beginning(text)
         return lines

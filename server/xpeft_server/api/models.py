@@ -29,18 +29,16 @@ class Models:
         if after is None and self._engine.info.generates:
             models.append(_bare_model())
         tenant = context_of(request.scope).principal.tenant
-        more = True
-        if len(models) < limit:
-            page = await self._store.list(tenant, limit=limit - len(models), cursor=_cursor(after))
-            models += [_model(line.name, created=int(line.created), owned_by=tenant) for line in page.profiles]
-            more = page.next_cursor is not None
+        room = limit - len(models)
+        page = await self._store.list(tenant, limit=max(room, 1), cursor=_cursor(after))
+        models += [_model(line.name, created=int(line.created), owned_by=tenant) for line in page.profiles[:room]]
         return json_reply(
             {
                 "object": "list",
                 "data": models,
                 "first_id": models[0]["id"] if models else None,
                 "last_id": models[-1]["id"] if models else None,
-                "has_more": more,
+                "has_more": page.next_cursor is not None or len(page.profiles) > room,
             }
         )
 

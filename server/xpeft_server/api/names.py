@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.types import Scope
 
 from xpeft_profiles import RESERVED, ProfileInvalid, check_name
+from xpeft_server.engine.errors import ProfileNotFound
 
 from .access import MODELS_PREFIX, PROFILES_PREFIX, TUNE_SUFFIX
 from .errors import ApiError
@@ -59,9 +60,10 @@ def asked_profile(profile: str | None, model: str | None) -> str:
     """Like `asked_model`, where the bare model cannot answer. Raises: ApiError 404 for ``base``, too."""
     name = asked_model(profile, model)
     if name == RESERVED:
-        raise ApiError(404, "profile_not_found", f"{RESERVED!r} is the bare model, which has no head", param="profile")
+        message = f"{RESERVED!r} is the bare model, which has no head"
+        raise ApiError(404, ProfileNotFound.code, message, param="profile")
     return name
 
 
 def no_such_profile(name: str) -> ApiError:
-    return ApiError(404, "profile_not_found", f"there is no profile {name!r}", param="name")
+    return ApiError(404, ProfileNotFound.code, f"there is no profile {name!r}", param="name")

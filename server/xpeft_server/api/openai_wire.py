@@ -1,7 +1,7 @@
 """What the two ways to ask in OpenAI's shape have in common.
 
-Fields that OpenAI documents are taken, ignored where they change nothing, or refused by name (`Refused`); ``top_k``,
-``min_p`` and ``repetition_penalty`` are extensions, called as vLLM calls them.
+Fields that OpenAI documents are taken, ignored where they change nothing, or refused by name (`Unsupported`);
+``top_k``, ``min_p`` and ``repetition_penalty`` are extensions, called as vLLM calls them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from .name_schema import Name
-from .refused_fields import Refused
+from .refused_fields import Unsupported
 from .sampling_wire import SamplingFields, Temperature
 from .wire import WireBody
 
@@ -63,12 +63,12 @@ class OpenAiFields(SamplingFields, NullableBody):
     stream_options: StreamOptionsBody | None = None
     user: str | None = None
     metadata: Annotated[dict[str, str], Field(max_length=MOST_METADATA)] | None = None
-    store: Annotated[object, Refused(False)] = None
-    service_tier: Annotated[object, Refused("auto", "default")] = None
-    n: Annotated[object, Refused(1)] = None
-    frequency_penalty: Annotated[object, Refused(0)] = None
-    presence_penalty: Annotated[object, Refused(0)] = None
-    logit_bias: Annotated[object, Refused({})] = None
+    store: Annotated[object, Unsupported(False)] = None
+    service_tier: Annotated[object, Unsupported("auto", "default")] = None
+    n: Annotated[object, Unsupported(1)] = None
+    frequency_penalty: Annotated[object, Unsupported(0)] = None
+    presence_penalty: Annotated[object, Unsupported(0)] = None
+    logit_bias: Annotated[object, Unsupported({})] = None
 
     @field_validator("metadata", mode="before")
     @classmethod

@@ -85,6 +85,7 @@ class Probes:
             },
             "limits": {
                 "context_length": info.context_length,
+                "max_total_tokens": info.max_total_tokens,
                 "slots": info.slots,
                 "max_batch_tokens": info.max_batch_tokens,
                 "queue_limit": info.queue_limit,

@@ -38,10 +38,9 @@ from .errors import ApiError, ClientGone
 from .media import prefers_file
 from .names import no_such_profile, profile_in_path, profile_to_write
 from .paging import asked_limit, known_parameters
-from .replies import Reply, json_reply
+from .replies import VARY, Reply, json_reply
 
 FILE: Final = b"application/octet-stream"
-_VARY: Final = (b"vary", b"accept")
 
 
 class Profiles:
@@ -104,12 +103,12 @@ class Profiles:
             raise no_such_profile(key.name)
         tag = etag(stored.version)
         if is_known(request.scope, stored.version):
-            return Reply(status=304, headers=[tag, _VARY])
+            return Reply(status=304, headers=[tag, VARY])
         if prefers_file(request.headers.get("accept")):
             data = await asyncio.to_thread(lambda: write_profile_file(self._decoded(key, stored)))
-            return Reply(data, media_type=FILE, headers=[tag, _VARY])
+            return Reply(data, media_type=FILE, headers=[tag, VARY])
         document = await asyncio.to_thread(self._describe, key, stored)
-        return json_reply(document, headers=[tag, _VARY])
+        return json_reply(document, headers=[tag, VARY])
 
     def _describe(self, key: ProfileKey, stored: StoredProfile) -> dict[str, object]:
         return _document(key.name, self._decoded(key, stored), self._geometry, len(stored.record), stored)

@@ -15,8 +15,8 @@ from .json_values import shown_json
 UNSUPPORTED: Final = "unsupported_parameter"
 
 
-class Refused:
-    """Of a field ``Annotated[object, Refused(…)] = None``: any value is refused by name but null and these.
+class Unsupported:
+    """Of a field ``Annotated[object, Unsupported(…)] = None``: any value is refused by name but null and these.
 
     Args:
         nothing: the values that ask for what happens anyway, the default in OpenAI's documents first.

@@ -13,6 +13,8 @@ from .errors import ApiError
 JSON: Final = b"application/json"
 # The store could not be asked whether this is still the profile's version.
 UNVERIFIED: Final = (b"x-profile-unverified", b"true")
+# Another media type may be asked for at the same address.
+VARY: Final = (b"vary", b"accept")
 Headers = Sequence[tuple[bytes, bytes]]
 
 

@@ -7,7 +7,7 @@ from .access import CANCEL, JOB, MODEL, PROFILE, TUNE
 from .chat import Chat
 from .chat_replies import ChatReplyBody
 from .chat_wire import ChatBody
-from .classify import Classifier
+from .classify import Classify
 from .completions import Completions
 from .completions_wire import CompletionBody, CompletionReplyBody
 from .generate import Generate
@@ -37,12 +37,12 @@ _LIMIT = query("limit", {"type": "integer", "minimum": 1, "maximum": MOST, "defa
 _GENERATION_ERRORS = (400, 404, 408, 409, 413, 415, 422, 429)
 
 
-def classify_operations(classifier: Classifier) -> list[Operation]:
+def classify_operations(classify: Classify) -> list[Operation]:
     return [
         Operation(
             method="POST",
             path="/v1/classify",
-            handler=classifier.classify,
+            handler=classify.classify,
             summary="Classify texts with a profile",
             answers={200: ClassifyReplyBody},
             headers=answer_headers.CLASSIFIED,

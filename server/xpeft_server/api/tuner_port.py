@@ -1,4 +1,4 @@
-"""Whoever tunes, as the API sees it."""
+"""The tuner interface that the API depends on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""To JSON Schema 4.0 is an integer."""
+"""Integer fields also take 4.0, as JSON Schema does."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from pydantic_core import PydanticCustomError
 
 from .name_schema import PROFILE_OR_MODEL, Name
-from .refused_fields import Refused
+from .refused_fields import Unsupported
 from .union_tags import NUMBER, PAIRS, TEXT, TEXTS
 
 UNKNOWN_FIELD: Final = "unknown_field"
@@ -39,7 +39,9 @@ class WireBody(BaseModel):
     def _read_fields(cls) -> set[str]:
         """Names of those that do something."""
         return {
-            name for name, each in cls.model_fields.items() if not any(isinstance(m, Refused) for m in each.metadata)
+            name
+            for name, each in cls.model_fields.items()
+            if not any(isinstance(m, Unsupported) for m in each.metadata)
         }
 
 

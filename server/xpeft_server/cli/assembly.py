@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -22,7 +23,9 @@ from xpeft_server.model.slots import adapter_form
 from xpeft_server.settings import Settings, SettingsInvalid
 from xpeft_server.tenant_limits import ONE_TENANT, LimitsOfTenants
 
-from .profile_trace import build_profiler
+from .profiler_assembly import build_profiler
+
+logger = logging.getLogger(__name__)
 
 _LARGEST_STEP: Final = 512
 """Tokens of a step of generation that is a CUDA graph: larger ones are mostly prompts, and the host's part is small."""
@@ -54,15 +57,21 @@ def choose_graph_tokens(asked: int | str, most: int) -> int:
     return min(asked, most) if isinstance(asked, int) else most
 
 
-def choose_slots(asked: int | str, form: AdapterForm, plm: Plm) -> int:
-    """``auto``: what fits into 1 GiB on CPU, or into half of a GPU's free memory; at least 32."""
+def choose_slots(asked: int | str, form: AdapterForm, plm: Plm, *, adapters: int) -> int:
+    """``auto``: what fits into 1 GiB on CPU, or into half of what the bank will leave free on a GPU; at least 32.
+
+    Args:
+        adapters: N of the bank, which is not on the device yet.
+    """
     if isinstance(asked, int):
         return asked
+    column_bytes = plm.facts.blocks * plm.dtype.itemsize
     if plm.device.type == "cuda":
-        budget, most = torch.cuda.mem_get_info(plm.device)[0] // 2, 16384
+        left = torch.cuda.mem_get_info(plm.device)[0] - adapters * form.bank_row * column_bytes
+        budget, most = left // 2, 16384
     else:
         budget, most = 1 << 30, 4096
-    return max(32, min(most, budget // (plm.facts.blocks * form.slot_row * plm.dtype.itemsize)))
+    return max(32, min(most, budget // (form.slot_row * column_bytes)))
 
 
 def choose_kv_tokens(asked: int | str, plm: Plm) -> int:
@@ -116,7 +125,7 @@ def load_classifier(settings: Settings) -> Classifier:
     plm = load_plm(settings.plm, device=device, dtype=choose_dtype(settings.dtype, device))
     prepack(plm)
     bank = open_bank(settings.bank, plm.facts)
-    slots = choose_slots(settings.slots, adapter_form(bank), plm)
+    slots = choose_slots(settings.slots, adapter_form(bank), plm, adapters=bank.adapters)
     widest_head = settings.max_profile_bytes // (2 * (plm.facts.hidden + 1))
     graph_tokens = choose_graph_tokens(settings.graph_tokens, choose_batch_tokens(settings.max_batch_tokens, device))
     head_rows = max(2 * widest_head, 16 * slots)
@@ -128,9 +137,18 @@ def load_decoder(settings: Settings, classifier: Classifier) -> Decoder | None:
     plm = classifier.plm
     if plm.vocabulary_head is None:
         return None
-    return Decoder(
+    decoder = Decoder(
         plm,
         classifier.buffers,
         kv_tokens=choose_kv_tokens(settings.kv_tokens, plm),
         graph_tokens=choose_graph_tokens(settings.graph_tokens, min(settings.max_sequences, _LARGEST_STEP)),
     )
+    if decoder.limit < plm.tokenizer.limit:
+        logger.warning(
+            "kv_tokens = %d is room for texts of %d tokens, prompt and answer together, where the model takes %d "
+            "(--kv-tokens or XPEFT_KV_TOKENS)",
+            decoder.cache.tokens,
+            decoder.limit,
+            plm.tokenizer.limit,
+        )
+    return decoder

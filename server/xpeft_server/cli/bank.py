@@ -13,6 +13,7 @@ from xpeft_tuning.bank_import.fit_texts import MIN_FIT
 from . import bank_train
 from .bank_facts import bank_facts, bank_record
 from .bank_sizes import bank_sizes, size_facts
+from .out_option import check_out_file
 from .screen import fail, say, show_facts, show_json, show_rows
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def create(
 
     Example: xpeft bank create --bank random:N=100,R=48,seed=0,std=0.1 --out bank.safetensors
     """
+    check_out_file(out, force=force)
     from xpeft_server.model.bank_file import write_bank_file
     from xpeft_server.model.bank_spec import RandomBankSpec
     from xpeft_server.model.errors import ModelError
@@ -62,8 +64,6 @@ def create(
 
     try:
         spec = RandomBankSpec.parse(bank)
-        if out.exists() and not force:
-            fail(f"{out} is there already: give another --out, or --force to replace it")
         made = random_bank(spec, plm=open_plm_facts(plm))
         write_bank_file(made, out, overwrite=force)
     except ModelError as error:
@@ -112,6 +112,7 @@ def import_bank(
 
     Example: xpeft bank import --plm bert-base-uncased --out bank.safetensors adapters/sst2 adapters/mnli
     """
+    check_out_file(out, force=force)
     from xpeft_server.model.bank_file import write_bank_file
     from xpeft_server.model.errors import ModelError
     from xpeft_server.model.plm import load_plm
@@ -120,8 +121,6 @@ def import_bank(
     from xpeft_tuning.bank_import.fit_texts import read_fit_texts
 
     try:
-        if out.exists() and not force:
-            fail(f"{out} is there already: give another --out, or --force to replace it")
         texts = None if fit_texts is None else read_fit_texts(fit_texts)
         bank, adapters = imported_bank.import_bank(sources, load_plm(plm), fit_texts=texts, min_fit=min_fit)
         write_bank_file(bank, out, overwrite=force)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from xpeft_server.settings import Settings
-from xpeft_server.settings import SettingsInvalid as ServerSettingsInvalid
+from xpeft_server.settings import Settings, SettingsInvalid
 from xpeft_tuning.bank_training.settings import BankTrainingSettings, Method
-from xpeft_tuning.errors import SettingsInvalid
+from xpeft_tuning.errors import TuningSettingsInvalid
 
 from .bank_facts import bank_facts
 from .epoch_bar import epoch_bar, shown_score
-from .out_file import check_out_file
+from .out_option import check_out_file
 from .screen import fail, plain, say, show_facts
 from .setting_options import add_options, check_variables, option_name, setting_options
 
@@ -116,7 +115,7 @@ def train(  # the options that follow are the settings' (see `setting_options`)
         datasets = _datasets(data, by, None if labels is None else labels.split(","))
         trained = _train(_plm(plm, device, dtype), datasets, settings, chosen, beginning)
         write_bank_file(trained.bank, out, overwrite=force)
-    except (ModelError, TuningError, ServerSettingsInvalid) as error:
+    except (ModelError, TuningError, SettingsInvalid) as error:
         fail(str(error))
     except OSError as error:
         fail(f"{out} cannot be written: {error.strerror or error}")
@@ -133,12 +132,12 @@ def _method(method: Method | None, by: str | None) -> Method:
 
 
 def _settings(context: typer.Context, options: Mapping[str, Any], method: Method) -> BankTrainingSettings:
-    """Raises: SettingsInvalid, also for an option on the command line that only the other method has."""
+    """Raises: TuningSettingsInvalid, also for an option on the command line that only the other method has."""
     for setting in fields(BankTrainingSettings):
         only = setting.metadata.get("method", method)
         source = context.get_parameter_source(setting.name)
         if only != method and source is not None and source.name == "COMMANDLINE":
-            raise SettingsInvalid(f"{option_name(setting.name)} is of the method {only}, and this is {method}")
+            raise TuningSettingsInvalid(f"{option_name(setting.name)} is of the method {only}, and this is {method}")
     return BankTrainingSettings(**{name: value for name, value in options.items() if value is not None})
 
 
@@ -154,7 +153,7 @@ def _datasets(data: Path, by: str | None, labels: list[str] | None) -> dict[str,
 
 
 def _plm(name: str, device: str, dtype: str) -> Plm:
-    """Raises: ModelError, ServerSettingsInvalid for a device that is not there."""
+    """Raises: ModelError, SettingsInvalid for a device that is not there."""
     from xpeft_server.model.plm import load_plm
 
     from .assembly import choose_device, choose_dtype

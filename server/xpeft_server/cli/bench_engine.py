@@ -109,7 +109,9 @@ def engine(
         report(
             "engine",
             {**plan.settings(), "gpu": gpu},
-            lambda: run_engine(plan, lambda form, plm: choose_slots(slots or "auto", form, plm), on_step=step),
+            lambda: run_engine(
+                plan, lambda form, plm: choose_slots(slots or "auto", form, plm, adapters=adapters), on_step=step
+            ),
             json,
             show=lambda results: _show(results, gpu),
         )

@@ -84,19 +84,15 @@ def failures_told(failures: tuple[type[Exception], ...] | None = None) -> Iterat
     """Turn what a run can be refused for into one line. Without ``failures`` that is what most benchmarks can be."""
     from xpeft_server.settings import SettingsInvalid
 
-    known = _of_most() if failures is None else failures
+    if failures is None:
+        from xpeft_benchmarks.failures import FAILURES
+
+        failures = FAILURES
+    known: tuple[type[Exception], ...] = (*failures, SettingsInvalid)
     try:
         yield
     except known as error:
         fail(str(error))
-    except SettingsInvalid as error:
-        fail(str(error))
-
-
-def _of_most() -> tuple[type[Exception], ...]:
-    from xpeft_benchmarks.failures import FAILURES
-
-    return FAILURES
 
 
 def writable(path: Path | None) -> None:

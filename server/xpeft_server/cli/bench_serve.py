@@ -70,6 +70,8 @@ def serve(
     from xpeft_benchmarks.popularity import Popularity
     from xpeft_benchmarks.serve import ServePlan, parse_concurrencies, run_serve
 
+    from .assembly import choose_batch_tokens, choose_device
+
     with failures_told():
         if url is not None and not (store is None and slots is None and http_processes == 0):
             what = "--store, --slots and --http-processes"
@@ -96,7 +98,14 @@ def serve(
             infinity_python=infinity_python,
             seed=seed,
         )
-        run("serve", plan.settings(), lambda pool: run_serve(plan, pool, on_step=step), data, json)
+        graph_tokens = choose_batch_tokens("auto", choose_device(device))
+        run(
+            "serve",
+            plan.settings(),
+            lambda pool: run_serve(plan, pool, graph_tokens=graph_tokens, on_step=step),
+            data,
+            json,
+        )
 
 
 def tenants(

@@ -19,8 +19,8 @@ from xpeft_server.engine.errors import EngineError
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.remote.connected_engine import engine_methods
 from xpeft_server.remote.connected_tuner import tuner_methods
+from xpeft_server.remote.error_value import TELLING
 from xpeft_server.remote.peer import Peer
-from xpeft_server.remote.refused import TELLING
 from xpeft_server.remote.summed_metrics import EndedProcesses, Told
 from xpeft_server.settings import Settings
 
@@ -75,7 +75,7 @@ class FrontProcesses:
         self._connections = connections
         self._environ = worker_environment(environ)
         # -P: the folder that the server was started in is no place to import from.
-        self._command = command or (sys.executable, "-P", "-m", "xpeft_server.cli.front_process")
+        self._command = command or (sys.executable, "-P", "-m", "xpeft_server.cli.front_worker")
         self._peers: set[Peer] = set()
         self._listeners: set[Peer] = set()  # of them
         self._told: dict[Peer, bytes] = {}  # the families that each of these told last

@@ -1,4 +1,4 @@
-"""What HTTP needs beside an engine, from the settings."""
+"""Keys, TLS, audit log and tracing, built from the settings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class HttpParts:
         return [asyncio.create_task(each.watch()) for each in watched]
 
     def close(self, seconds: float) -> None:
-        """Write what is to be written, send what is to be sent, and wait for that no longer than so long."""
+        """Write what is to be written and send what is to be sent; wait at most ``seconds`` for it."""
         self.audit.close()
         if self.tracing is not None:
             self.tracing.close(seconds)

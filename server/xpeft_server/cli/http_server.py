@@ -1,4 +1,4 @@
-"""uvicorn as this program uses it."""
+"""A uvicorn server with our own sockets, signals and connection limits."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class OtelTracing:
 
     Args:
         endpoint: a collector's URL; ``/v1/traces`` is added if it is not there.
-        ratio: part of the requests that is traced where the client does not decide.
+        ratio: share of requests traced where the client does not decide.
     Raises: SettingsInvalid if a variable cannot be used.
     """
 

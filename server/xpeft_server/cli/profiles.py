@@ -12,6 +12,7 @@ from xpeft_server.client_tls import ClientTls
 from xpeft_server.output_file import output_file
 
 from .https_options import with_https_options
+from .out_option import check_out_file
 from .profiles_client import ClientError, ProfilesClient
 from .profiles_export import export_command
 from .profiles_import import import_command
@@ -89,8 +90,8 @@ def get(
 
     Example: xpeft profiles get alice --out alice.safetensors
     """
-    if out is not None and out.exists() and not force:
-        fail(f"{out} is there already: give another --out, or --force to replace it")
+    if out is not None:
+        check_out_file(out, force=force)
     try:
         _check_name(name)
         client = ProfilesClient(url, api_key, ClientTls(**https))

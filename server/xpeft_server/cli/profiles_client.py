@@ -27,7 +27,7 @@ class ClientError(Exception):
     """The server refused, or did not answer as one; the message is a whole sentence for the command line."""
 
 
-class Refused(ClientError):
+class ServerRefused(ClientError):
     """An answer in the server's form of an error.
 
     ``retry_after``: seconds, None where the server named none; ``reason``: its message alone.
@@ -98,10 +98,14 @@ class ProfilesClient:
         try:
             return str(info["bank"]["fingerprint"])
         except (KeyError, TypeError):
-            raise ClientError(f"{self._url} told of no bank: is it an xpeft server?") from None
+            raise ClientError(f"{self._url} did not name its bank: is it an xpeft server?") from None
 
     def list(self, *, prefix: str, limit: int | None) -> Iterator[dict[str, Any]]:
         """The tenant's profiles by name, page after page, at most ``limit`` of them."""
+        try:
+            prefix.encode()
+        except UnicodeEncodeError:
+            raise ClientError(f"prefix is {prefix!r}, which is not UTF-8") from None
         cursor: str | None = None
         left = limit
         while left is None or left > 0:
@@ -243,4 +247,4 @@ def _refusal(answer: Answer, url: str) -> ClientError:
         f"{f' [request {request}]' if request else ''}"
     )
     seconds = float(retry_after) if retry_after is not None and retry_after.isdigit() else None
-    return Refused(message, status=answer.status, code=code, reason=reason, retry_after=seconds)
+    return ServerRefused(message, status=answer.status, code=code, reason=reason, retry_after=seconds)

@@ -14,7 +14,7 @@ import typer
 from xpeft_server.client_tls import ClientTls
 
 from .https_options import with_https_options
-from .profiles_client import ClientError, Refused
+from .profiles_client import ClientError, ServerRefused
 from .profiles_place import (
     ApiKey,
     ServerPlace,
@@ -23,13 +23,14 @@ from .profiles_place import (
     StoreUrl,
     Tenant,
     chosen_place,
-    missing_file,
+    missing_store,
     open_store_at,
     shown_place,
 )
 from .profiles_target import opened_target
 from .refusals import Refusals
 from .screen import fail, say
+from .termination import termination_as_exit
 from .transfer_progress import TransferProgress
 
 if TYPE_CHECKING:
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
     from .profiles_kept_client import KeptProfilesClient
 
 _AT_ONCE: Final = 256  # files that are asked for before the next ones
-# What a server has against one profile: deleted since it was listed, damaged.
-_GONE: Final = "profile_not_found"
-_DAMAGED: Final = "damaged_profile"
 
 
 @with_https_options
@@ -67,12 +65,12 @@ def export_command(
     from xpeft_profiles import ProfileStoreError
 
     place = chosen_place(context, store=store, tenant=tenant, url=url, api_key=api_key, tls=ClientTls(**https))
-    if isinstance(place, StorePlace) and (path := missing_file(place)) is not None:
-        fail(f"there is no file {path}, which the store {place.url!r} names; nothing was written")
+    if isinstance(place, StorePlace) and (path := missing_store(place)) is not None:
+        fail(f"there is no store in {path}, which {place.url!r} names; nothing was written")
     refusals = Refusals(None)
     progress = TransferProgress("exported", total=None)
     try:
-        with opened_target(target, force=force) as opened, progress.shown():
+        with termination_as_exit(), opened_target(target, force=force) as opened, progress.shown():
             run = _Export(opened, progress, refusals)
             written = run.from_server(place) if isinstance(place, ServerPlace) else asyncio.run(run.from_store(place))
             if not written:
@@ -101,7 +99,7 @@ class _Export:
         """Raises: ProfileStoreError, OSError."""
         from xpeft_profiles.transfer import export_profiles
 
-        store = open_store_at(place)
+        store = open_store_at(place, read_only=True)
         await store.open()
         try:
             return await export_profiles(store, self._target, tenant=place.tenant, on_page=self._show)
@@ -132,14 +130,19 @@ class _Export:
 
 def _file(client: KeptProfilesClient, name: str) -> bytes | Refusal | None:
     """None if it is not there any more."""
+    from xpeft_profiles import ProfileInvalid, RecordDamaged, check_name
     from xpeft_profiles.transfer import Refusal
+    from xpeft_server.engine.errors import ProfileNotFound
 
     try:
+        check_name(name)
         return client.file(name)
-    except Refused as refusal:
-        if refusal.code == _GONE:
+    except ProfileInvalid as error:
+        return Refusal(name, name, error.message)
+    except ServerRefused as refusal:
+        if refusal.code == ProfileNotFound.code:
             return None
-        if refusal.code == _DAMAGED:
+        if refusal.code == RecordDamaged.code:
             return Refusal(name, name, refusal.reason)
         raise
 

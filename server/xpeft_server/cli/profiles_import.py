@@ -22,10 +22,10 @@ from .profiles_place import (
     StoreUrl,
     Tenant,
     chosen_place,
-    missing_file,
+    missing_store,
     open_store_at,
 )
-from .refusals import Refusals, open_refusals
+from .refusals import Refusals, RefusalsFailed, open_refusals
 from .screen import fail, say
 from .transfer_progress import TransferProgress
 
@@ -51,7 +51,12 @@ def import_command(
     url: ServerUrl = None,
     api_key: ApiKey = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and say what would be done, but write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the entries and say what would be done, but write nothing. A server's limits and what the key"
+            " may do are not checked.",
+        ),
     ] = False,
     keep_existing: Annotated[
         bool, typer.Option("--keep-existing", help="Leave profiles alone that are there with another version.")
@@ -75,7 +80,10 @@ def import_command(
     place = chosen_place(context, store=store, tenant=tenant, url=url, api_key=api_key, tls=ClientTls(**https))
     totals = Totals()
     try:
-        with closing(open_source(source, max_bytes=max_profile_bytes)) as opened, open_refusals(errors) as refusals:
+        with (
+            closing(open_source(source, max_bytes=max_profile_bytes)) as opened,
+            open_refusals(errors, source=source) as refusals,
+        ):
             progress = TransferProgress("checked" if dry_run else "imported", total=opened.bytes_total)
             run = _Import(opened, progress, refusals, totals, max_bytes=max_profile_bytes)
             with progress.shown():
@@ -83,11 +91,11 @@ def import_command(
                     asyncio.run(run.into_server(place, replace=not keep_existing, dry_run=dry_run))
                 else:
                     asyncio.run(run.into_store(place, replace=not keep_existing, dry_run=dry_run))
-    except (ProfileStoreError, ClientError) as error:
-        fail(f"{error}; {totals.done} entries were done before: begin again to go on" if totals.done else str(error))
+    except (ProfileStoreError, ClientError, RefusalsFailed) as error:
+        fail(_stopped(error, totals))
     say(_summary(totals, progress.seconds, dry_run=dry_run))
-    if dry_run and isinstance(place, StorePlace) and (path := missing_file(place)) is not None:
-        say(f"there is no file {path} yet; the import would make it")
+    if dry_run and isinstance(place, StorePlace) and (path := missing_store(place)) is not None:
+        say(f"there is no store in {path} yet; the import would make it")
     if totals.refused:
         fail(f"{totals.refused} of {totals.done} entries were refused")
 
@@ -113,8 +121,8 @@ class _Import:
         from xpeft_profiles import MemoryStore
         from xpeft_profiles.transfer import BatchReader, StoreTarget
 
-        store = open_store_at(place)
-        if dry_run and missing_file(place) is not None:
+        store = open_store_at(place, read_only=dry_run)
+        if dry_run and missing_store(place) is not None:
             store = MemoryStore()
         await store.open()
         try:
@@ -144,6 +152,16 @@ class _Import:
     def _show(self, refusals: Sequence[Refusal]) -> None:
         self._refusals.add(refusals)
         self._progress.step(self._totals.done, self._totals.position)
+
+
+def _stopped(error: Exception, totals: Totals) -> str:
+    from xpeft_profiles import SourceInvalid
+
+    if not totals.done:
+        return str(error)
+    # A source that is broken ends at the same place again.
+    advice = "" if isinstance(error, SourceInvalid) else ": begin again to go on"
+    return f"{error}; {totals.done} entries were done before{advice}"
 
 
 def _summary(totals: Totals, seconds: float, *, dry_run: bool) -> str:

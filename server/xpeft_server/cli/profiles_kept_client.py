@@ -7,14 +7,14 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from xpeft_profiles import TooManyProfiles
 from xpeft_server.client_tls import NO_FILES, ClientTls
 
-from .profiles_client import Answer, ProfilesClient, Refused, exchange
+from .profiles_client import Answer, ProfilesClient, ServerRefused, exchange
 
 _TRIES: Final = 6
 _WAIT_MAX: Final = 30.0  # seconds, whatever the server asks for
 _LATER: Final = (429, 503)
-_FINAL_CODES: Final = ("too_many_profiles",)
 
 
 class KeptProfilesClient(ProfilesClient):
@@ -37,8 +37,8 @@ class KeptProfilesClient(ProfilesClient):
         for left in range(_TRIES - 1, -1, -1):
             try:
                 return super()._call(method, path, headers=headers, body=body)
-            except Refused as refusal:
-                if refusal.status not in _LATER or refusal.code in _FINAL_CODES or not left:
+            except ServerRefused as refusal:
+                if refusal.status not in _LATER or refusal.code == TooManyProfiles.code or not left:
                     raise
                 time.sleep(min(refusal.retry_after or 1.0, _WAIT_MAX))
         raise AssertionError("unreachable")

@@ -71,7 +71,7 @@ def chosen_place(
     if len(typed) > 1:
         fail("--store and --url are two places: give one of them")
     if not there:
-        fail("there is no place named: give --store, or --url, or XPEFT_URL")
+        fail("no store or server given: give --store, or --url, or XPEFT_URL")
     if not typed and len(there) > 1:
         fail("XPEFT_STORE and XPEFT_URL are two places: say with --store or --url which of them")
     (name,) = typed or there
@@ -92,29 +92,28 @@ def shown_place(place: StorePlace | ServerPlace) -> str:
     return url if tenant is None else f"{url} of the tenant {tenant!r}"
 
 
-def missing_file(place: StorePlace) -> Path | None:
-    """The store's SQLite file, if it is not there: to open it would make it."""
+def missing_store(place: StorePlace) -> Path | None:
+    """The store's SQLite file, if it is not there or empty: to write to it would make the store."""
     from xpeft_profiles.store_url import SQLITE
 
     if not place.url.startswith(SQLITE):
         return None
     path = Path(place.url.removeprefix(SQLITE))
     try:
-        path.stat()
+        return None if path.stat().st_size else path
     except FileNotFoundError:
         return path
     except (OSError, ValueError):
         return None  # What is wrong with the file or its name is said by who opens it.
-    return None
 
 
-def open_store_at(place: StorePlace) -> ProfileStore:
+def open_store_at(place: StorePlace, *, read_only: bool) -> ProfileStore:
     """Not connected yet. Raises: ProfileStoreError."""
     from xpeft_profiles import check_name, open_store
 
     if place.tenant is not None:
         check_name(place.tenant, param="tenant")
-    store = open_store(place.url)
+    store = open_store(place.url, read_only=read_only)
     if store.scheme == "memory":
         fail(f"store is {place.url!r}: its profiles are in no other process than the server's")
     return store

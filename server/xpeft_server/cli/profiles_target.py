@@ -42,11 +42,14 @@ def opened_target(path: Path, *, force: bool) -> Iterator[Target]:
 
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Target]:
-    """Written beside ``path`` and moved into place at the end."""
+    """Written beside ``path``, or what it leads to, and moved into place at the end."""
     from xpeft_profiles.transfer import FolderTarget
 
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         fail(f"{path} is there already and not an empty folder: give another target")
+    if path.exists() and path.samefile(Path.cwd()):
+        fail(f"{path} is the folder that this command runs in: give another target")
+    path = Path(os.path.realpath(path))
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.draft")
     draft.mkdir()
     try:

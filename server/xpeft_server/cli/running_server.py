@@ -27,7 +27,7 @@ from .front import Front
 from .front_processes import FrontFailed, FrontProcesses
 from .http_front import CLOSING_SECONDS, HttpFront
 from .http_parts import HttpParts
-from .listening import address_of
+from .server_socket import address_of
 from .tuner_assembly import build_tuner
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class RunningServer:
             # What is there by now stays: the collector need not walk through a model and its libraries again and again.
             gc.collect()
             gc.freeze()
-            # Where both want to go on, the device's thread waits no longer for the loop's Python than this.
+            # Longest time the device thread waits for the event loop to release the GIL.
             sys.setswitchinterval(_SWITCH_SECONDS)
             serving = loop.create_task(self._front.serve(self._announce))
             serving.add_done_callback(lambda _: self._stop.set())

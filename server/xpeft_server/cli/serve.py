@@ -11,7 +11,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from xpeft_server.settings import SettingDescription, Settings, SettingsInvalid, describe_settings, load_settings
+from xpeft_server.settings import Settings, SettingsInvalid
+from xpeft_server.settings_source import SettingDescription, describe_settings, load_settings
 
 from .open_files import choose_connections, raise_open_files
 from .server_logging import configure_server_logging
@@ -50,8 +51,8 @@ def _run(settings: Settings, connections: int) -> int:
     from xpeft_server.tenant_limits import LimitsInvalid, choose_tenant_limits
 
     from .http_parts import build_http_parts
-    from .listening import bind
-    from .profile_trace import prepare_profile_trace
+    from .profiler_assembly import prepare_profile_trace
+    from .server_socket import bind
 
     metrics = Metrics(top_profiles=settings.metrics_top_profiles)
     try:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from xpeft_server.settings import SettingsInvalid, check_variable
+from xpeft_server.settings import SettingsInvalid
+from xpeft_server.settings_source import check_variable
 
 from .screen import fail
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import ssl
 from typing import Any
 
 from xpeft_server.pem_files import PemFile, PemInvalid, load_authorities, load_certificate
 from xpeft_server.settings import Settings, SettingsInvalid
-from xpeft_server.watched_file import FileStamp, file_stamp, refresh_for_ever
-
-log = logging.getLogger(__name__)
+from xpeft_server.watched_file import WatchedFile
 
 
 class ServerTls(ssl.SSLContext):
@@ -21,45 +18,25 @@ class ServerTls(ssl.SSLContext):
     Raises: SettingsInvalid, naming setting and file.
     """
 
-    _files: tuple[PemFile, ...]
-    _stamps: list[FileStamp | None]  # of what is used
-    _last: list[FileStamp | None]  # of the last look
-    _current: ssl.SSLContext
-
     def __new__(cls, certificate: PemFile, key: PemFile, client_ca: PemFile | None) -> ServerTls:
         return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
 
     def __init__(self, certificate: PemFile, key: PemFile, client_ca: PemFile | None) -> None:
-        self._files = (certificate, key) if client_ca is None else (certificate, key, client_ca)
-        self._stamps = self._last = self._look()
-        self._current = _context(*self._files)
+        files = (certificate, key) if client_ca is None else (certificate, key, client_ca)
+        self.file = WatchedFile(
+            *(file.path for file in files),
+            read=lambda *_: _context(*files),
+            invalid=SettingsInvalid,
+            content="certificates",
+        )
 
     def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
         """What event loops ask for at a new connection."""
-        return self._current.wrap_bio(*arguments, **options)
-
-    def refresh(self) -> None:
-        """Read the files again if one changed. Files that cannot be used are logged once, change nothing and are read
-        again each time; they do not go together while the one is written and the other is not yet."""
-        stamps = self._look()
-        is_new, self._last = stamps != self._last, stamps
-        if stamps == self._stamps:
-            return
-        try:
-            self._current = _context(*self._files)
-        except SettingsInvalid as error:
-            if is_new:
-                log.error("the certificates stay as they were: %s", error)
-        else:
-            self._stamps = stamps
-            log.info("read %s", ", ".join(map(str, self._files)))
+        return self.file.value.wrap_bio(*arguments, **options)
 
     async def watch(self) -> None:
-        """Refresh once a second, off the event loop, until cancelled."""
-        await refresh_for_ever(self.refresh)
-
-    def _look(self) -> list[FileStamp | None]:
-        return [file_stamp(file.path) for file in self._files]
+        """Keep in step with the files until cancelled."""
+        await self.file.watch()
 
 
 def server_tls(settings: Settings) -> ServerTls | None:

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from xpeft_server.settings import Settings
-from xpeft_tuning.errors import SettingsInvalid
+from xpeft_tuning.errors import TuningSettingsInvalid
 
 from .https_options import https_options, take_https_options
 from .screen import fail
@@ -88,7 +88,7 @@ def tune(  # the options that follow are `https_options` and `learning_options`
     ).meant(context)
     try:
         settings = tuning_settings(options, soft=soft, head=head)
-    except SettingsInvalid as error:
+    except TuningSettingsInvalid as error:
         fail(str(error))
     given = TuningInput(
         data=data,

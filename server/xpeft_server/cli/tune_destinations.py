@@ -14,7 +14,7 @@ import typer
 from xpeft_server.client_tls import ClientTls
 
 from .https_options import refuse_https_options
-from .out_file import check_out_file
+from .out_option import check_out_file
 from .screen import fail
 from .setting_options import is_typed
 
@@ -100,7 +100,7 @@ class Destinations:
             if self.out is not None:
                 sinks.append(FileSink(partial(file_of, self.out), overwrite=overwrite))
             if self.url is not None:
-                sinks.append(ServerSink(self.url, self.api_key, self.tls))
+                sinks.append(stack.enter_context(closing(ServerSink(self.url, self.api_key, self.tls))))
             if self.store is not None:
                 sinks.append(stack.enter_context(closing(StoreSink(self.store, self.tenant or _TENANT))))
             yield sinks

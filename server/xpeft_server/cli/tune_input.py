@@ -46,7 +46,7 @@ class TuningInput:
         return datasets
 
     def model(self) -> Model:
-        """Raises: ModelError, SettingsInvalid (the server's, for a device that is not there)."""
+        """Raises: ModelError, SettingsInvalid for a device that is not there."""
         from xpeft_server.model.bank_source import open_bank
         from xpeft_server.model.plm import load_plm
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
-from xpeft_tuning.errors import SettingsInvalid
+from xpeft_tuning.errors import TuningSettingsInvalid
 from xpeft_tuning.settings import TuningSettings
 
 from .setting_options import setting_options
@@ -160,7 +160,7 @@ Soft = Annotated[
 
 
 def tuning_settings(options: dict[str, Any], *, soft: bool, head: str) -> TuningSettings:
-    """Args: options: of `learning_options`. Raises: SettingsInvalid."""
+    """Args: options: of `learning_options`. Raises: TuningSettingsInvalid."""
     shared, own = _parsed_head(head)
     return TuningSettings(
         kind="soft" if soft else "hard",
@@ -182,5 +182,7 @@ def _parsed_head(text: str) -> tuple[str | None, bool]:
         return None, False
     kind, _, name = text.partition(":")
     if kind not in ("shared", "shared+own") or not name:
-        raise SettingsInvalid(f"head is {text!r}, it must be own, shared:NAME or shared+own:NAME, a head of the bank")
+        raise TuningSettingsInvalid(
+            f"head is {text!r}, it must be own, shared:NAME or shared+own:NAME, a head of the bank"
+        )
     return name, kind == "shared+own"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import closing
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -23,7 +24,8 @@ from xpeft_profiles import (
 from xpeft_server.client_tls import NO_FILES, ClientTls
 from xpeft_server.output_file import output_file
 
-from .profiles_client import ClientError, ProfilesClient, Refused
+from .profiles_client import ClientError, ServerRefused
+from .profiles_kept_client import KeptProfilesClient
 
 T = TypeVar("T")
 _KEYS_AT_ONCE: Final = 1000  # in one question to a store
@@ -87,13 +89,17 @@ class FileSink:
 
 
 class ServerSink:
-    """A running server. Asked at once for its bank and whether the key may write: no mistake shall cost a tuning."""
+    """A running server. Asked at once for its bank and whether the key may write: no mistake shall cost a tuning.
+
+    One that is busy or draining is asked again. To be closed.
+    """
 
     def __init__(self, url: str, api_key: str | None, tls: ClientTls = NO_FILES) -> None:
         try:
-            self._client = ProfilesClient(url, api_key, tls)
-            self.bank = self._client.bank()
-            self._check_role()
+            self._client = KeptProfilesClient(url, api_key, tls)
+            with closing(self._client):  # no server keeps it for as long as the first profile takes
+                self.bank = self._client.bank()
+                self._check_role()
         except ClientError as error:
             raise SinkFailed(str(error)) from None
 
@@ -101,7 +107,7 @@ class ServerSink:
         """By uploading what no profile can be called, which only a key that may write is told. Raises: ClientError."""
         try:
             self._client.put(RESERVED, b"", if_match=None, if_none_match=None)
-        except Refused as refusal:
+        except ServerRefused as refusal:
             if refusal.code != "reserved_name":
                 raise
 
@@ -119,10 +125,13 @@ class ServerSink:
         try:
             answer = self._client.put(name, write_profile_file(profile), if_match=None, if_none_match=None)
         except ClientError as error:
-            refused = isinstance(error, Refused) and error.status in _FOR_GOOD
+            refused = isinstance(error, ServerRefused) and error.status in _FOR_GOOD
             raise (SinkRefused if refused else SinkFailed)(str(error)) from None
         outcome = "created" if answer.status == 201 else "stored"
         return f"{outcome} {name} {answer.headers.get('etag', '').strip(chr(34))}".rstrip()
+
+    def close(self) -> None:
+        self._client.close()
 
 
 class StoreSink:

@@ -11,7 +11,7 @@ from xpeft_server.jobs.errors import InvalidTuning
 from xpeft_server.jobs.request_checks import check_examples
 from xpeft_server.jobs.requests import TuningRequest
 from xpeft_tuning.dataset import VALUE, Dataset, Example, Split
-from xpeft_tuning.errors import DatasetInvalid, DataTooSmall, SettingsInvalid
+from xpeft_tuning.errors import DatasetInvalid, DataTooSmall, TuningSettingsInvalid
 from xpeft_tuning.learnable import head_labels, learnable_parts
 from xpeft_tuning.settings import TuningSettings
 
@@ -74,7 +74,7 @@ class TuningChecks:
     def _settings(self, request: TuningRequest) -> TuningSettings:
         try:
             settings = TuningSettings(**request.settings)
-        except SettingsInvalid as error:
+        except TuningSettingsInvalid as error:
             raise InvalidTuning(f"settings: {error}", param="settings") from None
         adapters, heads = self._geometry.adapters, self._geometry.shared_heads
         if settings.kind == "hard" and settings.chosen(adapters) > adapters:

@@ -53,10 +53,8 @@ class Worker:
 
     def tune(self, job: dict[str, Any]) -> bool:
         """Answer one job; False if this process is in no state to do another, which the answer says too."""
-        from xpeft_server.model.bank_errors import BankError
         from xpeft_server.model.errors import ModelError
-        from xpeft_tuning.errors import SettingsInvalid as TuningSettingsInvalid
-        from xpeft_tuning.errors import TuningError
+        from xpeft_tuning.errors import TuningError, TuningSettingsInvalid
 
         try:
             dataset = _dataset(job)
@@ -65,7 +63,7 @@ class Worker:
             self._fail(error, code="invalid_settings", type_="invalid_request_error", param="settings")
         except TuningError as error:
             self._fail(error, code="invalid_examples", type_="invalid_request_error", param="examples")
-        except (ModelError, BankError, SettingsInvalid) as error:
+        except (ModelError, SettingsInvalid) as error:
             self._fail(error, code="tuning_failed", type_="server_error")
         except Exception as error:
             logger.exception("a job failed")

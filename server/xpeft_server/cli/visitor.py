@@ -1,4 +1,4 @@
-"""Who comes when every connection is taken: a probe is answered all the same, anybody else is told to come again."""
+"""Connections beyond the limit: probes are answered, others get 503."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from xpeft_server.jobs.errors import TuningFailed, WorkerDied
 from xpeft_server.jobs.requests import TuningRequest
 from xpeft_server.jobs.worker_port import Progress, Tuned
-from xpeft_server.settings import PREFIX
+from xpeft_server.settings_source import PREFIX
 
 from .tuning_checks import dataset_of
 from .worker_frames import Frame, encode_frame, receive_frame

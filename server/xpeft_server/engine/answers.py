@@ -9,14 +9,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .requests import Classification, ClassifyAnswer
+from .requests import ClassifiedText, ClassifyAnswer
 from .ticket import Ticket
 
 _FEW: Final = 16
 """Labels; which way is taken depends on nothing else, so that an answer's bits do not."""
 
 
-def classifications(logits: Sequence[NDArray[np.float32]], labels: tuple[str, ...]) -> tuple[Classification, ...]:
+def classified_texts(logits: Sequence[NDArray[np.float32]], labels: tuple[str, ...]) -> tuple[ClassifiedText, ...]:
     """Softmax in float64; the label is the first of the likeliest. One label is regression: its raw value.
 
     Args:
@@ -24,10 +24,10 @@ def classifications(logits: Sequence[NDArray[np.float32]], labels: tuple[str, ..
     """
     count = len(labels)
     if count == 1:
-        return tuple(Classification(labels[0], float(each[0]), (), 1) for each in logits)
+        return tuple(ClassifiedText(labels[0], float(each[0]), (), 1) for each in logits)
     softmax = _softmax_of_few if count <= _FEW else _softmax
     return tuple(
-        Classification(labels[best], probs[best], probs, count)
+        ClassifiedText(labels[best], probs[best], probs, count)
         for probs, best in ((softmax(each), int(each.argmax())) for each in logits)
     )
 
@@ -52,7 +52,7 @@ def answer_of(ticket: Ticket) -> ClassifyAnswer:
     return ClassifyAnswer(
         profile_version=ticket.profile.version,
         labels=labels,
-        data=classifications([each for each in ticket.logits if each is not None], labels),
+        data=classified_texts([each for each in ticket.logits if each is not None], labels),
         prompt_tokens=ticket.tokens,
         queue_time=ticket.waited,
         inference_time=ticket.inference_time,

@@ -132,7 +132,7 @@ class Engine:
         """
         self._check_open()
         accepted = time.monotonic()
-        check_inputs(request, self.info.max_inputs)
+        check_inputs(request)
         with self._permits.admitted(request.profile.tenant, len(request.inputs)) as permit:
             with request.journey.stage("tokenise", texts=len(request.inputs)):
                 texts = await self._tokenizer.encode(request)

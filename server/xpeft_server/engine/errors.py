@@ -9,12 +9,15 @@ EngineError
 ├── ProfileHasNoHead      it steers the model but cannot classify
 ├── WrongBank             the profile was made for another bank than the one loaded
 ├── DamagedProfile        the store's record fails its checksum: this profile alone is affected
+├── InternalError         a bug of ours
 ├── Overloaded            the queue is full; try again after ``retry_after`` seconds
 │   └── LimitReached      the tenant has what it may have
 └── Unavailable           store down, server stopping or device lost; ``retry_after`` seconds
 """
 
 from __future__ import annotations
+
+from xpeft_profiles import BankMismatch, RecordDamaged
 
 
 class EngineError(Exception):
@@ -53,11 +56,11 @@ class ProfileHasNoHead(EngineError):
 
 
 class WrongBank(EngineError):
-    code = "wrong_bank"
+    code = BankMismatch.code
 
 
 class DamagedProfile(EngineError):
-    code = "damaged_profile"
+    code = RecordDamaged.code
 
 
 class InternalError(EngineError):

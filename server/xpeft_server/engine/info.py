@@ -26,6 +26,7 @@ def engine_info(classifier: Classifier, decoder: Decoder | None, limits: EngineL
         queue_limit=limits.queue_limit,
         queue_token_limit=limits.queue_token_limit,
         max_inputs=limits.max_inputs,
+        max_total_tokens=0 if decoder is None else decoder.limit,
         max_sequences=limits.max_sequences if decoder is not None else 0,
         kv_tokens=0 if decoder is None else decoder.cache.tokens,
         graphs=classifier.graphs.graphs + steps.graphs,

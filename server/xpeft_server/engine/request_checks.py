@@ -9,11 +9,9 @@ from .profile_cache import CachedProfile
 from .requests import ClassifyRequest
 
 
-def check_inputs(request: ClassifyRequest, most: int) -> None:
+def check_inputs(request: ClassifyRequest) -> None:
     if not request.inputs:
         raise InvalidInput("input is empty: give at least one text", param="input")
-    if len(request.inputs) > most:
-        raise InvalidInput(f"input has {len(request.inputs)} texts, more than the {most} of one request", param="input")
     for index, (text, pair) in enumerate(request.inputs):
         if not text or pair == "":
             raise InvalidInput(f"input {index} is an empty text", param="input")

@@ -33,7 +33,7 @@ class ClassifyRequest:
     journey: Journey = field(default_factory=Journey, compare=False, repr=False)
 
 
-class Classification(NamedTuple):
+class ClassifiedText(NamedTuple):
     """One text's answer.
 
     ``label`` is the argmax of ``probs`` and ``score`` its probability; with one class it is regression:
@@ -55,7 +55,7 @@ class ClassifyAnswer:
 
     profile_version: str
     labels: tuple[str, ...]
-    data: tuple[Classification, ...]
+    data: tuple[ClassifiedText, ...]
     prompt_tokens: int
     queue_time: float
     inference_time: float
@@ -118,20 +118,23 @@ class LikelyToken(NamedTuple):
 
 
 class ChosenToken(NamedTuple):
-    """A generated token and the likeliest ones in its place, the likeliest first; before temperature and limits."""
+    """A generated token and the likeliest ones in its place, the likeliest first; before temperature and limits.
+
+    ``special``: it adds nothing to the text, its ``token.text`` is a name.
+    """
 
     token: LikelyToken
     likeliest: tuple[LikelyToken, ...]
+    special: bool = False
 
 
 class Started(NamedTuple):
     """The first news of an answer: its first token is there. ``profile_version`` is None for the bare PLM.
 
-    ``verified``: as in `ClassifyAnswer`.
+    ``queue_time`` is in seconds; ``verified``: as in `ClassifyAnswer`.
     """
 
     profile_version: str | None
-    prompt_tokens: int
     queue_time: float
     verified: bool = True
 
@@ -150,12 +153,11 @@ class Piece(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The last news of an answer. Times in seconds."""
+    """The last news of an answer. ``inference_time`` is in seconds."""
 
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
-    queue_time: float
     inference_time: float
 
 
@@ -175,8 +177,10 @@ class EngineStatus:
 class EngineInfo:
     """Facts for /info: nothing of any tenant. Lengths in tokens, sizes in requests, tokens or slots.
 
-    ``max_sequences`` and ``kv_tokens`` are 0 where the model does not generate. ``graphs`` counts CUDA graphs, of
-    batches of up to ``graph_tokens`` and of steps of up to ``graph_step_tokens``, and ``graph_bytes`` their memory.
+    ``max_total_tokens``: of a prompt and its answer together, less than ``context_length`` where keys and values have
+    less room. It, ``max_sequences`` and ``kv_tokens`` are 0 where the model does not generate. ``graphs`` counts CUDA
+    graphs, of batches of up to ``graph_tokens`` and of steps of up to ``graph_step_tokens``, and ``graph_bytes`` their
+    memory.
     """
 
     plm: str
@@ -191,6 +195,7 @@ class EngineInfo:
     queue_limit: int
     queue_token_limit: int
     max_inputs: int
+    max_total_tokens: int = 0
     max_sequences: int = 0
     kv_tokens: int = 0
     graphs: int = 0

@@ -3,6 +3,7 @@
 JobsError
 ├── TuningOff             this server takes no jobs
 ├── InvalidTuning         a field of the request cannot be used (``param`` names it)
+│   └── TooManyRows       more examples than one job may have
 ├── JobNotFound
 ├── JobFinished           it is over, so it cannot be cancelled
 └── JobFailure            what a job that was accepted ends with

@@ -6,7 +6,15 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from xpeft_profiles import BankMismatch, JobKey, PreconditionFailed, ProfileInvalid, StoreUnavailable, TooManyProfiles
+from xpeft_profiles import (
+    BankMismatch,
+    JobKey,
+    PreconditionFailed,
+    ProfileInvalid,
+    ProfileStoreError,
+    StoreUnavailable,
+    TooManyProfiles,
+)
 
 from .errors import JobFailure
 
@@ -18,12 +26,12 @@ INTERRUPTED: Final[Mapping[str, Any]] = {
     "param": None,
     "code": "interrupted",
 }
-_KINDS: Final[Mapping[type[Exception], tuple[str, str]]] = {
-    PreconditionFailed: ("precondition_error", "precondition_failed"),
-    TooManyProfiles: ("overloaded_error", "too_many_profiles"),
-    BankMismatch: ("conflict_error", "wrong_bank"),
-    ProfileInvalid: ("invalid_request_error", "invalid_profile"),
-    StoreUnavailable: ("unavailable_error", "store_unavailable"),
+_TYPES: Final[Mapping[type[ProfileStoreError], str]] = {
+    PreconditionFailed: "precondition_error",
+    TooManyProfiles: "overloaded_error",
+    BankMismatch: "conflict_error",
+    ProfileInvalid: "invalid_request_error",
+    StoreUnavailable: "unavailable_error",
 }
 
 
@@ -31,9 +39,9 @@ def failure_of(error: Exception, job: JobKey) -> dict[str, Any]:
     """``message``, ``type``, ``param`` and ``code``, as in the envelope of the API. A bug of ours is logged."""
     if isinstance(error, JobFailure):
         return _failure(error.message, error.type, error.code, error.param)
-    for kind, (type_, code) in _KINDS.items():
+    for kind, type_ in _TYPES.items():
         if isinstance(error, kind):
-            return _failure(str(error), type_, code, getattr(error, "param", None))
+            return _failure(error.message, type_, error.code, getattr(error, "param", None))
     logger.error("tuning job %s of tenant %s failed unexpectedly", job.id, job.tenant, exc_info=error)
     return _failure("the server failed", "server_error", "internal_error", None)
 

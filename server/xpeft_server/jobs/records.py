@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from xpeft_profiles import JobKey, JobRecord, JobStore, RecordDamaged, StoredJob
 
+from .errors import JobNotFound
 from .failures import INTERRUPTED
 from .job import Job
 from .process_identity import provably_dead
@@ -30,11 +31,14 @@ class Records:
         self._is_dead = is_dead
         self.own: dict[JobKey, Job] = {}
 
-    async def get(self, key: JobKey) -> JobRecord | None:
+    async def get(self, key: JobKey) -> JobRecord:
+        """Raises: JobNotFound, StoreUnavailable."""
         if key in self.own:
             return self.own[key].record
         stored = await self._store.get(key)
-        return None if stored is None else await self._judged(stored)
+        if stored is None:
+            raise JobNotFound(f"there is no job {key.id[:80]!r}", param="id")
+        return await self._judged(stored)
 
     async def page(self, tenant: str, *, limit: int, cursor: str | None) -> tuple[list[JobRecord], str | None]:
         """Newest first, and the cursor of the next page."""

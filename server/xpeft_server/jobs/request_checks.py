@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from xpeft_profiles.errors import shown
+from xpeft_profiles.halves import FLOAT16_MAX
 
 from .errors import InvalidTuning, TooManyRows
 from .requests import TuningExample, TuningRequest
 
 _LABELLED: Final = {"text": "text", "label": "label", "text_pair": "text_pair"}
 _COMPLETED: Final = {"text": "prompt", "label": "completion"}
-_LARGEST: Final = 65_504.0  # of float16, in which a profile keeps its head
 
 
 def check_examples(request: TuningRequest, most: int) -> None:
@@ -41,8 +41,8 @@ def _check_example(number: int, row: TuningExample, first: TuningExample, names:
             raise _wrong(number, name, "is empty")
     if isinstance(row.label, float) is not isinstance(first.label, float):
         raise _wrong(number, "label", f"is {shown(row.label)}; either all labels are numbers or none is")
-    if isinstance(row.label, float) and not abs(row.label) <= _LARGEST:
-        raise _wrong(number, "label", f"is {row.label}, it must be a number from -{_LARGEST} to {_LARGEST}")
+    if isinstance(row.label, float) and not abs(row.label) <= FLOAT16_MAX:
+        raise _wrong(number, "label", f"is {row.label}, it must be a number from -{FLOAT16_MAX} to {FLOAT16_MAX}")
     if (row.split is None) is not (first.split is None):
         raise _wrong(number, "split", f"is {row.split!r}; either every example has a split or none does")
 

@@ -101,10 +101,7 @@ class Tuner:
 
     async def get(self, key: JobKey) -> JobRecord:
         """Raises: JobNotFound, StoreUnavailable."""
-        record = await self._records.get(key)
-        if record is None:
-            raise JobNotFound(f"there is no job {key.id[:80]!r}", param="id")
-        return record
+        return await self._records.get(key)
 
     async def list(self, tenant: str, *, limit: int, cursor: str | None) -> tuple[list[JobRecord], str | None]:
         """A page, newest first, and the cursor of the next. Raises: CursorInvalid, StoreUnavailable."""
@@ -235,6 +232,8 @@ class Tuner:
                 return None
             try:
                 record = await self._records.get(key)
+            except JobNotFound:
+                return None
             except StoreUnavailable:
                 continue
             if record != seen:

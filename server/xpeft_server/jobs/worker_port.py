@@ -1,4 +1,4 @@
-"""Whoever tunes, as the jobs see it."""
+"""The worker interface that jobs depend on."""
 
 from __future__ import annotations
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from xpeft_profiles.names import NAME_PATTERN, NAME_RULE
+
 from .bank_errors import BankInvalid
 from .fingerprint import DTYPE_NAMES
-
-_HEAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def check_adapters(tensors: Mapping[str, Tensor]) -> None:
@@ -46,10 +45,8 @@ def check_adapters(tensors: Mapping[str, Tensor]) -> None:
 
 def check_head(name: str, weight: Tensor, bias: Tensor, labels: Sequence[str], *, hidden: int) -> None:
     """Check one shared head: weight [C,H], bias [C], C distinct labels. Raises: BankInvalid."""
-    if not _HEAD_NAME.fullmatch(name):
-        raise BankInvalid(
-            f"shared head {name!r}: a name is a letter or digit, then up to 127 letters, digits, '.', '_', '-'"
-        )
+    if NAME_PATTERN.fullmatch(name) is None:
+        raise BankInvalid(f"shared head {name!r}: a name is {NAME_RULE}")
     if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != hidden:
         raise BankInvalid(
             f"heads.{name}.weight has the shape {list(weight.shape)}, it must be [C, {hidden}] "

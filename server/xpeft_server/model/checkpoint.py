@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from .errors import ModelUnusable
 from .families import Family, rope_settings
+from .generation_config import end_tokens, warn_of_unapplied
 from .vocabulary_head import VocabularyHead
 
 _HEAD_WEIGHT: Final = "lm_head.weight"
@@ -68,8 +69,10 @@ def read_weights(source: str, config: PreTrainedConfig, family: Family, dtype: t
     if not family.decoder:
         return Weights(model, None, frozenset())
     generates = _looks_back_only(model) and _HEAD_WEIGHT not in missing
-    head = VocabularyHead(model.get_parameter(_HEAD_WEIGHT)) if generates else None
-    return Weights(model.base_model, head, _ends(model))
+    if not generates:
+        return Weights(model.base_model, None, end_tokens(model))
+    warn_of_unapplied(source, model)
+    return Weights(model.base_model, VocabularyHead(model.get_parameter(_HEAD_WEIGHT)), end_tokens(model))
 
 
 def _make_constant(rope: dict[str, Any]) -> None:
@@ -110,9 +113,3 @@ def _looks_back_only(model: PreTrainedModel) -> bool:
     if getattr(model.config, "sliding_window", None):
         raise ModelUnusable("plm: is_causal is false beside a sliding_window, which is not supported")
     return False
-
-
-def _ends(model: PreTrainedModel) -> frozenset[int]:
-    """What the checkpoint's generation_config.json names, or its config.json: a token, or several."""
-    named = model.generation_config.eos_token_id if model.generation_config is not None else None
-    return frozenset([named] if isinstance(named, int) else named or ())

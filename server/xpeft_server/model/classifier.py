@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xpeft_kernels import apply_heads, chosen_implementations
+from xpeft_kernels import FEW_TOKENS, apply_heads, chosen_implementations
 
 from .bank import Bank
 from .graphs.attention_choice import choose_attention
@@ -46,6 +46,7 @@ class Classifier:
         slots: profiles that can be resident at once.
         head_rows: label rows for the resident profiles' own heads.
         graph_tokens: on a GPU, batches of up to so many tokens run as CUDA graphs, captured by `warm_up`; 0 for none.
+    Raises: ModelUnusable if the device has no memory for the bank, or for so many slots.
     """
 
     def __init__(self, plm: Plm, bank: Bank, *, slots: int, head_rows: int, graph_tokens: int = 0) -> None:
@@ -84,7 +85,9 @@ class Classifier:
         buffers = self.buffers
         buffers.warm_up(self.geometry)
         first = np.zeros(64, np.int32)
-        pooled = self._pooled([TokenizedText(first, first)], [buffers.bare_slot])
+        # How many tokens there are matters to kernels that are compiled at first use.
+        for count in (1, FEW_TOKENS // first.size + 1) if self.asynchronous else (1,):
+            pooled = self._pooled([TokenizedText(first, first)] * count, [buffers.bare_slot] * count)
         self._logits(pooled.vectors, np.array([buffers.spare_head_row]), np.zeros(1, np.int64))
         if self._graphs is not None:
             self._graphs.capture()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .device_memory import room_for
 from .errors import ModelUnusable
 from .graphs.graph_set import GraphFacts
 from .graphs.graphed_step import GraphedStep
@@ -61,10 +62,17 @@ class Decoder:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Capture the graphs, where there are any."""
+        """Everything that a step launches, so that none pays for what is done at first use, and graphs."""
+        if not self._buffers.lanes.asynchronous:
+            return
+        # A text's first token, and the last of the longest: of many known tokens the sums may be made in parts.
+        for past in (0, self.limit - 1):
+            row = self.cache.claim(past + 1)
+            self.step([Chunk(np.zeros(1, np.int32), past, row, self._buffers.bare_slot, asks=True)])
+            self.cache.release(row)
         if self._graphs is not None:
             self._graphs.capture()
-            self._buffers.lanes.synchronize()
+        self._buffers.lanes.synchronize()
 
     @property
     def limit(self) -> int:
@@ -112,10 +120,5 @@ def kv_shape(plm: Plm) -> KvShape:
 
 def _cache(plm: Plm, tokens: int, kind: type[KvCache | KvArena]) -> KvStore[Any]:
     shape = kv_shape(plm)
-    try:
+    with room_for(f"kv_tokens: {tokens} tokens of keys and values take {tokens * shape.token_bytes} bytes", plm.device):
         return kind(shape, tokens=tokens, context=plm.tokenizer.limit)
-    except torch.OutOfMemoryError as error:
-        needed = tokens * shape.token_bytes
-        raise ModelUnusable(
-            f"kv_tokens: {tokens} tokens of keys and values take {needed} bytes, which {plm.device} has no memory for"
-        ) from error

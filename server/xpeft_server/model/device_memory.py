@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import torch
+
+from .errors import ModelUnusable
 
 # Where it is a plain RuntimeError: what torch's allocators for CPUs say, and libraries on CUDA that have their own.
 _WORDS: Final = (
@@ -22,6 +26,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+@contextmanager
+def room_for(what: str, device: torch.device | str) -> Iterator[None]:
+    """Around what is kept on ``device`` from the start on.
+
+    Args:
+        what: the setting, and how many bytes it takes.
+    Raises: ModelUnusable if the device has no memory for so many.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelUnusable(f"{what}, which {device} has no memory for") from error
 
 
 def reclaim_memory(error: BaseException) -> None:

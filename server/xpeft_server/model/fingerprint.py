@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from xpeft_profiles.texts import FINGERPRINT
+
 DTYPE_NAMES: dict[torch.dtype, str] = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """The float types that are hashed and stored, under the names that safetensors gives them."""
-
-_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def fingerprint(header: Mapping[str, object], tensors: Iterable[Tensor]) -> str:
@@ -36,7 +35,7 @@ def fingerprint(header: Mapping[str, object], tensors: Iterable[Tensor]) -> str:
 
 def is_fingerprint(text: str) -> bool:
     """Whether ``text`` is ``sha256:`` and 64 lower-case hexadecimal digits."""
-    return _FINGERPRINT.fullmatch(text) is not None
+    return FINGERPRINT.fullmatch(text) is not None
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

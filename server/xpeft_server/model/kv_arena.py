@@ -53,11 +53,6 @@ class KvArena:
         return self._lengths[-1]
 
     @property
-    def bytes(self) -> int:
-        """Memory that is held, from the beginning on."""
-        return self.states.numel() * self.states.itemsize
-
-    @property
     def scratch(self) -> int:
         """The token that is no sequence's: what fillers leave goes there, and nobody reads it."""
         return self._ranges.total

@@ -59,11 +59,6 @@ class KvStore(Protocol[Row]):
         """Tokens of the longest row: what one sequence can have."""
         ...
 
-    @property
-    def bytes(self) -> int:
-        """Memory that is held."""
-        ...
-
     def claim(self, tokens: int, *, spare: int = 0) -> Row | None:
         """A row for a sequence of so many tokens; None if it does not fit beside the others and ``spare``."""
         ...

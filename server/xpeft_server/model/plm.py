@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from .adapted import AdapterContext, Adapters, install_adapters
 from .attention import PACKED_ATTENTION
 from .checkpoint import model_type, read_config, read_weights
+from .device_memory import room_for
 from .errors import ModelError, ModelUnusable
 from .families import Family, family_of, first_position, position_limit
 from .graphs.placed_batch import PlacedBatch
@@ -98,7 +99,8 @@ class Plm:
 def load_plm(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Plm:
     """Load from a path, a hub id, or the installed default.
 
-    Raises: UnsupportedModel for another family; ModelUnusable if files are missing or do not fit, or no hub answers.
+    Raises: UnsupportedModel for another family; ModelUnusable if files are missing or do not fit, no hub answers, or
+        the device has no memory for the weights.
     """
     source = _locate(name)
     check_hub(source)
@@ -141,9 +143,11 @@ def prepared(
     feed_forward = _last_matrix(model, family).numel() // facts.hidden if torch.device(device).type == "cpu" else 0
     model.set_attn_implementation(PACKED_ATTENTION)
     context = install_adapters(model, family)
-    for module in (model, vocabulary_head):
-        if module is not None:
-            module.requires_grad_(False).train(False).to(device)
+    weights = sum(each.nbytes for each in model.parameters())
+    with room_for(f"plm: the weights of {name!r} take {weights} bytes", device):
+        for module in (model, vocabulary_head):
+            if module is not None:
+                module.requires_grad_(False).train(False).to(device)
     return Plm(
         name=name,
         model=model,

@@ -24,6 +24,7 @@ from xpeft_kernels import (
 from xpeft_profiles import BankGeometry, Profile
 
 from .bank import Bank
+from .device_memory import room_for
 from .lanes import Mark, lanes_of
 from .recorded import recorded
 from .slot_readers import SlotReaders
@@ -76,6 +77,7 @@ class SlotBuffers:
         adapters: ``[L, S + 1, D']`` rows of the form, dtype of the model; the last is all zeros, an adapter that
             changes nothing: rows of the bare PLM in a batch with others.
         head_weight, head_bias: ``[rows, H]`` and ``[rows]`` float32; the last row is all zeros, and nobody's.
+    Raises: ModelUnusable if the device has no memory for the bank, or for so many slots.
     """
 
     def __init__(self, bank: Bank, *, slots: int, head_rows: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -84,14 +86,19 @@ class SlotBuffers:
         self.own_head_rows = head_rows
         self._readers = SlotReaders()
         # On CPU rows are added up in float32, which is how they are kept there.
-        self.bank = bank_rows(bank, device=device, dtype=torch.float32 if device.type == "cpu" else dtype)
-        # Not zeroed: on CPU a slot takes memory when it is first filled, and no other is ever read.
-        self.adapters = torch.empty(bank.blocks, slots + 1, self.form.slot_row, device=device, dtype=dtype)
-        self.adapters[:, slots].zero_()
+        kept = torch.float32 if device.type == "cpu" else dtype
+        bank_bytes = bank.blocks * bank.adapters * self.form.bank_row * kept.itemsize
+        with room_for(f"bank: {bank.adapters} adapters for each block take {bank_bytes} bytes", device):
+            self.bank = bank_rows(bank, device=device, dtype=kept)
         shared = {name: head.weight.shape[0] for name, head in bank.heads.items()}
         total = head_rows + sum(shared.values()) + 1
-        self.head_weight = torch.empty(total, bank.hidden, device=device)
-        self.head_bias = torch.empty(total, device=device)
+        slot_bytes = bank.blocks * self.form.slot_row * dtype.itemsize
+        with room_for(f"slots: {slots} of {slot_bytes} bytes", device):
+            # Not zeroed: on CPU a slot takes memory when it is first filled, and no other is ever read.
+            self.adapters = torch.empty(bank.blocks, slots + 1, self.form.slot_row, device=device, dtype=dtype)
+            self.head_weight = torch.empty(total, bank.hidden, device=device)
+            self.head_bias = torch.empty(total, device=device)
+        self.adapters[:, slots].zero_()
         self.head_weight[-1:].zero_()
         self.head_bias[-1:].zero_()
         self.shared_head_rows: dict[str, NDArray[np.int64]] = {}

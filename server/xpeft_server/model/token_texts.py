@@ -33,6 +33,7 @@ class TokenTexts:
 
     Attributes:
         byte_level: which of the two it is.
+        special: names of the special tokens, which add nothing to a text.
         drops_first_space: of a text that begins with a space the tokenizer leaves it out.
     Raises: ModelUnusable if the tokenizer's decoder is one whose tokens mean different texts in different company.
     """
@@ -46,7 +47,7 @@ class TokenTexts:
         self._decoder: Decoder | None = decoder
         self._byte_fallback = "ByteFallback" in steps
         self._tokenizer = tokenizer
-        self._special = {
+        self.special = {
             id_: token.content for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special
         }
         self._parts: dict[int, str | bytes] = {}
@@ -61,13 +62,13 @@ class TokenTexts:
 
     def told(self, token: int) -> TokenText:
         """What it adds, and a special token's name; nothing for an id that no token has."""
-        part = self._special.get(token) or self.part(token)
+        part = self.special.get(token) or self.part(token)
         if isinstance(part, str):
             return TokenText(part, part.encode())
         return TokenText(part.decode(errors="replace"), part)
 
     def _new_part(self, token: int) -> str | bytes:
-        written = None if token in self._special else self._tokenizer.id_to_token(token)
+        written = None if token in self.special else self._tokenizer.id_to_token(token)
         if written is None:
             return b"" if self.byte_level else ""
         if self.byte_level:

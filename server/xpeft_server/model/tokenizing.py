@@ -111,6 +111,10 @@ class TextTokenizer:
         """The text and the bytes that a token adds to a text, a special token's name."""
         return self.texts.told(token)
 
+    def is_special(self, token: int) -> bool:
+        """Whether it adds nothing to a text, and has a name only."""
+        return token in self.texts.special
+
 
 def _tokenized(encoding: Encoding) -> TokenizedText:
     return TokenizedText(np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32))

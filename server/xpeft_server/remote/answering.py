@@ -10,7 +10,7 @@ from xpeft_server.api.engine_port import EnginePort
 from xpeft_server.engine.errors import EngineError
 from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, GenerateRequest, Journey, News, Piece
 
-from .refused import Refused
+from .error_value import ErrorValue
 from .trail import Follower, Recorder, Trail
 
 
@@ -18,23 +18,23 @@ from .trail import Follower, Recorder, Trail
 class Outcome:
     """What became of a request to classify."""
 
-    result: ClassifyAnswer | Refused
+    result: ClassifyAnswer | ErrorValue
     trail: Trail
 
 
 async def classify(engine: EnginePort, request: ClassifyRequest) -> Outcome:
     """Never raises an EngineError. Cancelling it withdraws the request."""
     recorder = Recorder(request.journey)
-    result: ClassifyAnswer | Refused
+    result: ClassifyAnswer | ErrorValue
     try:
         result = await engine.classify(request)
     except EngineError as error:
-        result = Refused.of(error)
+        result = ErrorValue.of(error)
     return Outcome(result, recorder.trail())
 
 
-async def generate(engine: EnginePort, request: GenerateRequest) -> AsyncGenerator[News | Refused | Trail, None]:
-    """A trail before the first news, before the last and after it; `Refused` is the last news that comes.
+async def generate(engine: EnginePort, request: GenerateRequest) -> AsyncGenerator[News | ErrorValue | Trail, None]:
+    """A trail before the first news, before the last and after it; `ErrorValue` is the last news that comes.
 
     Never raises an EngineError. Closing it withdraws the request.
     """
@@ -47,12 +47,12 @@ async def generate(engine: EnginePort, request: GenerateRequest) -> AsyncGenerat
                 yield each
     except EngineError as error:
         yield recorder.trail()
-        yield Refused.of(error)
+        yield ErrorValue.of(error)
     else:
         yield recorder.trail()
 
 
-async def heard(items: AsyncGenerator[News | Refused | Trail, None], journey: Journey) -> AsyncGenerator[News, None]:
+async def heard(items: AsyncGenerator[News | ErrorValue | Trail, None], journey: Journey) -> AsyncGenerator[News, None]:
     """In the caller: the news among what `generate` tells; the rest is noted in the journey. Closes ``items``.
 
     Raises: EngineError.
@@ -63,7 +63,7 @@ async def heard(items: AsyncGenerator[News | Refused | Trail, None], journey: Jo
             async for item in items:
                 if isinstance(item, Trail):
                     follower.follow(item)
-                elif isinstance(item, Refused):
+                elif isinstance(item, ErrorValue):
                     raise item.error()
                 else:
                     follower.hear(item)

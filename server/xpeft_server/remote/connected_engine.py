@@ -25,9 +25,9 @@ from xpeft_server.engine.requests import (
 )
 
 from .answering import classify, generate, heard
+from .error_value import ErrorValue
 from .peer import Method, Peer
 from .plain import Plain, outcome_of, plain_outcome, plain_request, request_of
-from .refused import Refused
 from .trail import Follower
 
 _LOOK_SECONDS: Final = 0.1
@@ -71,7 +71,7 @@ class ConnectedEngine:
     def __init__(self, peer: Peer, *, queue_seconds: float) -> None:
         self._peer = peer
         self._closed_seconds = min(_CLOSED_SECONDS, _CLOSED_SHARE * queue_seconds)
-        self._closed: dict[str, tuple[float, Refused]] = {}  # tenant → until when, in monotonic seconds, and why
+        self._closed: dict[str, tuple[float, ErrorValue]] = {}  # tenant → until when, in monotonic seconds, and why
         self._state: EngineState | None = None
         self._states: AsyncGenerator[EngineState, None] | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -110,12 +110,12 @@ class ConnectedEngine:
         """Raises: EngineError."""
         follower = Follower(request.journey)
         answer = await self._peer.call("classify", *plain_request(request))
-        if isinstance(answer, Refused):
+        if isinstance(answer, ErrorValue):
             self._close(request.profile.tenant, answer)
             raise answer.error()
         outcome = outcome_of(answer)
         follower.follow(outcome.trail)
-        if isinstance(outcome.result, Refused):
+        if isinstance(outcome.result, ErrorValue):
             raise outcome.result.error()
         return outcome.result
 
@@ -132,7 +132,7 @@ class ConnectedEngine:
             raise Unavailable("the engine has not said anything yet")
         return self._state
 
-    def _close(self, tenant: str, refused: Refused) -> None:
+    def _close(self, tenant: str, refused: ErrorValue) -> None:
         if len(self._closed) >= _MOST_CLOSED:
             self._closed.clear()
         self._closed[tenant] = time.monotonic() + self._closed_seconds, refused
@@ -143,13 +143,13 @@ class ConnectedEngine:
                 pass
 
 
-async def _classify(engine: EnginePort, *request: Any) -> Plain | Refused:
-    """A bare `Refused` if the engine now refuses every request of this tenant; otherwise the outcome."""
+async def _classify(engine: EnginePort, *request: Any) -> Plain | ErrorValue:
+    """A bare `ErrorValue` if the engine now refuses every request of this tenant; otherwise the outcome."""
     asked = request_of(request)
     try:
         engine.check_room(asked.profile.tenant)
     except Overloaded as error:
-        return Refused.of(error)
+        return ErrorValue.of(error)
     return plain_outcome(await classify(engine, asked))
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from xpeft_server.engine.errors import InternalError, Unavailable
 
-from .refused import TELLING, Refused
+from .error_value import TELLING, ErrorValue
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Peer(asyncio.Protocol):
         self._lost = True
         for task in self._working.values():
             task.cancel()
-        gone = Refused.of(_gone())
+        gone = ErrorValue.of(_gone())
         for number in list(self._calls):
             self._hear(_FAILED, number, gone)
         for items in self._streams.values():
@@ -153,7 +153,7 @@ class Peer(asyncio.Protocol):
             self._send((_ANSWER, number, value))
         except asyncio.CancelledError:
             # Whoever withdrew the call waits no longer; if it was nobody, the caller must not wait for ever.
-            self._send((_FAILED, number, Refused.of(Unavailable(f"{method} was given up"))))
+            self._send((_FAILED, number, ErrorValue.of(Unavailable(f"{method} was given up"))))
             raise
         except Exception as error:
             self._fail(number, method, error)
@@ -161,10 +161,10 @@ class Peer(asyncio.Protocol):
     def _fail(self, number: int, method: str, error: Exception) -> None:
         if isinstance(error, TELLING):
             with contextlib.suppress(Exception):  # of what cannot be pickled
-                self._send((_FAILED, number, Refused.of(error)))
+                self._send((_FAILED, number, ErrorValue.of(error)))
                 return
         logger.error("%s, called by another process of this server, failed", method, exc_info=error)
-        self._send((_FAILED, number, Refused.of(InternalError(f"{method} failed: {error!r}"))))
+        self._send((_FAILED, number, ErrorValue.of(InternalError(f"{method} failed: {error!r}"))))
 
     def _send(self, message: tuple[object, ...]) -> None:
         if self._lost:

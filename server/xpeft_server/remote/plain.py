@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from xpeft_profiles import ProfileKey
-from xpeft_server.engine.requests import Classification, ClassifyAnswer, ClassifyRequest, Journey, TextInput
+from xpeft_server.engine.requests import ClassifiedText, ClassifyAnswer, ClassifyRequest, Journey, TextInput
 
 from .answering import Outcome
-from .refused import Refused
+from .error_value import ErrorValue
 from .trail import Trail
 
 Plain = tuple[Any, ...]
@@ -28,7 +28,7 @@ def request_of(plain: Plain) -> ClassifyRequest:
 
 def plain_outcome(outcome: Outcome) -> Plain:
     answer = outcome.result
-    if isinstance(answer, Refused):
+    if isinstance(answer, ErrorValue):
         return answer, tuple(outcome.trail)
     plain = (
         answer.profile_version,
@@ -44,7 +44,7 @@ def plain_outcome(outcome: Outcome) -> Plain:
 
 def outcome_of(plain: Plain) -> Outcome:
     result, trail = plain
-    if isinstance(result, Refused):
+    if isinstance(result, ErrorValue):
         return Outcome(result, Trail(*trail))
     version, labels, data, *rest = result
-    return Outcome(ClassifyAnswer(version, labels, tuple(Classification(*each) for each in data), *rest), Trail(*trail))
+    return Outcome(ClassifyAnswer(version, labels, tuple(ClassifiedText(*each) for each in data), *rest), Trail(*trail))

@@ -56,7 +56,7 @@ class ConnectedMetrics(Metrics):
         return summed(pickle.loads(each) for each in processes)  # noqa: S301  # see peer.py
 
     def tell(self) -> Told:
-        """Its own. Requests by profile are handed over: they are no longer in what `families` has."""
+        """This process's counts by profile and its families; taking the counts removes them from `families`."""
         taken = self.profile_requests.take()
         return Told(taken, pickle.dumps(self.families()))
 

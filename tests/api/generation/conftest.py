@@ -23,10 +23,10 @@ class Script:
 
     def __init__(self):
         self.lines = [
-            Started(VERSION, 3, 0.001),
+            Started(VERSION, 0.001),
             Piece("Hel"),
             Piece("lo"),
-            Finished("stop", 3, 2, 0.001, 0.002),
+            Finished("stop", 3, 2, 0.002),
         ]
         self.of = {}
         self.asked = []

@@ -139,7 +139,7 @@ def with_logprobs(script):
     script.lines[1:] = [
         Piece(" the", (ChosenToken(THE, (THE, HALF)),)),
         Piece("", (ChosenToken(HALF, ()),)),
-        Finished("length", 3, 2, 0.001, 0.002),
+        Finished("length", 3, 2, 0.002),
     ]
 
 

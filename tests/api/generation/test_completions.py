@@ -9,6 +9,7 @@ import time
 import orjson
 import pytest
 
+from xpeft_server.api import event_stream
 from xpeft_server.engine.requests import ChosenToken, Finished, LikelyToken, Piece, Started
 
 URL = "/v1/completions"
@@ -76,7 +77,7 @@ async def test_choices_stand_in_the_order_of_the_prompts_whatever_comes_first(po
     first, second = asyncio.Event(), asyncio.Event()
     script.lines.insert(1, first)
     other = "sha256:" + "ef" * 32
-    script.of["b"] = [Started(other, 5, 0.5), second, Piece("second"), Finished("length", 5, 7, 0.5, 0.25)]
+    script.of["b"] = [Started(other, 0.5), second, Piece("second"), Finished("length", 5, 7, 0.25)]
     asking = post(URL, model="p", prompt=["a", "b"])
     await script.waiting.wait()
     second.set()
@@ -136,7 +137,7 @@ async def test_options_of_a_stream_need_a_stream(client, script, stream):
 async def test_streams_of_several_prompts_are_interleaved_as_they_come(post, script):
     gates = {prompt: [asyncio.Event(), asyncio.Event()] for prompt in "ab"}
     for prompt, (first, second) in gates.items():
-        started, piece, end = Started(VERSION, 1, 0.0), Piece(prompt), Finished("stop", 1, 1, 0.0, 0.0)
+        started, piece, end = Started(VERSION, 0.0), Piece(prompt), Finished("stop", 1, 1, 0.0)
         script.of[prompt] = [started, first, piece, second, piece, end]
     stream = post(URL, model="p", prompt=["a", "b"], stream=True)
     for prompt, gate in [("b", 0), ("a", 0), ("b", 1)]:
@@ -162,11 +163,52 @@ async def test_a_stream_of_several_prompts_begins_when_all_answers_have(post, sc
     assert stream.start["status"] == 200
 
 
+async def test_a_stream_begins_after_a_long_silence_and_claims_no_version_for_what_has_not_begun(
+    post, script, monkeypatch
+):
+    monkeypatch.setattr(event_stream, "_SILENT_SECONDS", 0.01)
+    gate = asyncio.Event()
+    script.of["b"] = [gate, Started("sha256:" + "ef" * 32, 0.5), *script.lines[1:]]
+    stream = post(URL, model="p", prompt=["a", "b"], stream=True)
+    parts = [await stream.part() for _ in range(3)]
+    assert [re.search(rb'"text":"(\w*)","index":(\d)', part).groups() for part in parts] == [
+        (b"Hel", b"0"),
+        (b"lo", b"0"),
+        (b"", b"0"),
+    ]
+    assert stream.start["status"] == 200
+    assert not {b"x-profile-version", b"x-queue-time"} & dict(stream.start["headers"]).keys()
+    gate.set()
+    while b"[DONE]" not in parts[-1]:
+        parts.append(await stream.part())
+    texts = re.findall(rb'"text":"(\w*)","index":1', b"".join(parts))
+    assert texts == [b"Hel", b"lo", b""]
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        (URL, {"model": "p", "prompt": "a"}),
+        ("/v1/generate", {"profile": "p", "prompt": "a"}),
+        ("/v1/chat/completions", {"model": "p", "messages": [{"role": "user", "content": "a"}]}),
+    ],
+)
+async def test_who_waits_long_for_a_first_token_hears_that_somebody_is_there(post, script, monkeypatch, url, body):
+    monkeypatch.setattr(event_stream, "_SILENT_SECONDS", 0.01)
+    gate = script.hold(after=0)
+    stream = post(url, stream=True, **body)
+    assert [await stream.part() for _ in range(2)] == [b": still there\n\n"] * 2
+    gate.set()
+    while b"[DONE]" not in await stream.part():
+        pass
+    assert b"x-profile-version" not in dict(stream.start["headers"])
+
+
 def with_logprobs(script):
     script.lines[1:] = [
         Piece(" a", (ChosenToken(A, (THE,)),)),
         Piece("ü the", (ChosenToken(HALF, (HALF,)), ChosenToken(REST, ()), ChosenToken(THE, (THE, A)))),
-        Finished("stop", 3, 4, 0.001, 0.002),
+        Finished("stop", 3, 4, 0.002),
     ]
 
 
@@ -206,7 +248,7 @@ async def test_offsets_of_logprobs_do_not_wait_for_text_that_is_held_back(client
     words = [(" Shipped ", " Shipped "), ("on", ""), (" Oct", ""), ("\xfcb", ""), (" 24", "on Oct\xfcb 24"), (".", ".")]
     script.lines[1:] = [
         *(Piece(shown, (ChosenToken(LikelyToken(5, word, word.encode(), -1.0), ()),)) for word, shown in words),
-        Finished("stop", 3, 6, 0.001, 0.002),
+        Finished("stop", 3, 6, 0.002),
     ]
     body = {"model": "p", "prompt": "x", "logprobs": 0, "stop": ["nowhere", "on Oct\xfcb 25"], "stream": stream}
     answer = await client.post(URL, json=body)
@@ -215,6 +257,25 @@ async def test_offsets_of_logprobs_do_not_wait_for_text_that_is_held_back(client
     ]
     offsets = [offset for part in told if part for offset in part["text_offset"]]
     assert offsets == [0, 9, 11, 15, 17, 20]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_offsets_of_logprobs_do_not_count_the_name_of_a_special_token(client, script, events, stream):
+    told = [(" a", " a", False), (">", "", False), ("<s>", "", True), (">", "", False), (" a", ">> a", False)]
+    script.lines[1:] = [
+        *(
+            Piece(shown, (ChosenToken(LikelyToken(5, name, name.encode(), -1.0), (), special),))
+            for name, shown, special in told
+        ),
+        Finished("stop", 3, 5, 0.002),
+    ]
+    body = {"model": "p", "prompt": "x", "logprobs": 0, "stop": ">>>", "stream": stream}
+    answer = await client.post(URL, json=body)
+    parts = [
+        choice["logprobs"] for each in (events(answer) if stream else [answer.json()]) for choice in each["choices"]
+    ]
+    assert [name for part in parts if part for name in part["tokens"]] == [name for name, _, _ in told]
+    assert [offset for part in parts if part for offset in part["text_offset"]] == [0, 2, 3, 3, 4]
 
 
 @pytest.mark.parametrize("logprobs", [-1, 6, True, "1"])

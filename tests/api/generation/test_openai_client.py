@@ -225,5 +225,5 @@ class TestKeys:
 
 
 async def test_a_limit_that_was_reached_is_the_finish_reason(user, script):
-    script.lines[-1] = Finished("length", 3, 2, 0.0, 0.0)
+    script.lines[-1] = Finished("length", 3, 2, 0.0)
     assert (await user.completions.create(model="p", prompt="a")).choices[0].finish_reason == "length"

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from xpeft_server.settings import Settings, load_settings
+from xpeft_server.settings import Settings
+from xpeft_server.settings_source import load_settings
 
 Object = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[3]

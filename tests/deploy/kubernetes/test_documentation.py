@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from xpeft_server.api.key_file import parse_keys
-from xpeft_server.settings import load_settings
+from xpeft_server.settings_source import load_settings
 from xpeft_server.tenant_limits import parse_limits
 
 # What a Secret needs no cluster for is left to the real one; `apply` keeps what it is told to apply.

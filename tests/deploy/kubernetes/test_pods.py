@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from xpeft_server.api.access import PUBLIC
-from xpeft_server.settings import SettingsInvalid, describe_settings, is_loopback, load_settings
+from xpeft_server.settings import SettingsInvalid, is_loopback
+from xpeft_server.settings_source import describe_settings, load_settings
 
 # What a server takes to close, after the time to drain.
 CLOSING_SECONDS = 1

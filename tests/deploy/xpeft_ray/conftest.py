@@ -16,7 +16,7 @@ from xpeft_ray.replicas import EngineReport
 from xpeft_server.engine.errors import EngineError
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import (
-    Classification,
+    ClassifiedText,
     ClassifyAnswer,
     ClassifyRequest,
     EngineInfo,
@@ -30,7 +30,7 @@ from xpeft_server.engine.requests import (
 )
 from xpeft_server.engine.store_watch import StoreWatch
 from xpeft_server.remote.answering import Outcome
-from xpeft_server.remote.refused import Refused
+from xpeft_server.remote.error_value import ErrorValue
 from xpeft_server.remote.trail import Recorder, Trail
 
 with warnings.catch_warnings():
@@ -56,10 +56,10 @@ INFO = EngineInfo(
     max_inputs=4,
 )
 NEWS: tuple[News, ...] = (
-    Started(VERSION, 3, 0.001),
+    Started(VERSION, 0.001),
     Piece("Hel"),
     Piece("lo"),
-    Finished("stop", 3, 2, 0.001, 0.002),
+    Finished("stop", 3, 2, 0.002),
 )
 
 
@@ -95,19 +95,19 @@ class FakeReplicas:
         recorder = Recorder(request.journey)
         fault = await self._begin(request)
         request.journey.prompt_tokens = 7
-        one = Classification("refund", 0.75, (0.75, 0.25), 2)
+        one = ClassifiedText("refund", 0.75, (0.75, 0.25), 2)
         answer = ClassifyAnswer(VERSION, ("refund", "baggage"), (one,) * len(request.inputs), 7, 0.001, 0.002)
-        refused = Refused.of(fault) if isinstance(fault, EngineError) else None
+        refused = ErrorValue.of(fault) if isinstance(fault, EngineError) else None
         return Outcome(refused or answer, recorder.trail())
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[News | Refused | Trail, None]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[News | ErrorValue | Trail, None]:
         recorder = Recorder(request.journey)
         after = self.break_after
         fault = await self._begin(request, raises=not after)
         for number, news in enumerate(NEWS):
             if fault is not None and number == after:
                 if isinstance(fault, EngineError):
-                    yield Refused.of(fault)
+                    yield ErrorValue.of(fault)
                     return
                 raise fault
             if not isinstance(news, Piece):

@@ -26,12 +26,13 @@ class Network:
     """A TCP proxy that delays, stops and cuts.
 
     Attributes:
+        to: the port that new connections lead to.
         delay: seconds that each piece of data takes from the server.
         port: where it listens.
     """
 
     def __init__(self, to: int) -> None:
-        self._to = to
+        self.to = to
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -88,7 +89,7 @@ class Network:
         try:
             if self._refuses:
                 raise ConnectionRefusedError
-            back, forth = await asyncio.open_connection("127.0.0.1", self._to)
+            back, forth = await asyncio.open_connection("127.0.0.1", self.to)
         except OSError:
             writer.transport.abort()
             return
@@ -224,15 +225,3 @@ def assert_unavailable() -> Callable[..., None]:
             assert answer.json()["error"]["code"] == code, answer.text
 
     return check
-
-
-@pytest.fixture(scope="session")
-def metric_of() -> Callable[[Any, str], float]:
-    """A series of a server's metrics, by its name and labels as they stand there."""
-
-    def read(server: Any, series: str) -> float:
-        lines = server.client.get("/metrics").text.splitlines()
-        (value,) = [line.rpartition(" ")[2] for line in lines if line.rpartition(" ")[0] == series]
-        return float(value)
-
-    return read

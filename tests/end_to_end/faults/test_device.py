@@ -36,9 +36,11 @@ main.app()
 """
 
 
-# A device that is lost by the first text of more than 40 tokens, and says so at every call from then on.
+# A device that is lost by the first text of more than 40 tokens, once there is a file, and says so at every call from
+# then on.
 LOST = """
 import time
+from pathlib import Path
 import torch
 from xpeft_server.cli import main
 from xpeft_server.model.classifier import Classifier
@@ -49,8 +51,9 @@ def fail(*_):
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 def launch(self, inputs):
-    time.sleep(0.3)  # others come meanwhile
     if any(len(each.text) > 40 for each in inputs):
+        while not Path({file!r}).exists():
+            time.sleep(0.01)
         torch.cuda.synchronize = fail
         fail()
     return whole(self, inputs)
@@ -93,20 +96,24 @@ def test_a_batch_too_large_for_the_device_is_halved_and_every_text_is_answered(
     assert small_device.client.get("/ready").status_code == 200
 
 
-def test_a_device_that_is_lost_fails_everybody_at_once_and_ends_the_process(start_patient: Any, tmp_path: Path) -> None:
-    server = start_patient("memory://", program=LOST, log=tmp_path / "server.log")
+def test_a_device_that_is_lost_fails_everybody_at_once_and_ends_the_process(
+    start_patient: Any, tmp_path: Path, until: Any
+) -> None:
+    file = tmp_path / "others wait"
+    server = start_patient("memory://", program=LOST.format(file=str(file)), log=tmp_path / "server.log")
     server.wait_until_ready()
     for number in range(8):
         assert server.put(f"p{number}", server.profile(number)).status_code == 201
     assert server.classify("p0").status_code == 200
     with ThreadPoolExecutor(9) as pool:
-        asked = [pool.submit(server.classify, f"p{number}") for number in range(8)]
-        asked.append(pool.submit(server.classify, "p0", " ".join(["w1"] * 50)))
+        asked = [pool.submit(server.classify, "p0", " ".join(["w1"] * 50))]
+        until(lambda: server.metric("requests_running") == 1)
+        asked += [pool.submit(server.classify, f"p{number}") for number in range(8)]
+        until(lambda: server.metric("requests_waiting") == 8)
+        file.touch()
         answers = [each.result() for each in asked]
-    # Who was in the batch before the one that lost it, and who found the door shut.
-    assert {answer.status_code for answer in answers} <= {200, 500, 503}
-    assert answers[-1].status_code == 500
-    assert "illegal memory access" not in answers[-1].text
+    assert [answer.status_code for answer in answers] == [500] * 9
+    assert not any("illegal memory access" in answer.text for answer in answers)
     assert server.process.wait(30) == 1
     assert server.stop() == 1
     log = server.log.read_text()

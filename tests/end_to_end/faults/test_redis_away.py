@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import redis
 
 # A question to Redis is given up after 2 s. The rest is for two busy cores.
 BOUND = 12.0
@@ -37,6 +39,23 @@ def cold(redis_pair: Any) -> str:
     name = f"cold{next(_numbers)}"
     redis_pair.near.put(name, redis_pair.profile(99)[0])
     return name
+
+
+@pytest.fixture
+def other_redis(redis_pair: Any, redis_in: Any, tmp_path: Path, until: Any) -> Iterator[Any]:
+    """A Redis that has what the servers' one has; afterwards theirs is theirs again, whatever became of it."""
+    other = redis_in(tmp_path)
+    other.start()
+    with redis.Redis(port=other.port) as client:
+        client.replicaof("127.0.0.1", redis_pair.redis.port)
+        until(lambda: client.info("replication")["master_link_status"] == "up")
+        client.replicaof("NO", "ONE")
+    yield other
+    with redis_pair.commands() as commands:
+        commands.replicaof("NO", "ONE")
+    redis_pair.network.to = redis_pair.redis.port
+    redis_pair.network.cut()
+    other.kill()
 
 
 def version_of(answer: httpx.Response) -> str | None:
@@ -70,7 +89,7 @@ def paused(redis_server: Any) -> Iterator[None]:
 
 
 def test_while_redis_is_dead_residents_are_served_and_everything_else_says_when_to_come_again(
-    redis_pair: Any, resident: dict[str, str], cold: str, assert_unavailable: Any, metric_of: Any
+    redis_pair: Any, resident: dict[str, str], cold: str, assert_unavailable: Any
 ) -> None:
     near = redis_pair.near
     redis_pair.redis.kill()
@@ -85,10 +104,10 @@ def test_while_redis_is_dead_residents_are_served_and_everything_else_says_when_
         assert time.monotonic() - began < BOUND
     assert f"redis at 127.0.0.1:{redis_pair.redis.port}" in near.client.get("/ready").json()["checks"]["store"]
     assert near.client.get("/health").status_code == 200
-    assert metric_of(near, "xpeft_store_up") == 0
+    assert near.metric("store_up") == 0
     redis_pair.redis.start()
     near.wait_until_ready(5)
-    assert metric_of(near, "xpeft_store_up") == 1
+    assert near.metric("store_up") == 1
     found = near.versions()
     assert {name: found[name] for name in resident} == resident
     assert near.classify(cold).status_code == 200
@@ -96,6 +115,24 @@ def test_while_redis_is_dead_residents_are_served_and_everything_else_says_when_
         answer = near.classify(name)
         assert version_of(answer) == version
         assert "x-profile-unverified" not in answer.headers
+
+
+def test_a_master_that_was_demoted_is_away_and_left_for_the_one_that_gets_its_address(
+    redis_pair: Any, resident: dict[str, str], other_redis: Any
+) -> None:
+    far = redis_pair.far
+    with redis_pair.commands() as commands:
+        commands.replicaof("127.0.0.1", other_redis.port)
+    # Nobody uploads anything.
+    far.wait_until_ready(5, status=503)
+    assert "read only replica" in far.client.get("/ready").json()["checks"]["store"]
+    assert far.classify("resident0").headers["x-profile-unverified"] == "true"
+    redis_pair.network.to = other_redis.port
+    far.wait_until_ready(5)
+    assert "x-profile-unverified" not in far.classify("resident0").headers
+    assert far.put("promoted", redis_pair.profile(7)[0]).status_code == 201
+    with redis.Redis(port=other_redis.port) as client:
+        assert client.exists("xpeft:{default}:profile:promoted") == 1
 
 
 def test_every_acknowledged_upload_survives_kill_9_of_redis(redis_pair: Any) -> None:
@@ -127,7 +164,7 @@ def test_an_outage_is_told_once_when_it_begins_and_once_when_it_ends(
 
 
 def test_while_redis_is_paused_residents_are_answered_in_time_and_nobody_piles_up(
-    redis_pair: Any, resident: dict[str, str], cold: str, assert_unavailable: Any, metric_of: Any
+    redis_pair: Any, resident: dict[str, str], cold: str, assert_unavailable: Any
 ) -> None:
     far = redis_pair.far
 
@@ -157,8 +194,8 @@ def test_while_redis_is_paused_residents_are_answered_in_time_and_nobody_piles_u
             answer, seconds = timed(lambda: far.classify(cold))
             assert_unavailable(answer, "unavailable")
             assert seconds < 1
-            for series in ("xpeft_requests_running", "xpeft_requests_waiting"):
-                assert metric_of(far, series) == 0
+            for series in ("requests_running", "requests_waiting"):
+                assert far.metric(series) == 0
         far.wait_until_ready(5)
     assert "x-profile-unverified" not in far.classify("resident0").headers
     assert far.classify(cold).status_code == 200

@@ -44,13 +44,13 @@ def replaced(commands: Any, key: str) -> Iterator[None]:
 
 @pytest.mark.usefixtures("neighbour")
 def test_a_full_redis_refuses_uploads_whole_and_goes_on_reading_and_deleting(
-    redis_pair: Any, assert_unavailable: Any, metric_of: Any
+    redis_pair: Any, assert_unavailable: Any
 ) -> None:
     near, far = redis_pair.near, redis_pair.far
     (old, old_version), (new, new_version) = redis_pair.profile(1), redis_pair.profile(2)
     for name in ("kept", "dropped"):
         near.put(name, old)
-    failed = metric_of(near, 'xpeft_profile_uploads_total{outcome="failed"}')
+    failed = near.metric('profile_uploads_total{outcome="failed"}')
     with redis_pair.commands() as commands:
         commands.config_set("maxmemory", "1")
         try:
@@ -58,7 +58,7 @@ def test_a_full_redis_refuses_uploads_whole_and_goes_on_reading_and_deleting(
                 refused = near.put(name, new)
                 assert_unavailable(refused, "store_unavailable")
                 assert "used memory > 'maxmemory'" in refused.json()["error"]["message"]
-            assert metric_of(near, 'xpeft_profile_uploads_total{outcome="failed"}') == failed + 2
+            assert near.metric('profile_uploads_total{outcome="failed"}') == failed + 2
             assert commands.keys("xpeft:{default}:*:new") == []
             for server in (near, far):
                 assert server.classify("kept").json()["profile_version"] == old_version
@@ -133,13 +133,30 @@ def test_a_value_of_another_type_at_the_names_refuses_lists_and_writes_and_answe
 
 
 @pytest.mark.usefixtures("neighbour")
+def test_profiles_whose_names_are_gone_are_answered_and_listed_again_once_they_are_uploaded(redis_pair: Any) -> None:
+    near, far = redis_pair.near, redis_pair.far
+    body, version = redis_pair.profile(8)
+    near.put("unlisted", body)
+    with redis_pair.commands() as commands:
+        kept = commands.dump("xpeft:{default}:names")
+        commands.delete("xpeft:{default}:names")
+        try:
+            assert far.versions() == {}
+            assert far.classify("unlisted").json()["profile_version"] == version
+            assert far.put("unlisted", body).status_code == 200
+            assert near.versions() == {"unlisted": version}
+        finally:
+            commands.restore("xpeft:{default}:names", 0, kept, replace=True)
+
+
+@pytest.mark.usefixtures("neighbour")
 def test_a_flipped_bit_in_redis_is_500_for_that_profile_alone_counted_logged_once_and_healed_by_an_upload(
-    redis_pair: Any, metric_of: Any
+    redis_pair: Any,
 ) -> None:
     near, far = redis_pair.near, redis_pair.far
     body, version = redis_pair.profile(6)
     near.put("flipped", body)
-    counted = metric_of(far, "xpeft_profile_damaged_total")
+    counted = far.metric("profile_damaged_total")
     with redis_pair.commands() as commands:
         value = commands.get("xpeft:{default}:profile:flipped")
         commands.set("xpeft:{default}:profile:flipped", value[:-30] + bytes([value[-30] ^ 1]) + value[-29:])
@@ -152,7 +169,7 @@ def test_a_flipped_bit_in_redis_is_500_for_that_profile_alone_counted_logged_onc
     ):
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "damaged_profile")
         assert "'flipped'" in answer.json()["error"]["message"]
-    assert metric_of(far, "xpeft_profile_damaged_total") == counted + 4
+    assert far.metric("profile_damaged_total") == counted + 4
     (line,) = [line for line in redis_pair.new_log().splitlines() if '"level": "error"' in line]
     assert f"profile 'flipped' of tenant 'default', version '{version}', is damaged" in line
     assert far.versions()["flipped"] == version

@@ -68,13 +68,13 @@ def test_a_file_that_another_process_has_locked_refuses_writes_in_time_and_is_re
 
 
 def test_a_flipped_bit_in_sqlite_is_500_for_that_profile_alone_counted_logged_once_and_healed_by_an_upload(
-    sqlite_pair: Any, metric_of: Any
+    sqlite_pair: Any,
 ) -> None:
     near, far = sqlite_pair.near, sqlite_pair.far
     (body, version), (other, other_version) = sqlite_pair.profile(3), sqlite_pair.profile(4)
     near.put("flipped", body)
     near.put("neighbour", other)
-    counted = metric_of(far, "xpeft_profile_damaged_total")
+    counted = far.metric("profile_damaged_total")
     with closing(sqlite3.connect(file_of(sqlite_pair))) as connection, connection:
         (record,) = connection.execute("SELECT record FROM profiles WHERE name = 'flipped'").fetchone()
         record = record[:-30] + bytes([record[-30] ^ 1]) + record[-29:]
@@ -83,7 +83,7 @@ def test_a_flipped_bit_in_sqlite_is_500_for_that_profile_alone_counted_logged_on
     for answer in (far.classify("flipped"), far.classify("flipped"), far.client.get("/v1/profiles/flipped")):
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "damaged_profile")
     assert far.classify("neighbour").json()["profile_version"] == other_version
-    assert metric_of(far, "xpeft_profile_damaged_total") == counted + 3
+    assert far.metric("profile_damaged_total") == counted + 3
     (line,) = [line for line in sqlite_pair.new_log().splitlines() if '"level": "error"' in line]
     assert f"profile 'flipped' of tenant 'default', version '{version}', is damaged" in line
     assert far.versions()["flipped"] == version

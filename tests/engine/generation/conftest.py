@@ -200,7 +200,7 @@ class Studio:
         generation = self.engine._generation
         assert generation is not None
         cache, permits = self.decoder.cache, self.engine._permits
-        held = 0 if isinstance(cache, KvArena) else cache.bytes
+        held = cache.bytes if isinstance(cache, KvCache) else 0
         nothing = (cache.used, held, permits.texts, permits.tokens) == (0, 0, 0, 0)
         return nothing and not generation.generator.busy and not generation._sequences
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from xpeft_server.engine.errors import InternalError
 from xpeft_server.engine.generation.advance import Advance
 from xpeft_server.engine.generation.answer import Answer
-from xpeft_server.engine.requests import Finished, Journey, Piece, Stage, Started
+from xpeft_server.engine.requests import ChosenToken, Finished, Journey, LikelyToken, Piece, Stage, Started
+from xpeft_server.model.sampling_logprobs import RowLogprobs
 
 SEQUENCE: Any = SimpleNamespace(taken=12.0, filled=None, preemptions=0)
 
@@ -39,11 +41,27 @@ async def test_what_was_held_back_is_told_at_the_end() -> None:
     assert not answer.advance(Advance(SEQUENCE, 12.5, token=5))
     assert answer.advance(Advance(SEQUENCE, 13.0, token=6, finish_reason="length"))
     news = [await answer.next() for _ in range(3)]
-    assert news[0] == Started("v", 3, 2.0)
+    assert news[0] == Started("v", 2.0)
     assert news[1] == Piece("rest", generated=2)
     assert isinstance(news[2], Finished)
     assert (news[2].finish_reason, news[2].completion_tokens) == ("length", 2)
     assert answer.told_all
+
+
+async def test_a_special_token_is_told_as_such() -> None:
+    tokenizer: Any = SimpleNamespace(
+        token_text=lambda token: (f"t{token}", b"t%d" % token), is_special=lambda token: token == 1
+    )
+    answer = Answer(tokenizer, HeldBack(), profile_version="v", prompt_tokens=3, accepted=10.0, journey=Journey())
+    logprobs = RowLogprobs(-1.0, np.array([1]), np.array([-0.5]))
+    for token in (1, 2):
+        answer.advance(Advance(SEQUENCE, 12.5, token=token, logprobs=logprobs))
+    _, *pieces = [await answer.next() for _ in range(3)]
+    likeliest = LikelyToken(1, "t1", b"t1", -0.5)
+    assert [piece.tokens for piece in pieces if isinstance(piece, Piece)] == [
+        (ChosenToken(LikelyToken(token, f"t{token}", b"t%d" % token, -1.0), (likeliest,), special),)
+        for token, special in ((1, True), (2, False))
+    ]
 
 
 async def test_nothing_is_told_after_the_end() -> None:

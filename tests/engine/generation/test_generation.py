@@ -85,6 +85,7 @@ async def test_prompt_and_answer_together_end_with_the_context(open_studio: Any)
 
 async def test_a_cache_smaller_than_the_context_is_the_limit(open_studio: Any) -> None:
     studio = await open_studio(kv_tokens=100)
+    assert (studio.engine.info.context_length, studio.engine.info.max_total_tokens) == (192, 64)
     key = await studio.put("p", 1)
     with pytest.raises(InputTooLong, match="room for 64"):
         await studio.told(key, (5,) * 64)

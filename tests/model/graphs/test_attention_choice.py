@@ -11,14 +11,14 @@ from xpeft_kernels import PlacedSequences, query_rows
 from xpeft_server.model.errors import ModelUnusable
 from xpeft_server.model.graphs.attention_choice import choose_attention, fastest_attention
 from xpeft_server.model.graphs.buckets import buckets_up_to
-from xpeft_server.model.graphs.placed_batch import Bucket
+from xpeft_server.model.graphs.placed_batch import BatchSize
 from xpeft_server.model.lanes import HostLanes, Mark
 from xpeft_server.model.packed_sequences import AttentionKernel, PackedSequences
 from xpeft_server.model.plm import Plm
 
 OURS, VARLEN = AttentionKernel.OURS, AttentionKernel.VARLEN
 Takes = dict[AttentionKernel, Mapping[int, float] | Exception]
-SMALL, LARGE = Bucket(256, 32), Bucket(1024, 128)
+SMALL, LARGE = BatchSize(256, 32), BatchSize(1024, 128)
 
 
 class Moment:
@@ -128,13 +128,13 @@ def test_a_batch_may_be_smaller_than_one_such_text(
     lab: Any, clock: Clock, takes: Takes, tried: list[PackedSequences]
 ) -> None:
     takes |= {OURS: {40: 1.0}, VARLEN: {40: 1.0}}
-    fastest_attention(lab.plm("bert"), clock, [Bucket(40, 5)])
+    fastest_attention(lab.plm("bert"), clock, [BatchSize(40, 5)])
     assert {tuple(each._bounds.tolist()) for each in tried if each._bounds is not None} == {(0, 40, 40, 40, 40, 40)}
 
 
 @pytest.mark.parametrize("tokens", [64, 2048, 3000, 8192, 10_000])
 def test_the_sizes_that_are_tried_have_graphs(monkeypatch: pytest.MonkeyPatch, plm: Plm, tokens: int) -> None:
-    asked: list[list[Bucket]] = []
+    asked: list[list[BatchSize]] = []
     module = "xpeft_server.model.graphs.attention_choice"
     monkeypatch.setattr(f"{module}.fastest_attention", lambda plm, lanes, buckets: asked.append(buckets))
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from xpeft_server.model.graphs.buckets import buckets_up_to, smallest_that_holds, steps_up_to
-from xpeft_server.model.graphs.placed_batch import Bucket
+from xpeft_server.model.graphs.placed_batch import BatchSize
 
 
 @pytest.mark.parametrize("tokens", [16, 64, 65, 1000, 2048, 8192, 10_000])
@@ -26,9 +26,9 @@ def test_there_are_few_of_them() -> None:
 
 
 def test_many_short_texts_go_into_a_larger_bucket_or_none() -> None:
-    buckets = [Bucket(64, 8), Bucket(128, 16)]
-    assert smallest_that_holds(buckets, 60, 8) == Bucket(64, 8)
-    assert smallest_that_holds(buckets, 60, 9) == Bucket(128, 16)
+    buckets = [BatchSize(64, 8), BatchSize(128, 16)]
+    assert smallest_that_holds(buckets, 60, 8) == BatchSize(64, 8)
+    assert smallest_that_holds(buckets, 60, 9) == BatchSize(128, 16)
     assert smallest_that_holds(buckets, 129, 1) is None
     assert smallest_that_holds(buckets, 60, 17) is None
 

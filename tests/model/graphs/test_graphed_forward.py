@@ -12,13 +12,13 @@ from torch import Tensor
 from xpeft_kernels import Impl
 from xpeft_server.model.graphs import graphed_forward
 from xpeft_server.model.graphs.graphed_forward import GraphedForward
-from xpeft_server.model.graphs.placed_batch import Bucket
+from xpeft_server.model.graphs.placed_batch import BatchSize
 from xpeft_server.model.lanes import HostLanes
 from xpeft_server.model.packed_sequences import AttentionKernel
 from xpeft_server.model.packing import PackedRows, packed_order
 
 FAMILIES = ("roberta", "modernbert", "mistral")
-BUCKETS = [Bucket(16, 4), Bucket(32, 8)]
+BUCKETS = [BatchSize(16, 4), BatchSize(32, 8)]
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/model/test_gpu.py has the real graphs")
 
@@ -119,7 +119,7 @@ def test_a_device_without_room_has_fewer_graphs(bench: Bench, monkeypatch: pytes
     forward, whole = bench.forward, GraphedForward._prepared
     monkeypatch.setattr(forward._graphs[True], "_captured", {})
 
-    def prepared(self: GraphedForward, bucket: Bucket, adapters: bool) -> Any:
+    def prepared(self: GraphedForward, bucket: BatchSize, adapters: bool) -> Any:
         if bucket.tokens > 16:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return whole(self, bucket, adapters)

@@ -6,13 +6,13 @@ import torch
 
 from xpeft_kernels import cut_runs, cut_sequences
 from xpeft_kernels.tiles import Tiles
-from xpeft_server.model.graphs.placed_batch import Bucket, PieceSizes, StaticBatch
+from xpeft_server.model.graphs.placed_batch import BatchSize, PieceSizes, StaticBatch
 from xpeft_server.model.lanes import HostLanes
 from xpeft_server.model.packed_sequences import AttentionKernel
 from xpeft_server.model.packing import PackedRows
 from xpeft_server.model.tokenizing import TokenizedText
 
-BUCKET, PIECES = Bucket(40, 5), PieceSizes(queries=16, tiles=8)
+BUCKET, PIECES = BatchSize(40, 5), PieceSizes(queries=16, tiles=8)
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def memory() -> torch.Tensor:
     return torch.full((StaticBatch.size_of(BUCKET, PIECES) + 100,), 255, dtype=torch.uint8)
 
 
-def make(memory: torch.Tensor, bucket: Bucket = BUCKET) -> StaticBatch:
+def make(memory: torch.Tensor, bucket: BatchSize = BUCKET) -> StaticBatch:
     return StaticBatch(
         bucket, PIECES, memory, HostLanes(), first_position=2, longest=20, attention=AttentionKernel.OURS
     )
@@ -81,7 +81,7 @@ def test_there_is_room_for_the_pieces_of_whatever_fits(memory: torch.Tensor, len
 
 
 def test_batches_of_several_buckets_share_memory(memory: torch.Tensor) -> None:
-    large, small = make(memory), make(memory, Bucket(8, 2))
+    large, small = make(memory), make(memory, BatchSize(8, 2))
     large.load(large.stage(rows_of(30, 2), np.array([0, 1])))
     small.load(small.stage(rows_of(4, 4), np.array([3, 4])))
     assert small.batch.input_ids.tolist() == [[10] * 4 + [11] * 4]

@@ -134,6 +134,7 @@ def summed(block: bytearray) -> bytearray:
         (header(size=b"77777777777\0"), "an entry of more than"),
         (header(size=b"77777777777\0", kind=b"L"), "a header of 8589934591 bytes"),
         (header(size=b"77777777777\0", kind=b"x"), "a header of 8589934591 bytes"),
+        (summed(header(kind=b"S")[:482] + b"\x01" + bytes(29)), "ends in the middle of an entry"),
         (header(size=b"4\0", kind=b"x") + b"9 a=".ljust(512, b"\0"), "is not a field of a pax header"),
         (header(size=b"4\0", kind=b"x") + b"none".ljust(512, b"\0"), "is not a field of a pax header"),
         (
@@ -177,10 +178,43 @@ def test_a_zipped_bomb_takes_no_memory_and_is_given_up(tmp_path: Path, monkeypat
     assert peak < 4 << 20
 
 
-def test_an_archive_without_its_end_and_one_with_more_behind_it_are_read(archive: Any) -> None:
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_an_archive_that_was_cut_off_between_two_members_is_told_from_a_whole_one(archive: Any, suffix: str) -> None:
+    whole = archive(("a.safetensors", b"a", {}), ("b.safetensors", b"b", {}), form=tarfile.USTAR_FORMAT).read_bytes()
+    for blocks, names in ((4, ["a", "b"]), (2, ["a"]), (0, [])):
+        cut = whole[: blocks * 512]
+        path = Path(archive(form=tarfile.USTAR_FORMAT)).with_suffix(suffix)
+        path.write_bytes(cut if suffix == ".tar" else gzip.compress(cut))
+        source = open_source(path, max_bytes=5000)
+        found: list[str] = []
+        with pytest.raises(SourceInvalid, match=r"^p\.tar(\.gz)?: it ends without its end marker: it was cut off$"):
+            found.extend(entry.name for entry in source.entries())
+        source.close()
+        assert found == names
+
+
+def test_one_block_of_zeros_ends_an_archive_whatever_is_behind_it(archive: Any) -> None:
     path = archive(("a.safetensors", b"a", {}), ("b.safetensors", b"b", {}), form=tarfile.USTAR_FORMAT)
     whole = path.read_bytes()
-    path.write_bytes(whole[: 4 * 512])
-    assert [each.name for each in read(path)] == ["a", "b"]
-    path.write_bytes(whole + b"\xff" * 999)
-    assert [each.name for each in read(path)] == ["a", "b"]
+    for content in (whole[: 5 * 512], whole + b"\xff" * 999):
+        path.write_bytes(content)
+        assert [each.name for each in read(path)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["sparse.safetensors", ".sparse"])
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+def test_a_sparse_member_of_many_pieces_is_read_over_alone(tmp_path: Path, name: str, blocks: int) -> None:
+    """GNU's: the header has four pieces, blocks of 21 follow as long as each says that there is another."""
+    sparse = header(name, b"1000\0", b"S")
+    sparse[482] = blocks > 0
+    pieces = b"".join(b"\x01" * 504 + bytes([block + 1 < blocks]) + bytes(7) for block in range(blocks))
+    path = tmp_path / "p.tar"
+    path.write_bytes(summed(sparse) + pieces + b"\xff" * 512 + header("z.safetensors") + bytes(1024))
+    found = read(path)
+    assert found[-1].name == "z"
+    if name == ".sparse":
+        assert len(found) == 1
+    else:
+        (refusal, _) = found
+        assert isinstance(refusal, Refusal)
+        assert "of a kind that is not known" in refusal.error

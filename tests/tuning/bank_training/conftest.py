@@ -39,15 +39,6 @@ _SMALL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Of products this small, threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def small() -> Callable[..., BankTrainingSettings]:
     """Settings of a bank that a tiny model needs, quickly learned."""

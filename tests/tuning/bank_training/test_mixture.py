@@ -24,7 +24,7 @@ from xpeft_tuning.bank_training.mixture import MixtureTrainer, _divergence
 from xpeft_tuning.bank_training.outcome import BankProgress
 from xpeft_tuning.bank_training.settings import BankTrainingSettings
 from xpeft_tuning.dataset import Dataset, Example
-from xpeft_tuning.errors import DatasetInvalid, DataTooSmall, SettingsInvalid
+from xpeft_tuning.errors import DatasetInvalid, DataTooSmall, TuningSettingsInvalid
 from xpeft_tuning.evaluation import score_logits
 
 MakeDataset = Callable[..., Dataset]
@@ -314,7 +314,7 @@ def test_a_loss_that_is_no_number_ends_the_training_and_names_the_step(
 ) -> None:
     seen: list[BankProgress] = []
     trainer = MixtureTrainer(plm, make_dataset(30), small(lr_bank=1e38, batch_rows=10, epochs=5))
-    with pytest.raises(SettingsInvalid) as refused:
+    with pytest.raises(TuningSettingsInvalid) as refused:
         trainer.train(seen.append)
     end = seen[-1].step + 1 + 3 * (seen[-1].epoch - 1)
     epoch, step = divmod(end - 1, 3)

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 
 from xpeft_tuning.bank_training.settings import BankTrainingSettings, Method
-from xpeft_tuning.errors import SettingsInvalid
+from xpeft_tuning.errors import TuningSettingsInvalid
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ from xpeft_tuning.errors import SettingsInvalid
     ],
 )
 def test_an_impossible_setting_is_refused_by_name_and_value(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(SettingsInvalid) as refused:
+    with pytest.raises(TuningSettingsInvalid) as refused:
         BankTrainingSettings(**changes)
     assert str(refused.value).startswith(message)
 

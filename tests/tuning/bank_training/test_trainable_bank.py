@@ -11,7 +11,7 @@ from xpeft_server.model.plm import Plm
 from xpeft_tuning.bank_parts import BankParts
 from xpeft_tuning.bank_training.settings import BankTrainingSettings
 from xpeft_tuning.bank_training.trainable_bank import TrainableBank, share_of_rate
-from xpeft_tuning.errors import SettingsInvalid
+from xpeft_tuning.errors import TuningSettingsInvalid
 from xpeft_tuning.evaluation import Score
 
 LABELS = ("a", "b", "c")
@@ -105,12 +105,14 @@ def test_a_loss_that_is_no_number_ends_the_training_by_name(plm: Plm, small: Sma
     bank.check_step(1e30, 1, 1)
     bank.check_epoch(1, Score(1e30, 5))
     bank.check_epoch(1, None)
-    with pytest.raises(SettingsInvalid) as refused:
+    with pytest.raises(TuningSettingsInvalid) as refused:
         bank.check_step(loss, 2, 31)
     assert str(refused.value) == (
         f"lr_bank is 7.0, and the loss of step 31 in epoch 2 is {loss}: try a lower one (--lr-bank)"
     )
-    with pytest.raises(SettingsInvalid, match=r"the loss on the held-out rows after epoch 2 is (nan|inf): try a lower"):
+    with pytest.raises(
+        TuningSettingsInvalid, match=r"the loss on the held-out rows after epoch 2 is (nan|inf): try a lower"
+    ):
         bank.check_epoch(2, Score(loss, 5))
 
 
@@ -119,5 +121,7 @@ def test_values_that_are_not_finite_end_the_training_after_the_epoch(plm: Plm, s
     bank = TrainableBank(plm, LABELS, small())
     with torch.no_grad():
         getattr(bank, part).view(-1)[-1] = float("inf")
-    with pytest.raises(SettingsInvalid, match=r"lr_bank is 0\.01, and after epoch 3 the bank has values that are no"):
+    with pytest.raises(
+        TuningSettingsInvalid, match=r"lr_bank is 0\.01, and after epoch 3 the bank has values that are no"
+    ):
         bank.check_epoch(3, None)

@@ -23,7 +23,7 @@ from xpeft_tuning.bank_training.outcome import BankProgress
 from xpeft_tuning.bank_training.settings import BankTrainingSettings
 from xpeft_tuning.bank_training.warm_start import WarmStart
 from xpeft_tuning.dataset import Dataset, Example
-from xpeft_tuning.errors import DatasetInvalid, DataTooSmall, SettingsInvalid
+from xpeft_tuning.errors import DatasetInvalid, DataTooSmall, TuningSettingsInvalid
 from xpeft_tuning.evaluation import score_logits
 from xpeft_tuning.mask_tuner import Tuned, TuningTask, tune_profiles
 from xpeft_tuning.row_batch import Pick, pack_rows
@@ -319,7 +319,7 @@ def test_a_loss_that_is_no_number_ends_the_training_and_names_the_step(
 ) -> None:
     seen: list[BankProgress] = []
     trainer = WarmStart(plm, make_tastes(2, train=8, test=2), small(lr_bank=1e38, batch_users=1, epochs=5))
-    with pytest.raises(SettingsInvalid) as refused:
+    with pytest.raises(TuningSettingsInvalid) as refused:
         trainer.train(seen.append)
     epoch, step = divmod(seen[-1].step + 4 * (seen[-1].epoch - 1), 4)
     assert str(refused.value).startswith(f"lr_bank is 1e+38, and the loss of step {step + 1} in epoch {epoch + 1} is ")

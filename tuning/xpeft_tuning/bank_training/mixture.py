@@ -52,7 +52,7 @@ class MixtureTrainer:
         self._turns = np.random.Generator(np.random.PCG64(settings.seed))
 
     def train(self, progress: Callable[[BankProgress], None] = lambda _: None) -> TrainedBank:
-        """Once. Raises: SettingsInvalid if the loss is no finite number any more."""
+        """Once. Raises: TuningSettingsInvalid if the loss is no finite number any more."""
         settings = self._settings
         steps = -(-len(self._train) // settings.batch_rows)
         adam, schedule = self._bank.optimizer(settings.epochs * steps)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from ..errors import SettingsInvalid
+from ..errors import TuningSettingsInvalid
 
 Activation = Literal["relu", "gelu"]
 Pooling = Literal["mean", "cls", "last"]
@@ -23,7 +23,7 @@ class BankTrainingSettings:
     Learning rates are AdamW's; they rise over the first twentieth of the steps and fall linearly to zero. The same
     seed gives the same bank on the same machine with as many threads.
 
-    Raises: SettingsInvalid, naming setting and value.
+    Raises: TuningSettingsInvalid, naming setting and value.
     """
 
     adapters: int = field(default=100, metadata={"help": "adapters in each block (N)"})
@@ -101,15 +101,15 @@ class BankTrainingSettings:
         for name, choices in (("activation", Activation), ("pooling", Pooling)):
             value = getattr(self, name)
             if value is not None and value not in get_args(choices):
-                raise SettingsInvalid(f"{name} is {value!r}, it must be {' or '.join(get_args(choices))}")
+                raise TuningSettingsInvalid(f"{name} is {value!r}, it must be {' or '.join(get_args(choices))}")
         for name, least, most in (*_COUNTS, ("k", 1, self.adapters)):
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
-                raise SettingsInvalid(f"{name} is {value}, it must be from {least} to {most}")
+                raise TuningSettingsInvalid(f"{name} is {value}, it must be from {least} to {most}")
         for name in _NUMBERS:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise SettingsInvalid(f"{name} is {value}, it must be a number from 0 up")
+                raise TuningSettingsInvalid(f"{name} is {value}, it must be a number from 0 up")
 
 
 _COUNTS = (

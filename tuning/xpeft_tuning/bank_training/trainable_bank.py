@@ -16,7 +16,7 @@ from xpeft_server.model.plm import Plm
 from xpeft_server.model.pooling import Pooling
 
 from ..bank_parts import BankParts
-from ..errors import SettingsInvalid
+from ..errors import TuningSettingsInvalid
 from ..evaluation import Score
 from .beginning import check_beginning, copies
 from .settings import BankTrainingSettings
@@ -98,19 +98,19 @@ class TrainableBank:
         return adam, LambdaLR(adam, lambda step: share_of_rate(step / steps))
 
     def check_step(self, loss: float, epoch: int, step: int) -> None:
-        """Raises: SettingsInvalid if the loss is no finite number: nothing can be learned any more."""
+        """Raises: TuningSettingsInvalid if the loss is no finite number: nothing can be learned any more."""
         if not math.isfinite(loss):
             raise self._diverged(f"the loss of step {step} in epoch {epoch} is {loss}")
 
     def check_epoch(self, epoch: int, score: Score | None) -> None:
-        """Raises: SettingsInvalid if what has been learned gives no finite numbers any more."""
+        """Raises: TuningSettingsInvalid if what has been learned gives no finite numbers any more."""
         if score is not None and not math.isfinite(score.loss):
             raise self._diverged(f"the loss on the held-out rows after epoch {epoch} is {score.loss}")
         if not all(bool(each.isfinite().all()) for each in (self._down, self._up, self.head_weight, self.head_bias)):
             raise self._diverged(f"after epoch {epoch} the bank has values that are not finite")
 
-    def _diverged(self, what: str) -> SettingsInvalid:
-        return SettingsInvalid(f"lr_bank is {self._settings.lr_bank}, and {what}: try a lower one (--lr-bank)")
+    def _diverged(self, what: str) -> TuningSettingsInvalid:
+        return TuningSettingsInvalid(f"lr_bank is {self._settings.lr_bank}, and {what}: try a lower one (--lr-bank)")
 
     @torch.no_grad()
     def bank(self, provenance: str) -> Bank:

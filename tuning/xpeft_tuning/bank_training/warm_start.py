@@ -81,7 +81,7 @@ class WarmStart:
         self._optimizer = RowAdam(self._users.learned, rates)
 
     def train(self, progress: Callable[[BankProgress], None] = lambda _: None) -> TrainedBank:
-        """Once. Raises: SettingsInvalid if the loss is no finite number any more."""
+        """Once. Raises: TuningSettingsInvalid if the loss is no finite number any more."""
         settings, score = self._settings, None
         epochs = [list(self._epoch()) for _ in range(settings.epochs)]
         every, done = sum(map(len, epochs)), 0

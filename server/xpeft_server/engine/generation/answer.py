@@ -123,7 +123,7 @@ class Answer:
         self._note_beginning(advance.sequence, taken, advance.at)
         self._journey.profile_version = self._profile_version
         self._journey.prompt_tokens += self._prompt_tokens
-        self._news.put_nowait(Started(self._profile_version, self._prompt_tokens, self._queue_time, self._verified))
+        self._news.put_nowait(Started(self._profile_version, self._queue_time, self._verified))
 
     def _note_beginning(self, sequence: Sequence, taken: float, ended: float) -> None:
         self._journey.note("queue", self._queued, taken)
@@ -133,13 +133,15 @@ class Answer:
 
     def _finish(self, reason: FinishReason) -> None:
         self.done = True
-        self._news.put_nowait(
-            Finished(reason, self._prompt_tokens, self._tokens, self._queue_time, self.inference_time)
-        )
+        self._news.put_nowait(Finished(reason, self._prompt_tokens, self._tokens, self.inference_time))
 
     def _told(self, token: int, logprobs: RowLogprobs) -> ChosenToken:
         likeliest = zip(logprobs.ids.tolist(), logprobs.logprobs.tolist(), strict=True)
-        return ChosenToken(self._likely(token, logprobs.chosen), tuple(self._likely(*each) for each in likeliest))
+        return ChosenToken(
+            self._likely(token, logprobs.chosen),
+            tuple(self._likely(*each) for each in likeliest),
+            self._tokenizer.is_special(token),
+        )
 
     def _likely(self, token: int, logprob: float) -> LikelyToken:
         text, exact = self._tokenizer.token_text(token)

@@ -19,7 +19,7 @@ from ..packing import PackedRows
 from ..plm import Plm
 from ..tokenizing import TokenizedText
 from .buckets import buckets_up_to
-from .placed_batch import Bucket, PieceSizes, StaticBatch
+from .placed_batch import BatchSize, PieceSizes, StaticBatch
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def choose_attention(plm: Plm, lanes: Lanes, *, tokens: int) -> AttentionKernel:
     return fastest_attention(plm, lanes, [each for each in buckets_up_to(tokens) if each.tokens in sizes])
 
 
-def fastest_attention(plm: Plm, lanes: Lanes, buckets: Sequence[Bucket]) -> AttentionKernel:
+def fastest_attention(plm: Plm, lanes: Lanes, buckets: Sequence[BatchSize]) -> AttentionKernel:
     """The one that takes the least time a token over these buckets, by trying both.
 
     A graph launches as many programs as its bucket has places, of which a batch of texts of 64 tokens fills an eighth:
@@ -69,7 +69,7 @@ def fastest_attention(plm: Plm, lanes: Lanes, buckets: Sequence[Bucket]) -> Atte
     return chosen
 
 
-def _attention(plm: Plm, lanes: Lanes, bucket: Bucket, kernel: AttentionKernel) -> Callable[[], None]:
+def _attention(plm: Plm, lanes: Lanes, bucket: BatchSize, kernel: AttentionKernel) -> Callable[[], None]:
     """Some calls of one block's, over a bucket with as many texts of 64 tokens as it holds."""
     heads, kv_heads, size = plm.attention_shape
     groups = _full(plm, lanes, bucket, kernel)
@@ -85,7 +85,7 @@ def _attention(plm: Plm, lanes: Lanes, bucket: Bucket, kernel: AttentionKernel) 
     return run
 
 
-def _full(plm: Plm, lanes: Lanes, bucket: Bucket, kernel: AttentionKernel) -> PackedSequences:
+def _full(plm: Plm, lanes: Lanes, bucket: BatchSize, kernel: AttentionKernel) -> PackedSequences:
     """The sequences of a static batch as a graph has it."""
     pieces = PieceSizes(queries=query_rows(plm.attention_shape.size, plm.dtype.itemsize), tiles=bucket.tokens)
     limit = plm.tokenizer.limit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from .placed_batch import Bucket
+from .placed_batch import BatchSize
 
 _FINE: Final = 8
 """Steps between a power of two and the next: a batch is filled up by an eighth at the most, a sixteenth on average."""
@@ -18,17 +18,17 @@ _TOKENS_PER_SEQUENCE: Final = 8
 """Batches of shorter texts go into a bucket of more tokens."""
 
 
-def buckets_up_to(tokens: int) -> list[Bucket]:
+def buckets_up_to(tokens: int) -> list[BatchSize]:
     """Ascending, the last one for batches of ``tokens``: multiples of 64 that are an eighth apart."""
     sizes = []
     size = _SMALLEST
     while size < tokens:
         sizes.append(size)
         size += max(_SMALLEST, (1 << (size.bit_length() - 1)) // _FINE)
-    return [Bucket(each, max(1, each // _TOKENS_PER_SEQUENCE)) for each in (*sizes, tokens)]
+    return [BatchSize(each, max(1, each // _TOKENS_PER_SEQUENCE)) for each in (*sizes, tokens)]
 
 
-def smallest_that_holds(buckets: Iterable[Bucket], tokens: int, sequences: int) -> Bucket | None:
+def smallest_that_holds(buckets: Iterable[BatchSize], tokens: int, sequences: int) -> BatchSize | None:
     """Of ascending ones; None if the batch is too large for all."""
     return next((each for each in buckets if tokens <= each.tokens and sequences <= each.sequences), None)
 

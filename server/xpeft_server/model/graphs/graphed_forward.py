@@ -18,7 +18,7 @@ from ..slots import SlotAdapters, SlotBuffers
 from ..tokenizing import TokenizedText
 from .buckets import buckets_up_to, smallest_that_holds
 from .graph_set import Captured, GraphFacts, GraphSet
-from .placed_batch import Bucket, PieceSizes, StaticBatch
+from .placed_batch import BatchSize, PieceSizes, StaticBatch
 
 
 class GraphedForward:
@@ -52,7 +52,7 @@ class GraphedForward:
         self._impl = impl
         self._buckets = buckets_up_to(tokens)
         self._graphs = {
-            adapters: GraphSet[Bucket, StaticBatch](lanes, plm.device, what)
+            adapters: GraphSet[BatchSize, StaticBatch](lanes, plm.device, what)
             for adapters, what in ((True, "batches to classify"), (False, "batches of the bare PLM"))
         }
         sizes = [StaticBatch.size_of(each, self._pieces(each)) for each in self._buckets]
@@ -87,7 +87,7 @@ class GraphedForward:
             repeat()
         return Pooled(self._pooled[: rows.lengths.size], began)
 
-    def _prepared(self, bucket: Bucket, adapters: bool) -> Captured[StaticBatch]:
+    def _prepared(self, bucket: BatchSize, adapters: bool) -> Captured[StaticBatch]:
         plm = self._plm
         static = StaticBatch(
             bucket,
@@ -110,7 +110,7 @@ class GraphedForward:
         static.load(static.stage(one, np.zeros(1, np.int64)))
         return Captured(static, run)
 
-    def _pieces(self, bucket: Bucket) -> PieceSizes:
+    def _pieces(self, bucket: BatchSize) -> PieceSizes:
         itemsize = self._plm.dtype.itemsize
         return PieceSizes(
             queries=query_rows(self._plm.attention_shape.size, itemsize),

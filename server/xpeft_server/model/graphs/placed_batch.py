@@ -17,7 +17,7 @@ from ..packing import PackedRows
 from .static_fields import Field, Staged, StaticFields, put_rows
 
 
-class Bucket(NamedTuple):
+class BatchSize(NamedTuple):
     """Most tokens and most sequences of a batch."""
 
     tokens: int
@@ -61,7 +61,7 @@ class StaticBatch:
 
     def __init__(
         self,
-        bucket: Bucket,
+        bucket: BatchSize,
         pieces: PieceSizes,
         memory: Tensor,
         lanes: Lanes,
@@ -86,7 +86,7 @@ class StaticBatch:
         )
 
     @staticmethod
-    def size_of(bucket: Bucket, pieces: PieceSizes) -> int:
+    def size_of(bucket: BatchSize, pieces: PieceSizes) -> int:
         """Bytes."""
         return StaticFields.size_of(_fields(bucket, pieces))
 
@@ -115,7 +115,7 @@ class StaticBatch:
         self._fields.load(staged)
 
 
-def _fields(bucket: Bucket, pieces: PieceSizes) -> list[Field]:
+def _fields(bucket: BatchSize, pieces: PieceSizes) -> list[Field]:
     tokens, sequences = bucket
     return [
         Field("ids", np.int64, (tokens,)),
@@ -129,6 +129,6 @@ def _fields(bucket: Bucket, pieces: PieceSizes) -> list[Field]:
     ]
 
 
-def _most_pieces(bucket: Bucket, rows: int) -> int:
+def _most_pieces(bucket: BatchSize, rows: int) -> int:
     """Whatever the lengths are: every sequence ends with a piece that need not be full."""
     return bucket.tokens // rows + bucket.sequences

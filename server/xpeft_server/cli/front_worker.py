@@ -29,7 +29,7 @@ from .server_logging import configure_server_logging
 log = logging.getLogger(__name__)
 
 
-class FrontProcess:
+class FrontWorker:
     """Does what it is told over its connection to the engine's process, and ends with it.
 
     Args:
@@ -120,7 +120,7 @@ class FrontProcess:
 
 
 async def _run(connection: socket.socket, listening: socket.socket) -> None:
-    await FrontProcess(listening).run(connection)
+    await FrontWorker(listening).run(connection)
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Final
 
+from xpeft_server.output_file import check_writable
 from xpeft_server.settings import Settings, SettingsInvalid
 
 if TYPE_CHECKING:
@@ -25,15 +25,11 @@ def prepare_profile_trace(settings: Settings, environ: MutableMapping[str, str])
     path = settings.profile_trace
     if path is None:
         return
-    shown = f"profile_trace = {str(path)!r}"
-    if path.is_dir():
-        raise SettingsInvalid(f"{shown} cannot be written: it is a folder")
     try:
-        # As the trace itself is: beside the file, then in its place.
-        with tempfile.NamedTemporaryFile(dir=path.parent):
-            pass
+        check_writable(path)
     except OSError as error:
-        raise SettingsInvalid(f"{shown} cannot be written: {error.strerror or error}") from None
+        reason = error.strerror or error
+        raise SettingsInvalid(f"profile_trace = {str(path)!r} cannot be written: {reason}") from None
     environ.setdefault("KINETO_LOG_LEVEL", _QUIET)
 
 

@@ -36,7 +36,7 @@ from xpeft_server.jobs.errors import (
     TuningOff,
     WorkerDied,
 )
-from xpeft_server.remote.refused import TELLING, Refused, Telling, below
+from xpeft_server.remote.error_value import TELLING, ErrorValue, Telling, below
 
 ERRORS = [
     InputTooLong("input has 600 tokens", param="input"),
@@ -63,7 +63,7 @@ ERRORS = [
 
 def sent(error: Telling) -> Telling:
     """Over the connection."""
-    there: Refused = pickle.loads(pickle.dumps(Refused.of(error)))  # noqa: S301
+    there: ErrorValue = pickle.loads(pickle.dumps(ErrorValue.of(error)))  # noqa: S301
     return there.error()
 
 
@@ -101,12 +101,12 @@ def test_no_two_errors_have_the_same_name() -> None:
 
 @pytest.mark.parametrize("kind", [kind for root in TELLING for kind in below(root)], ids=lambda kind: kind.__name__)
 def test_every_error_is_known_by_its_name(kind: type[Telling]) -> None:
-    back = Refused(kind.__name__, {"message": "why"}).error()
+    back = ErrorValue(kind.__name__, {"message": "why"}).error()
     assert type(back) is kind
     assert (str(back), back.args) == ("why", ("why",))
 
 
 def test_an_error_that_is_not_known_here_is_our_own_fault() -> None:
-    back = Refused("NewerThanThis", {"message": "something new", "param": None}).error()
+    back = ErrorValue("NewerThanThis", {"message": "something new", "param": None}).error()
     assert type(back) is InternalError
     assert str(back) == "something new"

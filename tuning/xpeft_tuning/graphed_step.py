@@ -18,7 +18,7 @@ from .step_shape import Need, StepShape, StepShapes
 from .trainee import Turn
 
 
-class PlacedStep:
+class GraphedStep:
     """Trainees by length of their texts, as many together as `TuningSettings.batch_tokens` allows, padding included.
 
     A shape is captured when it is first needed. Whom no shape holds, or the device has no room to capture, goes by

@@ -18,7 +18,7 @@ TELLING: Final[tuple[type[Telling], ...]] = (EngineError, JobsError, ProfileStor
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class ErrorValue:
     """What stands for an error: it travels as a value, because to be refused is no failure of a process.
 
     Args:
@@ -30,7 +30,7 @@ class Refused:
     fields: Mapping[str, object]
 
     @classmethod
-    def of(cls, error: Telling) -> Refused:
+    def of(cls, error: Telling) -> ErrorValue:
         return cls(type(error).__name__, dict(vars(error)))
 
     def error(self) -> Telling:
