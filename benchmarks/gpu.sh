@@ -42,7 +42,7 @@ PYTHONPATH=${PYTHONPATH%:}
 export PYTHONPATH PYTHONUNBUFFERED=1
 needed=triton,xpeft_server.cli.main,xpeft_benchmarks.engine
 if part tests; then needed+=,pytest_asyncio; fi
-if part serve || part tenants; then needed+=,xpeft_server.cli.running_server; fi
+if part serve || part tenants; then needed+=,xpeft_server.cli.serve.running_server; fi
 if ! "$python" -P -c "import $needed"; then
     echo "gpu.sh: install the project with its tests first (make setup) and activate its environment," \
         "or name a Python that has what the packages import: PYTHON=…" >&2

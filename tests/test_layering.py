@@ -178,7 +178,7 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
         ("xpeft_server.engine", "from xpeft_server.jobs.requests import TuningRequest"),
         ("xpeft_server.jobs", "from starlette.requests import Request"),
         ("xpeft_server.jobs", "from xpeft_server.api.errors import ApiError"),
-        ("xpeft_server.jobs", "from xpeft_server.cli.worker_process import WorkerProcess"),
+        ("xpeft_server.jobs", "from xpeft_server.cli.serve.worker_process import WorkerProcess"),
         ("xpeft_server.jobs", "from xpeft_server.engine.engine import Engine"),
         ("xpeft_server.jobs", "import torch"),
         ("xpeft_server.jobs", "from xpeft_tuning.settings import TuningSettings"),

@@ -124,7 +124,7 @@ def _serve(folder: Path) -> None:
     import transformers.models.bert.modeling_bert
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import xpeft_server.cli.running_server  # noqa: F401
+    import xpeft_server.cli.serve.running_server  # noqa: F401
     from xpeft_server.cli.__main__ import main as xpeft
 
     threads = len(list(Path("/proc/self/task").iterdir()))

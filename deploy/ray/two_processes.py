@@ -60,7 +60,7 @@ def _speed(processes: list[Connection], seconds: float) -> float:
 def _classify(orders: Connection, plm: str, texts: list[str]) -> None:
     import numpy as np
 
-    from xpeft_server.cli.assembly import load_classifier
+    from xpeft_server.cli.serve.assembly import load_classifier
     from xpeft_server.model.classifier import ClassifierInput
     from xpeft_server.settings import Settings
 

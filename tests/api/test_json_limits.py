@@ -11,10 +11,10 @@ import pytest
 
 from xpeft_profiles import ProfileKey
 from xpeft_server.api import jobs, json_bodies
-from xpeft_server.api.chat_wire import ChatBody
-from xpeft_server.api.completions_wire import CompletionBody
 from xpeft_server.api.errors import ApiError
 from xpeft_server.api.json_counts import check_json_counts
+from xpeft_server.api.openai.chat_wire import ChatBody
+from xpeft_server.api.openai.completions_wire import CompletionBody
 from xpeft_server.api.sampling_wire import MOST_STOP_CHARACTERS, MOST_STOPS
 from xpeft_server.api.tuning_wire import TuneBody
 from xpeft_server.api.wire import MOST_ITEMS, ClassifyBody

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from xpeft_server.cli.bench import app
+from xpeft_server.cli.bench.commands import app
 
 
 @pytest.fixture

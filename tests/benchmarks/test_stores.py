@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from xpeft_benchmarks.profile_lines import ADAPTERS, BLOCKS, CHOSEN, profile_key, write_profile_lines
 from xpeft_profiles import read_profile_file
 from xpeft_profiles.transfer import Entry, open_source
-from xpeft_server.cli.bench import app
+from xpeft_server.cli.bench.commands import app
 
 VARIANTS = [
     "read",

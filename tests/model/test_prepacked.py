@@ -156,7 +156,7 @@ def test_other_devices_keep_their_weights(lab: Any) -> None:
 
 
 def test_a_server_on_a_cpu_multiplies_by_them(lab: Any, tmp_path: Path) -> None:
-    from xpeft_server.cli.assembly import load_classifier
+    from xpeft_server.cli.serve.assembly import load_classifier
     from xpeft_server.settings import Settings
 
     settings = Settings(plm=lab.plm("bert").name, bank="random:N=4,R=8,seed=0", device="cpu", slots="4")

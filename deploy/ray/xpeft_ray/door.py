@@ -17,7 +17,7 @@ from xpeft_server.api.auth import Keys
 from xpeft_server.api.errors import ApiError
 from xpeft_server.api.key_ring import KeyRing
 from xpeft_server.api.replies import error_reply
-from xpeft_server.cli.tracing import Tracing
+from xpeft_server.cli.serve.tracing import Tracing
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.store_watch import StoreWatch
 from xpeft_server.settings import Settings, is_loopback

@@ -41,7 +41,7 @@ class EngineReplica:
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
         # Here and not above: the ingress, which imports this module too, has no use for torch.
-        from xpeft_server.cli.assembly import build_engine
+        from xpeft_server.cli.serve.assembly import build_engine
 
         configure_logging(format_for(settings.log_format, sys.stderr), settings.log_level, sys.stderr)
         nodes: list[dict[str, object]] = ray.nodes()  # type: ignore[no-untyped-call]

@@ -14,8 +14,8 @@ from starlette.types import ASGIApp
 from xpeft_profiles import open_store
 from xpeft_server.api.auth import NoKeys
 from xpeft_server.api.key_ring import KeyRing
-from xpeft_server.cli.audit_assembly import build_audit
-from xpeft_server.cli.tracing import build_tracing
+from xpeft_server.cli.serve.audit_assembly import build_audit
+from xpeft_server.cli.serve.tracing import build_tracing
 from xpeft_server.log_lines import configure_logging, format_for
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import choose_tenant_limits

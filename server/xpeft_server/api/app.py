@@ -15,16 +15,16 @@ from .access import ACCESS, PUBLIC, UNMATCHED
 from .audit import Audit
 from .audit_log import AuditLog
 from .auth import Keys
-from .chat import Chat
 from .classify import Classify
-from .completions import Completions
 from .drain import Drain
 from .engine_port import EnginePort
 from .gate import Gate
 from .generate import Generate
 from .generation import TextRequests
 from .jobs import Jobs
-from .models import Models
+from .openai.chat import Chat
+from .openai.completions import Completions
+from .openai.models import Models
 from .openapi import DocumentedApi
 from .probes import Probes
 from .profiles import Profiles
@@ -36,8 +36,8 @@ from .routes import (
     profile_operations,
     tuning_operations,
 )
-from .spans import Spans
-from .trace import Trace
+from .tracing.spans import Spans
+from .tracing.trace import Trace
 from .tuner_port import TunerPort
 
 

@@ -13,9 +13,9 @@ from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, TextIn
 from xpeft_server.settings import Settings
 
 from .bodies import read_body
+from .connection.departure import unless_client_leaves
 from .context import context_of
 from .counts import check_count, length_of
-from .departure import unless_client_leaves
 from .engine_port import EnginePort
 from .ids import new_id
 from .json_bodies import parse_json

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from .departure import unless_client_leaves
+from .connection.departure import unless_client_leaves
 from .errors import AnswerBroken
 from .problems import problem_of
 from .replies import Headers

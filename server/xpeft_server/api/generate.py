@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from xpeft_server.engine.requests import Finished, GenerateRequest, Piece, Started
 
-from .departure import unless_client_leaves
+from .connection.departure import unless_client_leaves
 from .event_stream import Document, Events, EventStream, Opening
 from .generate_wire import GenerateBody
 from .generation import TextRequests, WholeAnswer, generate_request, headers_of, usage

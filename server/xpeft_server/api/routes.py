@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from . import answer_headers
 from .access import CANCEL, JOB, MODEL, PROFILE, TUNE
-from .chat import Chat
-from .chat_replies import ChatReplyBody
-from .chat_wire import ChatBody
 from .classify import Classify
-from .completions import Completions
-from .completions_wire import CompletionBody, CompletionReplyBody
 from .generate import Generate
 from .generate_wire import GenerateBody, GenerateReplyBody
 from .jobs import Jobs
-from .models import Models
+from .openai.chat import Chat
+from .openai.chat_replies import ChatReplyBody
+from .openai.chat_wire import ChatBody
+from .openai.completions import Completions
+from .openai.completions_wire import CompletionBody, CompletionReplyBody
+from .openai.models import Models
 from .operation import Operation, header, path_id, path_name, query
 from .paging import DEFAULT_LIMIT, MOST
 from .probes import Probes

@@ -6,8 +6,13 @@ from typing import Final
 
 import typer
 
-from . import bank, bench, keys, profiles, serve, tune
+from .bank import commands as bank
+from .bench import commands as bench
 from .flags_in_help import FlagsGroup, show_flags_alone
+from .keys import commands as keys
+from .profiles import commands as profiles
+from .serve import commands as serve
+from .tune import commands as tune
 
 # A part with one command has its name from that command; a part with several is a group.
 COMMANDS: Final = (serve.app, tune.app)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from xpeft_server.api.chat_wire import MOST_MESSAGES, MOST_PARTS, ChatBody, check_counts
-from xpeft_server.api.completions_wire import CompletionBody
 from xpeft_server.api.errors import ApiError
+from xpeft_server.api.openai.chat_wire import MOST_MESSAGES, MOST_PARTS, ChatBody, check_counts
+from xpeft_server.api.openai.completions_wire import CompletionBody
 
 BAD = {
     "missing": ({}, "missing_field", "prompt"),

@@ -1,0 +1,194 @@
+"""``xpeft bank train``: labelled texts in, a bank of adapters out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from xpeft_server.settings import Settings, SettingsInvalid
+from xpeft_tuning.bank_training.settings import BankTrainingSettings, Method
+from xpeft_tuning.errors import TuningSettingsInvalid
+
+from ..epoch_bar import epoch_bar, shown_score
+from ..out_option import check_out_file
+from ..screen import fail, plain, say, show_facts
+from ..setting_options import add_options, check_variables, option_name, setting_options
+from .facts import bank_facts
+
+if TYPE_CHECKING:
+    from xpeft_server.model.bank import Bank
+    from xpeft_server.model.plm import Plm
+    from xpeft_tuning.bank_training.outcome import TrainedBank
+    from xpeft_tuning.dataset import Dataset
+
+_DEFAULTS = Settings()
+_VARIABLES = "XPEFT_BANK_TRAIN_"
+_PANELS = {"": "How to train", "users": "With --by (method users)", "mixture": "Without --by (method mixture)"}
+
+Data = Annotated[
+    Path,
+    typer.Option(
+        help='Rows, one JSON object a line, .gz too: {"text", "label"} and, if wanted, "text_pair" and "split" (train,'
+        " dev or test, in every row or none). Train rows teach, dev and test rows only measure. Labels that are"
+        " numbers make a regression."
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Where to write the bank, a .safetensors file.")]
+PlmName = Annotated[
+    str,
+    typer.Option(
+        envvar="XPEFT_PLM", help="The language model that the bank is for: a path, a hub id, or the demo package's."
+    ),
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(envvar="XPEFT_DEVICE", help="Where to train.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16"],
+    typer.Option(
+        envvar=f"{_VARIABLES}DTYPE",
+        help="Number format of the language model while training; the bank is float32.",
+        show_envvar=False,
+    ),
+]
+By = Annotated[
+    str | None,
+    typer.Option(metavar="FIELD", help="Which field of a row says whose it is: a user's.", show_default=False),
+]
+MethodName = Annotated[
+    Method | None,
+    typer.Option("--method", help="users (with --by) or mixture (without): --by alone decides.", show_default=False),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="All labels, in the order the head shall have them: a,b,c. Else as the data has them.", show_default=False
+    ),
+]
+Start = Annotated[
+    Path | None,
+    typer.Option(
+        help="A bank to begin with instead of random adapters, its head of this name included. Fewer adapters than"
+        " --adapters are repeated, --start-apart from each other: one that all users share becomes many.",
+        show_default=False,
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
+
+
+def train(  # the options that follow are the settings' (see `setting_options`)
+    context: typer.Context,
+    data: Data,
+    out: Out,
+    plm: PlmName = _DEFAULTS.plm,
+    device: Device = _DEFAULTS.device,
+    dtype: Dtype = "float32",
+    by: By = None,
+    method: MethodName = None,
+    labels: Labels = None,
+    start: Start = None,
+    force: Force = False,
+    **options: Any,
+) -> None:
+    """Train a bank on labelled texts, together with a head that profiles can share.
+
+    With --by on the texts of many users, each with masks of its own, which are forgotten in the end (X-PEFT's warm
+    start): for profiles of users like them. Without, on one task: adapters take turns at random and learn to agree
+    (AdaMix); what is measured is their average, a profile with every adapter in its masks.
+
+    Example: xpeft bank train --data reviews.jsonl.gz --by user --out bank.safetensors
+
+    Example: xpeft bank train --data desk.jsonl --adapters 4 --width 16 --out bank.safetensors
+    """
+    from xpeft_server.model.bank_file import read_bank_file, write_bank_file
+    from xpeft_server.model.errors import ModelError
+    from xpeft_tuning.errors import TuningError
+
+    check_variables(context, _VARIABLES)
+    chosen = _method(method, by)
+    try:
+        settings = _settings(context, options, chosen)
+        check_out_file(out, force=force)
+        beginning = None if start is None else read_bank_file(start)
+        datasets = _datasets(data, by, None if labels is None else labels.split(","))
+        trained = _train(_plm(plm, device, dtype), datasets, settings, chosen, beginning)
+        write_bank_file(trained.bank, out, overwrite=force)
+    except (ModelError, TuningError, SettingsInvalid) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{out} cannot be written: {error.strerror or error}")
+    say(f"wrote {out}")
+    _report(trained)
+
+
+def _method(method: Method | None, by: str | None) -> Method:
+    if method == "users" and by is None:
+        fail("--method users is without --by: give --by FIELD, the field that says whose row it is")
+    if method == "mixture" and by is not None:
+        fail(f"--by {by} and --method mixture contradict each other: a mixture knows no users")
+    return "mixture" if by is None else "users"
+
+
+def _settings(context: typer.Context, options: Mapping[str, Any], method: Method) -> BankTrainingSettings:
+    """Raises: TuningSettingsInvalid, also for an option on the command line that only the other method has."""
+    for setting in fields(BankTrainingSettings):
+        only = setting.metadata.get("method", method)
+        source = context.get_parameter_source(setting.name)
+        if only != method and source is not None and source.name == "COMMANDLINE":
+            raise TuningSettingsInvalid(f"{option_name(setting.name)} is of the method {only}, and this is {method}")
+    return BankTrainingSettings(**{name: value for name, value in options.items() if value is not None})
+
+
+def _datasets(data: Path, by: str | None, labels: list[str] | None) -> dict[str, Dataset]:
+    """Of each user, or of all under one name, with the same labels. Raises: DatasetInvalid."""
+    from xpeft_tuning.bank_training.training_rows import with_all_labels
+    from xpeft_tuning.dataset import read_datasets
+
+    datasets = read_datasets(data, by, labels)
+    if ignored := next(iter(datasets.values())).ignored:
+        typer.echo(plain(f"fields of {data} that nobody reads: {', '.join(ignored)}"), err=True)
+    return with_all_labels(datasets) if labels is None else datasets
+
+
+def _plm(name: str, device: str, dtype: str) -> Plm:
+    """Raises: ModelError, SettingsInvalid for a device that is not there."""
+    from xpeft_server.model.plm import load_plm
+
+    from ..serve.assembly import choose_device, choose_dtype
+
+    where = choose_device(device)
+    return load_plm(name, device=where, dtype=choose_dtype(dtype, where))
+
+
+def _train(
+    plm: Plm, datasets: Mapping[str, Dataset], settings: BankTrainingSettings, method: Method, start: Bank | None
+) -> TrainedBank:
+    from xpeft_server.model.bank_source import with_pooling
+    from xpeft_tuning.bank_training.mixture import MixtureTrainer
+    from xpeft_tuning.bank_training.warm_start import WarmStart
+
+    start = None if start is None else with_pooling(start, plm.facts)
+    trainer: WarmStart | MixtureTrainer
+    if method == "users":
+        trainer = WarmStart(plm, datasets, settings, start)
+    else:
+        trainer = MixtureTrainer(plm, next(iter(datasets.values())), settings, start)
+    with epoch_bar() as show:
+        return trainer.train(show)
+
+
+def _report(trained: TrainedBank) -> None:
+    measured = "not measured: no row's split is dev or test"
+    if trained.held_out is not None:
+        measured = f"{shown_score(trained.held_out)} ({trained.held_out.rows} rows)"
+    facts = {"rows": f"{trained.rows} trained on", "on held-out rows": measured}
+    show_facts([*bank_facts(trained.bank).items(), *facts.items()])
+    if trained.skipped:
+        say(f"Users that are left out because they have no train row: {trained.skipped}.")
+    if trained.cut:
+        say(f"{trained.cut} texts were longer than the model takes; what was beyond its limit was not read.")
+
+
+add_options(train, setting_options(BankTrainingSettings, variables=_VARIABLES, panels=_PANELS))

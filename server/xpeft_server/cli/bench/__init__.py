@@ -1,0 +1,1 @@
+"""`xpeft bench`."""

@@ -1,0 +1,151 @@
+"""``xpeft bench tune``: profiles that are tuned together, a second."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..screen import fail
+from .options import (
+    RANDOM_BANK,
+    BankSource,
+    Data,
+    Device,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    Json,
+    Plm,
+    Rounds,
+    Seed,
+)
+from .report import chosen, failures_told, run, step
+
+if TYPE_CHECKING:
+    from xpeft_benchmarks.tune import Row, TunePlan
+    from xpeft_server.model.bank import Bank
+    from xpeft_tuning.settings import TuningSettings
+
+    from ..tune.input import Model
+
+Together = Annotated[int, typer.Option("--profiles", min=1, help="Profiles that are tuned together.")]
+Rows = Annotated[int, typer.Option(min=4, help="Train rows of each.")]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over them.")]
+BatchRows = Annotated[int, typer.Option(min=1, help="Rows behind one step of a profile.")]
+StepTokens = Annotated[int, typer.Option("--batch-tokens", min=1, help="Tokens on the device at once.")]
+
+
+def tune(
+    plm: Plm = "minilm",
+    bank: BankSource = RANDOM_BANK,
+    dtype: DtypeOption = Dtype.FLOAT32,
+    device: DeviceOption = Device.AUTO,
+    profiles: Together = 32,
+    rows: Rows = 60,
+    epochs: Epochs = 15,
+    batch_rows: BatchRows = 16,
+    batch_tokens: StepTokens = 4096,
+    rounds: Rounds = 3,
+    data: Data = None,
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """Profiles tuned together by packed steps and by placed ones, which on a GPU are CUDA graphs.
+
+    Hard masks, a head of their own, labels by turns; from texts to profiles, without scores and stores. What is
+    captured at first use is not counted.
+
+    Example: xpeft bench tune --device cuda --profiles 256 --batch-tokens 16384 --json tune.jsonl
+    """
+    from xpeft_benchmarks.tune import TunePlan, run_tune
+    from xpeft_tuning.errors import TuningError
+
+    with failures_told():
+        device_name, dtype_name = chosen(device, dtype)
+        plan = TunePlan(
+            plm=plm,
+            bank=bank,
+            device=device_name,
+            dtype=dtype_name,
+            profiles=profiles,
+            rows=rows,
+            epochs=epochs,
+            batch_rows=batch_rows,
+            batch_tokens=batch_tokens,
+            rounds=rounds,
+            seed=seed,
+        )
+        try:
+            make = _Maker(plan)
+            run("tune", plan.settings(), lambda pool: run_tune(plan, pool, make, on_step=step), data, json)
+        except TuningError as error:
+            fail(str(error))
+
+
+class _Maker:
+    """Cohorts over one model, which is loaded when the first is asked for."""
+
+    def __init__(self, plan: TunePlan) -> None:
+        self._plan = plan
+        self._model: Model | None = None
+
+    def __call__(self, placed: bool) -> _Together:
+        plan = self._plan
+        if self._model is None:
+            self._model = _model(plan)
+        return _Together(self._model, _settings(plan), places=plan.profiles, placed=placed)
+
+
+class _Together:
+    """A cohort as the benchmark drives it."""
+
+    def __init__(self, model: Model, settings: TuningSettings, *, places: int, placed: bool) -> None:
+        from xpeft_benchmarks.tune import LABELS
+        from xpeft_tuning.cohort import Cohort
+
+        self._plm = model.plm
+        self._settings = settings
+        self._labels = LABELS
+        self._cohort = Cohort(model.plm, model.bank, settings, places=places, classes=len(LABELS), placed=placed)
+
+    @property
+    def padding(self) -> float:
+        return self._cohort.padding
+
+    def begin(self, rows: Sequence[Sequence[Row]]) -> None:
+        from xpeft_tuning.dataset import Dataset, Example
+        from xpeft_tuning.trainee import enrol
+
+        datasets = [Dataset(tuple(Example(*row) for row in each), self._labels) for each in rows]
+        self._cohort.admit([enrol(self._plm, "", each, self._labels, self._settings) for each in datasets])
+
+    def step(self) -> bool:
+        self._cohort.step()
+        return bool(self._cohort.trainees)
+
+
+def _model(plan: TunePlan) -> Model:
+    import torch
+
+    from xpeft_server.model.bank_source import open_bank
+    from xpeft_server.model.plm import load_plm
+
+    from ..tune.input import Model
+
+    plm = load_plm(plan.plm, device=torch.device(plan.device), dtype=getattr(torch, plan.dtype))
+    bank: Bank = open_bank(plan.bank, plm.facts)
+    return Model(plm, bank)
+
+
+def _settings(plan: TunePlan) -> TuningSettings:
+    from xpeft_tuning.settings import TuningSettings
+
+    return TuningSettings(
+        epochs=plan.epochs,
+        batch_rows=plan.batch_rows,
+        batch_tokens=plan.batch_tokens,
+        held_out=0.0,
+        seed=plan.seed,
+    )

@@ -1,0 +1,1 @@
+"""`xpeft serve`: where the parts of a server are put together."""

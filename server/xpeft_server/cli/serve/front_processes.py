@@ -1,0 +1,240 @@
+"""HTTP in processes of its own, so that it takes no turns from the engine's Python."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import pickle
+import socket
+import sys
+import time
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from xpeft_server.api.engine_port import EnginePort
+from xpeft_server.api.tuner_port import TunerPort
+from xpeft_server.engine.errors import EngineError
+from xpeft_server.engine.metrics import Metrics
+from xpeft_server.remote.connected_engine import engine_methods
+from xpeft_server.remote.connected_tuner import tuner_methods
+from xpeft_server.remote.error_value import TELLING
+from xpeft_server.remote.peer import Peer
+from xpeft_server.remote.summed_metrics import EndedProcesses, Told
+from xpeft_server.settings import Settings
+
+from .worker_process import worker_environment
+
+log = logging.getLogger(__name__)
+
+_PAUSE_SECONDS: Final = 1.0
+"""From the start of a process to that of the next in its place, at least."""
+
+_LOOK_SECONDS: Final = 5.0
+_SILENT_SECONDS: Final = 30.0
+"""Who says nothing for so long hangs, and is killed: its connections could wait for ever."""
+
+_ENDING_SECONDS: Final = 2.0
+_METRICS_SECONDS: Final = 2.0
+
+
+class FrontFailed(Exception):
+    """A process that speaks HTTP could not start."""
+
+
+class FrontProcesses:
+    """A `Front` of ``settings.http_processes`` processes that share a socket. One that ends is started anew.
+
+    What they know of engine and tuner comes from here; they read the store, and the files of the settings, themselves.
+
+    Args:
+        metrics: of this process, shown with theirs.
+        listening: bound.
+        connections: how many each of them may have open.
+        environ: this process's.
+        command: what is started, with two file descriptors as its arguments.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        engine: EnginePort,
+        tuner: TunerPort,
+        metrics: Metrics,
+        listening: socket.socket,
+        connections: int,
+        environ: Mapping[str, str],
+        command: Sequence[str] = (),
+    ) -> None:
+        self._settings = settings
+        self._methods = {**engine_methods(engine), **tuner_methods(tuner), "families": self._families}
+        self._metrics = metrics
+        self._listening = listening
+        self._connections = connections
+        self._environ = worker_environment(environ)
+        # -P: the folder that the server was started in is no place to import from.
+        self._command = command or (sys.executable, "-P", "-m", "xpeft_server.cli.serve.front_worker")
+        self._peers: set[Peer] = set()
+        self._listeners: set[Peer] = set()  # of them
+        self._told: dict[Peer, bytes] = {}  # the families that each of these told last
+        self._hearing: dict[Peer, asyncio.Task[None]] = {}  # those that were asked and have not told yet
+        self._ended = EndedProcesses()
+        self._drains = False
+        self._telling: list[asyncio.Task[None]] = []
+        self._closing = asyncio.Event()
+
+    async def serve(self, announce: Callable[[], None]) -> None:
+        """Raises: FrontFailed if one of the first processes cannot start."""
+        listening = [asyncio.Event() for _ in range(self._settings.http_processes)]
+        keeping = [asyncio.create_task(self._keep(each)) for each in listening]
+        announcing = asyncio.create_task(_announce_once(listening, announce))
+        try:
+            await asyncio.gather(*keeping)
+        except FrontFailed:
+            self._closing.set()
+            for peer in self._peers:
+                peer.close()
+            await asyncio.gather(*keeping, return_exceptions=True)
+            raise
+        finally:
+            announcing.cancel()
+
+    def begin_drain(self) -> None:
+        self._drains = True
+        self._tell("drain")
+
+    async def wait_until_empty(self) -> None:
+        await asyncio.gather(*self._telling)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._tell("stop")
+
+    def _tell(self, method: str) -> None:
+        self._telling += [asyncio.create_task(_quietly(peer, method)) for peer in self._listeners]
+
+    async def _keep(self, listens: asyncio.Event) -> None:
+        """Have a process until it is told to end."""
+        while True:
+            began = time.monotonic()
+            try:
+                how = await self._run_one(listens)
+            except OSError as error:
+                how = f"with {error}"
+            if self._closing.is_set():
+                return
+            if not listens.is_set():
+                raise FrontFailed(f"a process that is to speak HTTP ended {how} before it listened")
+            log.error("a process that spoke HTTP ended %s: another one takes its place", how)
+            await asyncio.sleep(began + _PAUSE_SECONDS - time.monotonic())
+
+    async def _run_one(self, listens: asyncio.Event) -> str:
+        """From its start to its end. Returns: how it ended."""
+        here, there = socket.socketpair()
+        with there:
+            try:
+                process = await self._start(there)
+            except BaseException:
+                here.close()
+                raise
+        peer = Peer(self._methods, on_lost=lambda: None)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: peer, here)
+        self._peers.add(peer)
+        try:
+            if not self._closing.is_set():
+                await peer.call("serve", self._settings, self._connections)
+                self._listeners.add(peer)
+                listens.set()
+                log.info("process %d speaks HTTP", process.pid)
+            # It was not there, or not all of it, when the others were told.
+            if self._closing.is_set():
+                await peer.call("stop")
+            elif self._drains:
+                self._telling.append(asyncio.create_task(_quietly(peer, "drain")))
+            await _until_it_ends(process, peer)
+        except TELLING as error:
+            # Its own words, or the connection's end, which is its own.
+            log.error("process %d does not speak HTTP: %s", process.pid, error)
+        finally:
+            self._peers.discard(peer)
+            self._listeners.discard(peer)
+            if peer in self._told:
+                self._ended.add(pickle.loads(self._told.pop(peer)))  # noqa: S301  # see peer.py
+            peer.close()
+            await _end(process)
+        code = process.returncode
+        return f"by signal {-code}" if code is not None and code < 0 else f"with exit status {code}"
+
+    async def _start(self, connection: socket.socket) -> Process:
+        descriptors = connection.fileno(), self._listening.fileno()
+        return await asyncio.create_subprocess_exec(
+            *self._command, *map(str, descriptors), stdin=DEVNULL, env=self._environ, pass_fds=descriptors
+        )
+
+    async def _families(self) -> list[bytes]:
+        """Those of every process, and of those that ended; summed where they are asked for, which is not here.
+
+        Requests by profile are this process's alone, which counts what all others hand over.
+        """
+        await asyncio.gather(*map(self._ask_families, self._listeners))
+        own = pickle.dumps(self._metrics.families())
+        return [own, *self._told.values(), pickle.dumps(self._ended.families())]
+
+    async def _ask_families(self, peer: Peer) -> None:
+        """What one that does not answer in time told last is still true of what it counts."""
+        if peer not in self._hearing:
+            self._hearing[peer] = asyncio.create_task(self._hear(peer))
+        await asyncio.wait([self._hearing[peer]], timeout=_METRICS_SECONDS)
+
+    async def _hear(self, peer: Peer) -> None:
+        """However late it tells: what it has handed over is nowhere else."""
+        try:
+            with contextlib.suppress(EngineError):
+                told: Told = await peer.call("tell_metrics")
+                self._metrics.profile_requests.add(told.profile_requests)
+                if peer in self._listeners:
+                    self._told[peer] = told.families
+        finally:
+            del self._hearing[peer]
+
+
+async def _announce_once(listening: list[asyncio.Event], announce: Callable[[], None]) -> None:
+    for each in listening:
+        await each.wait()
+    announce()
+
+
+async def _until_it_ends(process: Process, peer: Peer) -> None:
+    """By itself, or because it hangs."""
+    ended = asyncio.create_task(process.wait())
+    try:
+        while not (await asyncio.wait([ended], timeout=_LOOK_SECONDS))[0]:
+            try:
+                await asyncio.wait_for(peer.call("say_something"), _SILENT_SECONDS)
+            except TimeoutError:
+                log.error("process %d, which speaks HTTP, said nothing for %g s", process.pid, _SILENT_SECONDS)
+                _kill(process)
+    finally:
+        ended.cancel()
+
+
+async def _end(process: Process) -> None:
+    """Without its connection it ends by itself; killed at once, it would not show how it ended."""
+    try:
+        await asyncio.wait_for(process.wait(), _ENDING_SECONDS)
+    except TimeoutError:
+        _kill(process)
+        await process.wait()
+
+
+def _kill(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+
+
+async def _quietly(peer: Peer, method: str) -> None:
+    """One that has gone has nothing left to do."""
+    with contextlib.suppress(*TELLING):
+        await peer.call(method)

@@ -1,0 +1,130 @@
+"""Lets connections in while there is room, and turns others away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Coroutine
+from typing import Final
+
+from xpeft_server.api.connection.connections import Connections
+from xpeft_server.api.connection.http_protocol import HttpProtocol
+
+from .visitor import SECONDS, Visitor
+
+log = logging.getLogger(__name__)
+
+# Accepted in a row, before others have their turn on the event loop.
+_AT_ONCE: Final = 64
+_BACKLOG: Final = 2048
+# Without files or memory for more, who waits at the door waits for so long.
+_PAUSE_SECONDS: Final = 1.0
+# Where there is no room, so many at once may say what they came for, and read that there is none.
+_VISITORS: Final = 64
+# What ends a TLS connection in time is not this but who looks whether its client takes anything.
+_SHUTDOWN_SECONDS: Final = 86_400.0
+
+
+class Listener:
+    """One socket that listens; not the event loop's own server, which sees no connection before it speaks TLS.
+
+    Args:
+        connect: makes the protocol of a connection from its socket.
+        no_room: makes what a client is told where there is no room, unless it is a probe.
+        shared: other processes listen on the socket too, and shall have their part of those who come at once.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        *,
+        tls: ssl.SSLContext | None,
+        connections: Connections,
+        connect: Callable[[socket.socket], HttpProtocol],
+        no_room: Callable[[], bytes],
+        shared: bool = False,
+    ) -> None:
+        self._listening = listening
+        self._tls = tls
+        self._connections = connections
+        self._connect = connect
+        self._no_room = no_room
+        self._at_once = 1 if shared else _AT_ONCE
+        self._loop = asyncio.get_running_loop()
+        self._beginning: set[asyncio.Task[None]] = set()
+        self._visitors: set[Visitor] = set()
+        self._pause: asyncio.TimerHandle | None = None
+        listening.listen(_BACKLOG)
+        listening.setblocking(False)
+        self._loop.add_reader(listening.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Let nobody in any more. Who is in stays, but for those who have not finished their handshake."""
+        self._loop.remove_reader(self._listening.fileno())
+        if self._pause is not None:
+            self._pause.cancel()
+        for task in self._beginning:
+            task.cancel()
+
+    def _accept(self) -> None:
+        for _ in range(self._at_once):
+            try:
+                connected, _ = self._listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionError):
+                return
+            except OSError as error:
+                log.error("no connection can be accepted for now: %s", error.strerror or error)
+                self._loop.remove_reader(self._listening.fileno())
+                self._pause = self._loop.call_later(_PAUSE_SECONDS, self._go_on)
+                return
+            connected.setblocking(False)
+            protocol = self._connect(connected)
+            if self._connections.enter(protocol):
+                self._begin(self._let_in(connected, protocol))
+            elif len(self._visitors) < _VISITORS:
+                self._begin(self._meet(connected, self._visitor(protocol)))
+            else:
+                self._connections.count_end("refused")
+                connected.close()
+
+    def _go_on(self) -> None:
+        self._loop.add_reader(self._listening.fileno(), self._accept)
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
+
+    async def _let_in(self, connected: socket.socket, protocol: HttpProtocol) -> None:
+        try:
+            await self._connect_to(connected, protocol, self._connections.limits.head_seconds)
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                self._connections.count_end("late")
+            log.debug("a connection did not come to be: %s", error)
+            self._connections.leave(protocol)
+        except BaseException:
+            self._connections.leave(protocol)
+            raise
+
+    def _visitor(self, protocol: HttpProtocol) -> Visitor:
+        return Visitor(protocol, connections=self._connections, no_room=self._no_room, others=self._visitors)
+
+    async def _meet(self, connected: socket.socket, visitor: Visitor) -> None:
+        try:
+            await self._connect_to(connected, visitor, SECONDS)
+        except OSError as error:
+            log.debug("a connection for which there is no room did not come to be: %s", error)
+            visitor.leave()
+        except BaseException:
+            visitor.leave()
+            raise
+
+    async def _connect_to(self, connected: socket.socket, protocol: asyncio.Protocol, seconds: float) -> None:
+        """Raises: OSError; if a handshake takes longer than ``seconds``, as a TimeoutError."""
+        limit = None if self._tls is None else seconds
+        options = {} if self._tls is None else {"ssl_shutdown_timeout": _SHUTDOWN_SECONDS}
+        async with asyncio.timeout(limit):
+            await self._loop.connect_accepted_socket(lambda: protocol, connected, ssl=self._tls, **options)
