@@ -276,6 +276,18 @@ def test_the_same_seed_gives_the_same_file_another_seed_another_and_the_model_st
     assert files[0] == files[1] != files[2]
 
 
+def test_dropout_makes_another_bank_and_the_same_for_the_same_seed(
+    plm: Plm, make_dataset: MakeDataset, small: Small
+) -> None:
+    dataset, state = with_splits(make_dataset(30), 24), torch.get_rng_state()
+    first, again, without = (
+        MixtureTrainer(plm, dataset, small(dropout=share)).train().bank.down for share in (0.5, 0.5, 0.0)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, without)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_the_bank_survives_its_file_and_says_where_it_comes_from_without_texts_and_paths(
     plm: Plm, make_dataset: MakeDataset, small: Small, tmp_path: Path
 ) -> None:

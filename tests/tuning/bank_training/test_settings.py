@@ -32,6 +32,10 @@ from xpeft_tuning.errors import TuningSettingsInvalid
             ({name: -1.0}, f"{name} is -1.0, it must be a number from 0 up")
             for name in ("lr_masks", "lr_norm", "lr_own_head", "own_head_penalty", "gumbel")
         ),
+        *(
+            ({"dropout": value}, f"dropout is {value}, it must be from 0 up and below 1")
+            for value in (-0.1, 1.0, float("nan"))
+        ),
     ],
 )
 def test_an_impossible_setting_is_refused_by_name_and_value(changes: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from xpeft_server.model.bank import Bank
@@ -293,6 +293,28 @@ def test_the_same_seed_gives_the_same_file_another_seed_another_and_the_model_st
         write_bank_file(WarmStart(plm, make_tastes(2, train=8, test=2), settings).train().bank, file)
         files.append(file.read_bytes())
     assert files[0] == files[1] != files[2]
+
+
+def test_dropout_is_for_learning_alone_and_drawn_by_the_seed(
+    plm: Plm, make_tastes: MakeTastes, small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.Dropout, "forward", _noted(drawn := []))
+    users, state = make_tastes(2, train=8, test=2), torch.get_rng_state()
+    first, again = (WarmStart(plm, users, small(dropout=0.5)).train().bank for _ in range(2))
+    assert set(drawn) == {(True, True), (False, False)}  # rows that are scored lose nothing
+    assert torch.equal(first.down, again.down)
+    assert not torch.equal(first.down, WarmStart(plm, users, small()).train().bank.down)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def _noted(drawn: list[tuple[bool, bool]]) -> Callable[[nn.Dropout, Tensor], Tensor]:
+    """`nn.Dropout.forward` that notes whether it drops, and whether somebody learns."""
+
+    def forward(module: nn.Dropout, x: Tensor) -> Tensor:
+        drawn.append((module.training, torch.is_grad_enabled()))
+        return functional.dropout(x, module.p, module.training)
+
+    return forward
 
 
 def test_the_bank_survives_its_file_and_says_where_it_comes_from_without_names_texts_and_paths(

@@ -17,7 +17,7 @@ from xpeft_server.model.pooling import pool
 from ..bank_parts import BankParts
 from ..dataset import Dataset
 from ..evaluation import Score, score_logits
-from ..forward import hidden_states
+from ..forward import hidden_states, seeded
 from ..objective import label_losses
 from ..row_batch import Pick, pack_rows, within
 from .outcome import BankProgress, TrainedBank
@@ -53,6 +53,13 @@ class MixtureTrainer:
 
     def train(self, progress: Callable[[BankProgress], None] = lambda _: None) -> TrainedBank:
         """Once. Raises: TuningSettingsInvalid if the loss is no finite number any more."""
+        with seeded(self._plm.device, self._settings.seed):
+            score = self._learn(progress)
+        text = provenance("mixture", self._plm, self._settings, self._rows, score, self._start)
+        return TrainedBank(self._bank.bank(text), score, self._rows.rows, self._rows.skipped, self._rows.cut)
+
+    def _learn(self, progress: Callable[[BankProgress], None]) -> Score | None:
+        """All epochs; the score after the last one."""
         settings = self._settings
         steps = -(-len(self._train) // settings.batch_rows)
         adam, schedule = self._bank.optimizer(settings.epochs * steps)
@@ -69,8 +76,7 @@ class MixtureTrainer:
                 progress(BankProgress(epoch, settings.epochs, step, steps, total / step, score))
             score = self._score()
             self._bank.check_epoch(epoch, score)
-        text = provenance("mixture", self._plm, settings, self._rows, score, self._start)
-        return TrainedBank(self._bank.bank(text), score, self._rows.rows, self._rows.skipped, self._rows.cut)
+        return score
 
     def _step(self, rows: NDArray[np.int64]) -> float:
         """Gradients of one step; its mean loss, without the divergence."""
@@ -92,8 +98,8 @@ class MixtureTrainer:
         """Logits ``[Q, C]`` of the same rows under each of the slots, in one forward."""
         count = slots.shape[1]
         batch = pack_rows(self._plm, [pick._replace(slot=slot) for slot in range(count)])
-        pooled = pool(hidden_states(self._plm, batch, slots, self._bank.form), batch.packed, self._bank.pooling)
-        logits = self._bank.head_logits(pooled)
+        hidden = hidden_states(self._plm, batch, slots, self._bank.form, dropout=self._settings.dropout)
+        logits = self._bank.head_logits(pool(hidden, batch.packed, self._bank.pooling))
         return logits.new_empty(logits.shape).index_copy(0, batch.rows, logits).chunk(count)
 
     def _drawn(self) -> Tensor:

@@ -43,6 +43,13 @@ class BankTrainingSettings:
     lr_bank: float = field(default=0.0005, metadata={"help": "peak learning rate of the adapters"})
     lr_head: float = field(default=0.002, metadata={"help": "peak learning rate of the shared head"})
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay of the adapters"})
+    dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of the numbers that are zeroed at random while the bank learns, in what each block gives its"
+            " adapters and where the language model has dropout of its own; against learning few rows by heart"
+        },
+    )
     std_down: float = field(default=0.05, metadata={"help": "standard deviation that down-projections start with"})
     std_up: float = field(default=0.02, metadata={"help": "standard deviation that up-projections start with"})
     start_apart: float = field(
@@ -110,6 +117,8 @@ class BankTrainingSettings:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise TuningSettingsInvalid(f"{name} is {value}, it must be a number from 0 up")
+        if not 0 <= self.dropout < 1:
+            raise TuningSettingsInvalid(f"dropout is {self.dropout}, it must be from 0 up and below 1")
 
 
 _COUNTS = (

@@ -17,7 +17,7 @@ from xpeft_server.model.pooling import pool
 
 from ..dataset import Dataset
 from ..evaluation import Score, score_logits
-from ..forward import hidden_states
+from ..forward import hidden_states, seeded
 from ..masks import gumbel_noise
 from ..objective import label_losses
 from ..profile_stack import Learned, ProfileStack
@@ -82,6 +82,13 @@ class WarmStart:
 
     def train(self, progress: Callable[[BankProgress], None] = lambda _: None) -> TrainedBank:
         """Once. Raises: TuningSettingsInvalid if the loss is no finite number any more."""
+        with seeded(self._plm.device, self._settings.seed):
+            score = self._learn(progress)
+        text = provenance("warm start", self._plm, self._settings, self._rows, score, self._start)
+        return TrainedBank(self._bank.bank(text), score, self._rows.rows, self._rows.skipped, self._rows.cut)
+
+    def _learn(self, progress: Callable[[BankProgress], None]) -> Score | None:
+        """All epochs; the score after the last one."""
         settings, score = self._settings, None
         epochs = [list(self._epoch()) for _ in range(settings.epochs)]
         every, done = sum(map(len, epochs)), 0
@@ -98,8 +105,7 @@ class WarmStart:
                 progress(BankProgress(epoch, settings.epochs, step, len(steps), total / step, score))
             score = self._score()
             self._bank.check_epoch(epoch, score)
-        text = provenance("warm start", self._plm, settings, self._rows, score, self._start)
-        return TrainedBank(self._bank.bank(text), score, self._rows.rows, self._rows.skipped, self._rows.cut)
+        return score
 
     def _epoch(self) -> Iterator[list[Pick]]:
         """Steps that take every train row once: some users each, some rows of each user; ``slot`` is the user."""
@@ -128,7 +134,7 @@ class WarmStart:
             part = Learned(*(each[slots] for each in leaves))
             part = part._replace(logits=part.logits + noise[slots])
             batch = pack_rows(self._plm, [pick._replace(slot=slots.index(pick.slot)) for pick in run])
-            losses = label_losses(self._logits(batch, part), batch.targets)
+            losses = label_losses(self._logits(batch, part, self._settings.dropout), batch.targets)
             torch.autograd.backward(losses.sum() / rows)
             total += losses.detach().sum().item() / rows
         # A user's own numbers feel the user's own mean loss, whatever else is in the step.
@@ -145,10 +151,11 @@ class WarmStart:
             return torch.zeros_like(logits)
         return self._settings.gumbel * gumbel_noise(logits.shape, self._noise).to(logits)
 
-    def _logits(self, batch: RowBatch, part: Learned) -> Tensor:
+    def _logits(self, batch: RowBatch, part: Learned, dropout: float = 0.0) -> Tensor:
         """``[Q, C]`` of packed rows: the shared head's, and what each user's head adds."""
         slots = self._users.slot_rows(self._users.weights(part.logits), part, self._bank.parts)
-        pooled = pool(hidden_states(self._plm, batch, slots, self._bank.form), batch.packed, self._bank.pooling)
+        hidden = hidden_states(self._plm, batch, slots, self._bank.form, dropout=dropout)
+        pooled = pool(hidden, batch.packed, self._bank.pooling)
         own = torch.einsum("qh,qch->qc", pooled, part.head_weight[batch.slots]) + part.head_bias[batch.slots]
         return self._bank.head_logits(pooled) + own
 
