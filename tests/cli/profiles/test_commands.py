@@ -302,10 +302,21 @@ def test_a_prefix_of_any_characters_arrives_as_it_is(xpeft: Call, server: TinySe
 
 
 def test_a_cursor_that_comes_back_ends_the_list_with_an_error(xpeft: Call, server: TinyServer) -> None:
-    server.scripted = lambda handler: handler.answer_json(200, {"data": [{"name": "a"}], "next_cursor": "c"})
+    server.scripted = lambda handler: handler.answer_json(
+        200, {"data": [{"name": "a", "updated": 1}], "next_cursor": "c"}
+    )
     result = xpeft("list", "--json")
     assert result.exit_code == 1
     assert "sent the page cursor 'c' twice" in result.stderr
+
+
+@pytest.mark.parametrize("entry", [7, {}, {"name": None, "updated": 1}, {"name": "a"}, {"name": "a", "updated": "now"}])
+def test_an_entry_of_the_list_that_is_no_profile_is_an_error(xpeft: Call, server: TinyServer, entry: object) -> None:
+    server.scripted = lambda handler: handler.answer_json(200, {"data": [entry], "next_cursor": None})
+    for more in ([], ["--json"]):
+        result = xpeft("list", *more)
+        assert result.exit_code == 1
+        assert f"listed {entry!r}, which names no profile" in result.stderr
 
 
 def test_rm_removes_the_profile(xpeft: Call, server: TinyServer) -> None:

@@ -116,7 +116,12 @@ class ProfilesClient:
             profiles, following = page.get("data"), page.get("next_cursor")
             if not isinstance(profiles, list):
                 raise ClientError(f"{self._url} sent a page without a list of profiles: is it an xpeft server?")
-            yield from profiles[:left]
+            for profile in profiles[:left]:
+                if not _names_profile(profile):
+                    raise ClientError(
+                        f"{self._url} listed {profile!r:.80}, which names no profile or no time of its last change"
+                    )
+                yield profile
             left = None if left is None else left - len(profiles)
             if following is None:
                 return
@@ -248,3 +253,10 @@ def _refusal(answer: Answer, url: str) -> ClientError:
     )
     seconds = float(retry_after) if retry_after is not None and retry_after.isdigit() else None
     return ServerRefused(message, status=answer.status, code=code, reason=reason, retry_after=seconds)
+
+
+def _names_profile(entry: Any) -> bool:
+    """Of a list: whether there is what every command relies on."""
+    return (
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("updated"), int | float)
+    )
