@@ -14,6 +14,7 @@ from xpeft_server.model.bank import Bank
 from xpeft_server.model.bank_file import read_bank_file, write_bank_file
 from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.plm import Plm
+from xpeft_tuning.bank_training.branches import Branches
 from xpeft_tuning.bank_training.settings import BankTrainingSettings
 from xpeft_tuning.bank_training.warm_start import WarmStart
 from xpeft_tuning.dataset import Dataset
@@ -53,6 +54,10 @@ _PLACES = 16
 _HEAD = "shared"
 _STEPS = {"critics": (8, 4), "movielens_like": (24, 8)}
 """Users in a step of bank training, and rows of each."""
+_LENGTH = {"critics": (3, 0.1), "movielens_like": (2, 0.0)}
+"""Epochs of the one adapter, and dropout of all bank training."""
+_BRANCHES = ("critics",)
+"""Where every adapter of a bank learns from users of its own. Elsewhere all learn together, with masks."""
 
 
 class _Pace(NamedTuple):
@@ -63,7 +68,7 @@ class _Pace(NamedTuple):
     lr_norm: float
 
 
-_TUNING = {"critics": _Pace(3, 0.002, 0.002), "movielens_like": _Pace(5, 0.02, 0.005)}
+_TUNING = {"critics": _Pace(3, 0.05, 0.002), "movielens_like": _Pace(5, 0.02, 0.005)}
 
 
 def global_adapter(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Answers:
@@ -105,8 +110,9 @@ def trained_bank(kind: Literal["hard", "soft"]) -> Method:
     shared one."""
 
     def learn(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Answers:
-        start, wanted = _adapter_of_all(plm, users, seed, kept, show), _many_adapters(users, seed)
-        bank = kept.bank(_name(plm, users, "bank", seed), lambda: _warm_start(plm, users, wanted, show, start))
+        start = _adapter_of_all(plm, users, seed, kept, show)
+        name = _name(plm, users, "bank", seed)
+        bank = kept.bank(name, lambda: _many_adapters(plm, users, seed, start, show))
         pace = _TUNING[users.name]._asdict()
         settings = TuningSettings(kind=kind, **pace, shared_head=_HEAD, own_head=True, seed=seed)
         return _tuned(plm, bank, users, settings, f"trained bank N=100, {kind}", show)
@@ -126,9 +132,11 @@ USER_METHODS: Mapping[str, Method] = {
 
 def _one_adapter(users: UserSet, seed: int) -> BankTrainingSettings:
     batch_users, user_rows = _STEPS[users.name]
+    epochs, dropout = _LENGTH[users.name]
     return BankTrainingSettings(
         adapters=1,
-        epochs=2,
+        epochs=epochs,
+        dropout=dropout,
         batch_users=batch_users,
         user_rows=user_rows,
         lr_bank=0.001,
@@ -140,24 +148,24 @@ def _one_adapter(users: UserSet, seed: int) -> BankTrainingSettings:
     )
 
 
-def _many_adapters(users: UserSet, seed: int) -> BankTrainingSettings:
-    """From the one adapter on: what is common is learned already, and masks may tell users apart."""
-    return replace(_one_adapter(users, seed), adapters=100, epochs=1, lr_bank=0.0001, lr_masks=0.02, gumbel=1.0)
+def _many_adapters(plm: Plm, users: UserSet, seed: int, start: Bank, show: Show) -> Bank:
+    """From the one adapter on: what is common is learned already."""
+    settings = replace(_one_adapter(users, seed), adapters=100, epochs=1)
+    if users.name in _BRANCHES:
+        return Branches(plm, users.seen, settings, start).train(show.bank).bank
+    settings = replace(settings, lr_bank=0.0001, lr_masks=0.02, gumbel=1.0)
+    return WarmStart(plm, users.seen, settings, start).train(show.bank).bank
 
 
 def _adapter_of_all(plm: Plm, users: UserSet, seed: int, kept: Kept, show: Show) -> Bank:
-    name, wanted = _name(plm, users, "adapter", seed), _one_adapter(users, seed)
-    return kept.bank(name, lambda: _warm_start(plm, users, wanted, show))
+    def train() -> Bank:
+        return WarmStart(plm, users.seen, _one_adapter(users, seed)).train(show.bank).bank
+
+    return kept.bank(_name(plm, users, "adapter", seed), train)
 
 
 def _name(plm: Plm, users: UserSet, what: str, seed: int) -> str:
     return f"{users.name}-{what}-{str(plm.dtype).removeprefix('torch.')}-{seed}"
-
-
-def _warm_start(
-    plm: Plm, users: UserSet, settings: BankTrainingSettings, show: Show, start: Bank | None = None
-) -> Bank:
-    return WarmStart(plm, users.seen, settings, start).train(show.bank).bank
 
 
 def _tuned(plm: Plm, bank: Bank, users: UserSet, settings: TuningSettings, name: str, show: Show) -> Answers:

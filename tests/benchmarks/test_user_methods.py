@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +21,6 @@ from xpeft_quality.data_sets import UserSet
 from xpeft_quality.measurement import measure
 from xpeft_quality.progress import Show
 from xpeft_quality.user_methods import USER_METHODS, Kept
-from xpeft_server.model.bank import Bank
 from xpeft_server.model.bank_file import read_bank_file
 from xpeft_server.model.bank_source import open_bank
 from xpeft_server.model.plm import Plm, load_plm
@@ -53,17 +54,18 @@ def _users(pairs: int, *, first: int, turned: bool = False) -> dict[str, Dataset
 
 
 class _Runs(NamedTuple):
-    """Of all methods, one after the other."""
+    """Of all methods, one after the other. Args: trainings: of banks, one after the other."""
 
+    set: str
     cells: dict[str, dict[str, Cell]]
     profiles: dict[str, dict[str, Profile]]
-    trainings: int
+    trainings: list[str]
     banks: dict[str, bytes]
 
 
 def _run_all(plm: Plm, users: UserSet, folder: Path, show: Show) -> _Runs:
     cells, profiles, trainings = {}, {}, []
-    tune_profiles, warm_start = user_methods.tune_profiles, user_methods.WarmStart
+    tune_profiles = user_methods.tune_profiles
 
     def noted(*arguments: Any, **more: Any) -> Iterator[Any]:
         for outcome in tune_profiles(*arguments, **more):
@@ -71,31 +73,43 @@ def _run_all(plm: Plm, users: UserSet, folder: Path, show: Show) -> _Runs:
             profiles[method][outcome.name] = outcome.result.profile
             yield outcome
 
-    def counted(*arguments: Any) -> Any:
-        trainings.append(arguments)
-        return warm_start(*arguments)
+    def counted(trainer: type[Any]) -> Any:
+        def make(*arguments: Any) -> Any:
+            trainings.append(trainer.__name__)
+            return trainer(*arguments)
+
+        return make
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(user_methods, "tune_profiles", noted)
-        patch.setattr(user_methods, "WarmStart", counted)
+        for trainer in (user_methods.WarmStart, user_methods.Branches):
+            patch.setattr(user_methods, trainer.__name__, counted(trainer))
         for method in USER_METHODS:
             profiles[method] = {}
             found = measure(plm, users, method, 0, kept=Kept(folder), show=show, context={})
             cells[method] = {cell.method: cell for cell in found}
-    return _Runs(cells, profiles, len(trainings), {path.name: path.read_bytes() for path in folder.iterdir()})
+    return _Runs(users.name, cells, profiles, trainings, {path.name: path.read_bytes() for path in folder.iterdir()})
+
+
+_SEEN = {"critics": 50, "movielens_like": 3}
+"""Pairs of users who train banks: branches need as many users as adapters."""
+
+
+@pytest.fixture(scope="module", params=list(_SEEN))
+def users(request: pytest.FixtureRequest) -> UserSet:
+    return UserSet(request.param, _users(_SEEN[request.param], first=0), _users(3, first=100))
 
 
 @pytest.fixture(scope="module")
-def straight(plm, show, tmp_path_factory) -> _Runs:
-    users = UserSet("critics", _users(3, first=0), _users(3, first=10))
+def straight(plm: Plm, users: UserSet, show: Show, tmp_path_factory: pytest.TempPathFactory) -> _Runs:
     return _run_all(plm, users, tmp_path_factory.mktemp("banks"), show)
 
 
 @pytest.fixture(scope="module")
-def turned(plm, show, tmp_path_factory) -> _Runs:
+def turned(plm: Plm, users: UserSet, show: Show, tmp_path_factory: pytest.TempPathFactory) -> _Runs:
     """Rows of the unseen that nothing may be learned from have the other label."""
-    users = UserSet("critics", _users(3, first=0), _users(3, first=10, turned=True))
-    return _run_all(plm, users, tmp_path_factory.mktemp("banks"), show)
+    others = replace(users, unseen=_users(3, first=100, turned=True))
+    return _run_all(plm, others, tmp_path_factory.mktemp("banks"), show)
 
 
 @pytest.mark.parametrize("method", USER_METHODS)
@@ -103,7 +117,7 @@ def test_a_method_gives_a_cell_of_its_name_over_all_unseen_users_test_rows(strai
     cells = straight.cells[method]
     assert list(cells) == [method, *([] if method == GLOBAL else [MAJORITY])]
     for cell in cells.values():
-        assert (cell.set, cell.seed, cell.details) == ("critics", 0, {"users": 6, "rows": 6 * TEST})
+        assert (cell.set, cell.seed, cell.details) == (straight.set, 0, {"users": 6, "rows": 6 * TEST})
 
 
 def test_one_adapter_for_all_is_right_for_one_of_two_who_never_agree(straight: _Runs) -> None:
@@ -117,7 +131,7 @@ def test_a_method_that_learns_from_the_users_own_rows_knows_both(straight: _Runs
     # Of a user's train rows (7 to 6) most are of the first topic, of the test rows 3 of 7 are.
     assert cells[MAJORITY].value == pytest.approx(3 / 7)
     labels = [
-        Counter(row.label for row in each.examples if row.split == "train") for each in _users(1, first=10).values()
+        Counter(row.label for row in each.examples if row.split == "train") for each in _users(1, first=100).values()
     ]
     assert [sorted(each.values()) for each in labels] == [[6, 7], [6, 7]]
 
@@ -134,8 +148,9 @@ def test_dev_and_test_rows_of_the_unseen_teach_nothing(straight: _Runs, turned: 
 
 
 def test_a_bank_is_trained_once_for_all_methods_that_share_it(straight: _Runs) -> None:
-    assert straight.trainings == 2
-    assert set(straight.banks) == {"critics-adapter-float32-0.safetensors", "critics-bank-float32-0.safetensors"}
+    many = "Branches" if straight.set == "critics" else "WarmStart"
+    assert straight.trainings == ["WarmStart", many]
+    assert set(straight.banks) == {f"{straight.set}-{what}-float32-0.safetensors" for what in ("adapter", "bank")}
 
 
 def test_a_bank_is_trained_for_each_number_format_of_the_language_model(
@@ -143,11 +158,15 @@ def test_a_bank_is_trained_for_each_number_format_of_the_language_model(
 ) -> None:
     trained = []
 
-    def train(plm: Plm, *_: object) -> Bank:
-        trained.append(plm.dtype)
-        return open_bank(f"random:N=1,R=4,seed={len(trained)},std=0.1", plm.facts)
+    class Trainer:
+        def __init__(self, plm: Plm, *_: object) -> None:
+            self._plm = plm
 
-    monkeypatch.setattr(user_methods, "_warm_start", train)
+        def train(self, _: object) -> SimpleNamespace:
+            trained.append(self._plm.dtype)
+            return SimpleNamespace(bank=open_bank(f"random:N=1,R=4,seed={len(trained)},std=0.1", self._plm.facts))
+
+    monkeypatch.setattr(user_methods, "WarmStart", Trainer)
     users = UserSet("critics", {}, {})
     plms = [load_plm(str(tiny_bert), dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
     banks = [user_methods._adapter_of_all(plm, users, 0, Kept(tmp_path), show).fingerprint for plm in [*plms, *plms]]
@@ -179,5 +198,5 @@ def test_a_method_tunes_what_its_name_says_for_each_user(straight: _Runs, method
 
 
 def test_no_two_methods_make_the_same_profile(straight: _Runs) -> None:
-    made = [profiles["pro-10"].version for method, profiles in straight.profiles.items() if method != GLOBAL]
+    made = [profiles["pro-100"].version for method, profiles in straight.profiles.items() if method != GLOBAL]
     assert len(set(made)) == len(made) == len(USER_METHODS) - 1

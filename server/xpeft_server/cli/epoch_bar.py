@@ -31,10 +31,10 @@ class EpochProgress(Protocol):
 
 
 @contextmanager
-def epoch_bar() -> Iterator[Callable[[EpochProgress], None]]:
-    """Epoch, loss, score after the last whole epoch, and the time that is left."""
+def epoch_bar(part: str = "epoch") -> Iterator[Callable[[EpochProgress], None]]:
+    """Epoch, loss, score after the last whole epoch, and the time that is left. Args: part: what epochs are called."""
     columns = (
-        TextColumn("epoch {task.fields[epoch]}"),
+        TextColumn(f"{part} {{task.fields[epoch]}}"),
         BarColumn(),
         TextColumn("loss {task.fields[loss]}  {task.fields[score]}"),
         TimeRemainingColumn(),

@@ -20,7 +20,7 @@ _PANEL: Final = "A server over https"
 
 def https_options() -> list[inspect.Parameter]:
     """One for each field of `ClientTls`."""
-    return setting_options(ClientTls, variables="XPEFT_", panels={"": _PANEL})
+    return setting_options(ClientTls, variables="XPEFT_", panels={(): _PANEL})
 
 
 def with_https_options(command: Command) -> Command:

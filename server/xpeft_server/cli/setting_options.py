@@ -16,17 +16,20 @@ from xpeft_server.settings_source import check_variable
 from .screen import fail
 
 
-def setting_options(settings: type[Any], *, variables: str, panels: Mapping[str, str]) -> list[inspect.Parameter]:
+def setting_options(
+    settings: type[Any], *, variables: str, panels: Mapping[tuple[str, ...], str]
+) -> list[inspect.Parameter]:
     """An option for each field; without it the command gets None, and the field's default holds.
 
     Args:
         settings: ``metadata["help"]`` of a field is a sentence without its full stop.
         variables: what the name of each one's environment variable begins with.
-        panels: ``metadata["method"]`` of a field, "" without one → title of its part of the help.
+        panels: ``metadata["methods"]`` of a field, () without any → title of its part of the help.
     """
     hints = get_type_hints(settings)
     return [
-        _option(each, hints[each.name], variables, panels[each.metadata.get("method", "")]) for each in fields(settings)
+        _option(each, hints[each.name], variables, panels[each.metadata.get("methods", ())])
+        for each in fields(settings)
     ]
 
 

@@ -20,7 +20,8 @@ from xpeft_tuning.bank_training.settings import BankTrainingSettings
 runner = CliRunner()
 Call = Callable[..., Result]
 
-_TINY = {"adapters": "4", "width": "4", "lr-bank": "0.01", "lr-head": "0.03", "std-down": "0.3", "std-up": "0.1"}
+_TINY = {"adapters": "4", "width": "4", "lr-bank": "0.01", "std-down": "0.3", "std-up": "0.1"}
+_TINY_VARIABLES = {"XPEFT_BANK_TRAIN_LR_HEAD": "0.03"}  # not of every method, so no option
 
 
 def rows(count: int, *, user: str = "ann", swapped: bool = False, **more: Any) -> list[dict[str, Any]]:
@@ -63,7 +64,9 @@ def train(tiny_bert: Path, data: Path, out: Path) -> Call:
     def call(*arguments: str | Path, data: Path = data, out: Path = out, **variables: str) -> Result:
         given = ["train", "--plm", str(tiny_bert), "--device", "cpu", "--data", str(data), "--out", str(out)]
         tiny = [part for name, value in _TINY.items() for part in (f"--{name}", value)]
-        return runner.invoke(app, [*given, *tiny, *map(str, arguments)], env={"COLUMNS": "400", **variables})
+        return runner.invoke(
+            app, [*given, *tiny, *map(str, arguments)], env={"COLUMNS": "400", **_TINY_VARIABLES, **variables}
+        )
 
     return call
 
@@ -112,6 +115,33 @@ def test_without_by_a_mixture_is_trained_on_all_rows(train: Call, out: Path, tin
     assert told["held_out"]["accuracy"] > 0.9
     assert table(result)["on held-out rows"].startswith("accuracy ")
     assert f"fields of {file} that nobody reads: 'user'\n" in result.stderr
+
+
+def test_branches_go_on_from_an_adapter_that_all_users_share(
+    train: Call, out: Path, data: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    one = tmp_path / "one.safetensors"
+    assert train("--by", "user", "--adapters", "1", out=one).exit_code == 0
+    start = read_bank_file(one)
+    branches = ("--by", "user", "--method", "branches", "--start", one)
+    result = train(*branches, "--adapters", "2", "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    bank = open_bank(str(out), open_plm_facts(str(tiny_bert)))
+    told = json.loads(bank.provenance)
+    assert (told["method"], told["start"], told["data"]["users"]) == ("branches", start.fingerprint, 2)
+    assert (bank.adapters, bank.heads["shared"].labels) == (2, ("yes", "no"))
+    assert table(result)["on held-out rows"].endswith("(24 rows)")
+    for arguments, message in (
+        (("--adapters", "3"), "adapters is 3, and 2 users have train rows"),
+        (
+            ("--adapters", "2", "--lr-head", "0.1"),
+            "--lr-head is of the methods users and mixture, and this is branches",
+        ),
+        (("--adapters", "2", "--head", "polar"), "the bank to start from has no head 'polar'"),
+        (("--adapters", "2", "--width", "8"), "width is 8, and the bank to start from has 4"),
+    ):
+        refused = train(*branches, *arguments, "--force")
+        assert (refused.exit_code, message in refused.stderr) == (1, True), refused.output
 
 
 def test_numbers_make_a_regression_and_rows_without_a_split_measure_nothing(train: Call, tmp_path: Path) -> None:
@@ -174,7 +204,10 @@ def test_the_seed_decides_the_file(train: Call, out: Path) -> None:
             ("--method", "mixture", "--by", "user"),
             "--by user and --method mixture contradict each other: a mixture knows no users",
         ),
-        (("--batch-users", "3"), "--batch-users is of the method users, and this is mixture"),
+        (("--batch-users", "3"), "--batch-users is of the methods users and branches, and this is mixture"),
+        (("--method", "branches"), "--method branches is without --by: give --by FIELD"),
+        (("--by", "user", "--method", "branches"), "--method branches is without --start: give a bank of one adapter"),
+        (("--gumbel", "1"), "--gumbel is of the method users, and this is mixture"),
         (("--by", "user", "--no-share-up"), "--share-up is of the method mixture, and this is users"),
         (("--epochs", "0"), "epochs is 0, it must be from 1 to 2147483647"),
         (("--by", "user", "--k", "5"), "k is 5, it must be from 1 to 4"),
@@ -270,7 +303,7 @@ def test_every_setting_has_an_option_that_the_help_explains() -> None:
         assert f"--{setting.name.replace('_', '-')} " in shown
         assert setting.metadata["help"][1:] in shown
     assert "--resume" not in shown
-    assert shown.count("Example: xpeft bank train") == 2
+    assert shown.count("Example: xpeft bank train") == 3
 
 
 def test_training_starts_from_another_bank(train: Call, out: Path, tmp_path: Path) -> None:

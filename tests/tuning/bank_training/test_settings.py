@@ -44,10 +44,10 @@ def test_an_impossible_setting_is_refused_by_name_and_value(changes: dict[str, A
     assert str(refused.value).startswith(message)
 
 
-def test_every_setting_is_described_and_is_of_both_methods_or_of_one_there_is() -> None:
+def test_every_setting_is_described_and_is_of_methods_that_there_are() -> None:
     for setting in fields(BankTrainingSettings):
         assert setting.metadata["help"]
-        assert setting.metadata.get("method") in (None, *get_args(Method))
+        assert set(setting.metadata.get("methods", ())) <= set(get_args(Method))
 
 
 def test_the_least_and_the_most_are_taken() -> None:

@@ -250,7 +250,7 @@ def test_the_score_is_that_of_each_user_with_its_own_masks_and_head(
 ) -> None:
     trainer = WarmStart(plm, make_tastes(2, train=4, test=6), small())
     _scramble(trainer)
-    whole = trainer._score()
+    whole = trainer.score()
     logits, targets = [], []
     with torch.no_grad():
         for user, texts in enumerate(trainer._held_out):
@@ -264,7 +264,7 @@ def test_the_score_is_that_of_each_user_with_its_own_masks_and_head(
     assert (whole.rows, whole.accuracy) == (24, alone.accuracy)
     assert whole.loss == pytest.approx(alone.loss, rel=1e-5)
     trainer._settings = replace(trainer._settings, batch_tokens=20)
-    in_parts = trainer._score()
+    in_parts = trainer.score()
     assert in_parts is not None
     assert in_parts.loss == pytest.approx(whole.loss, rel=1e-5)
 

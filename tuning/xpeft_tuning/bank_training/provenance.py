@@ -15,7 +15,7 @@ from .training_rows import TrainingRows
 
 
 def provenance(
-    method: Literal["warm start", "mixture"],
+    method: Literal["warm start", "branches", "mixture"],
     plm: Plm,
     settings: BankTrainingSettings,
     rows: TrainingRows,
@@ -27,7 +27,7 @@ def provenance(
     No texts, no names, no paths.
     """
     data: dict[str, int | str] = {"rows": rows.rows, "rows_sha256": rows.sha256}
-    if method == "warm start":
+    if method != "mixture":
         data["users"] = len(rows.train)
     held_out = None if score is None else {name: value for name, value in score._asdict().items() if value is not None}
     facts = {

@@ -10,15 +10,15 @@ from ..errors import TuningSettingsInvalid
 
 Activation = Literal["relu", "gelu"]
 Pooling = Literal["mean", "cls", "last"]
-Method = Literal["users", "mixture"]
+Method = Literal["users", "branches", "mixture"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BankTrainingSettings:
     """How a bank is trained.
 
-    ``metadata["help"]`` of a field says what it is, ``metadata["method"]`` for which `Method` alone it is:
-    ``users`` is `warm_start.WarmStart`, ``mixture`` is `mixture.MixtureTrainer`.
+    ``metadata["help"]`` of a field says what it is, ``metadata["methods"]`` for which `Method` alone it is:
+    ``users`` is `warm_start.WarmStart`, ``branches`` is `branches.Branches`, ``mixture`` is `mixture.MixtureTrainer`.
 
     Learning rates are AdamW's; they rise over the first twentieth of the steps and fall linearly to zero. The same
     seed gives the same bank on the same machine with as many threads.
@@ -41,7 +41,10 @@ class BankTrainingSettings:
         default=8192, metadata={"help": "tokens on the device at once; a step with more goes through in parts"}
     )
     lr_bank: float = field(default=0.0005, metadata={"help": "peak learning rate of the adapters"})
-    lr_head: float = field(default=0.002, metadata={"help": "peak learning rate of the shared head"})
+    lr_head: float = field(
+        default=0.002,
+        metadata={"help": "peak learning rate of the shared head", "methods": ("users", "mixture")},
+    )
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay of the adapters"})
     dropout: float = field(
         default=0.0,
@@ -56,7 +59,8 @@ class BankTrainingSettings:
         default=0.05,
         metadata={
             "help": "how far apart adapters begin that are copies of one of the bank to start from, in standard"
-            " deviations of its weights"
+            " deviations of its weights",
+            "methods": ("users", "mixture"),
         },
     )
     seed: int = field(default=0, metadata={"help": "seed of everything random"})
@@ -65,43 +69,51 @@ class BankTrainingSettings:
         default=None,
         metadata={
             "help": "adapters that each row of a user's masks chooses; half of the bank if left out",
-            "method": "users",
+            "methods": ("users",),
         },
     )
-    batch_users: int = field(default=8, metadata={"help": "users in one step, at most", "method": "users"})
-    user_rows: int = field(default=4, metadata={"help": "rows of each user in one step", "method": "users"})
+    batch_users: int = field(
+        default=8, metadata={"help": "users in one step, at most", "methods": ("users", "branches")}
+    )
+    user_rows: int = field(
+        default=4, metadata={"help": "rows of each user in one step", "methods": ("users", "branches")}
+    )
     lr_masks: float = field(
-        default=0.02, metadata={"help": "peak learning rate of the users' masks", "method": "users"}
+        default=0.02, metadata={"help": "peak learning rate of the users' masks", "methods": ("users",)}
     )
     lr_norm: float = field(
-        default=0.0005, metadata={"help": "peak learning rate of the users' LayerNorm affines", "method": "users"}
+        default=0.0005,
+        metadata={"help": "peak learning rate of the users' LayerNorm affines", "methods": ("users", "branches")},
     )
     lr_own_head: float = field(
         default=0.0005,
-        metadata={"help": "peak learning rate of what each user's head has beyond the shared one", "method": "users"},
+        metadata={
+            "help": "peak learning rate of what each user's head has beyond the shared one",
+            "methods": ("users", "branches"),
+        },
     )
     own_head_penalty: float = field(
         default=0.1,
         metadata={
             "help": "weight of the squared norm of what each user's head has beyond the shared one",
-            "method": "users",
+            "methods": ("users", "branches"),
         },
     )
     gumbel: float = field(
         default=0.0,
         metadata={
             "help": "scale of the Gumbel noise on the users' mask logits of each step; 0: none",
-            "method": "users",
+            "methods": ("users",),
         },
     )
 
-    batch_rows: int = field(default=32, metadata={"help": "rows in one step", "method": "mixture"})
+    batch_rows: int = field(default=32, metadata={"help": "rows in one step", "methods": ("mixture",)})
     share_up: bool = field(
-        default=False, metadata={"help": "one up-projection for all adapters of a block", "method": "mixture"}
+        default=False, metadata={"help": "one up-projection for all adapters of a block", "methods": ("mixture",)}
     )
     consistency: float = field(
         default=1.0,
-        metadata={"help": "weight of the symmetric KL divergence between two random passes", "method": "mixture"},
+        metadata={"help": "weight of the symmetric KL divergence between two random passes", "methods": ("mixture",)},
     )
 
     def __post_init__(self) -> None:

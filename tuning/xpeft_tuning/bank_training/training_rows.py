@@ -24,7 +24,7 @@ class TrainingRows:
         train: of each user, none empty: rows without a split, or whose split is train.
         held_out: of the same users, dev and test rows; maybe none.
         skipped: users that are left out because they have no train row.
-        sha256: hex digest of the train rows.
+        sha256: hex digest of all users' train rows.
     """
 
     labels: tuple[str, ...]
@@ -54,6 +54,11 @@ class TrainingRows:
             skipped=len(parts) - len(kept),
             sha256=_sha256([each.train for each in kept]),
         )
+
+    def of_users(self, places: Sequence[int]) -> TrainingRows:
+        """Of some of the users alone, with the labels of all."""
+        train, held_out = (tuple(every[place] for place in places) for every in (self.train, self.held_out))
+        return replace(self, train=train, held_out=held_out, skipped=0)
 
     @property
     def rows(self) -> int:

@@ -44,8 +44,8 @@ class WarmStart:
     Source: X-PEFT (arXiv 2401.16137), section 3.3, warm start.
 
     Args:
-        datasets: of each user, all with the same labels in the same order (see `training_rows.with_all_labels`).
-            Users without train rows are left out.
+        users: datasets of each, all with the same labels in the same order (see `training_rows.with_all_labels`), of
+            which those without train rows are left out; or their rows, tokenised.
         start: adapters and shared head to begin with, such as one adapter that all users share, which becomes many;
             None for random ones.
 
@@ -54,11 +54,15 @@ class WarmStart:
     """
 
     def __init__(
-        self, plm: Plm, datasets: Mapping[str, Dataset], settings: BankTrainingSettings, start: Bank | None = None
+        self,
+        plm: Plm,
+        users: Mapping[str, Dataset] | TrainingRows,
+        settings: BankTrainingSettings,
+        start: Bank | None = None,
     ) -> None:
         self._plm = plm
         self._settings = settings
-        self._rows = TrainingRows.of(plm, datasets)
+        self._rows = users if isinstance(users, TrainingRows) else TrainingRows.of(plm, users)
         self._train, self._held_out = self._rows.train, self._rows.held_out
         self._start = start
         self._bank = TrainableBank(plm, self._rows.labels, settings, start)
@@ -103,7 +107,7 @@ class WarmStart:
                 schedule.step()
                 done += 1
                 progress(BankProgress(epoch, settings.epochs, step, len(steps), total / step, score))
-            score = self._score()
+            score = self.score()
             self._bank.check_epoch(epoch, score)
         return score
 
@@ -160,7 +164,7 @@ class WarmStart:
         return self._bank.head_logits(pooled) + own
 
     @torch.no_grad()
-    def _score(self) -> Score | None:
+    def score(self) -> Score | None:
         """On held-out rows of the training users, each with its own masks and head."""
         everything = [(user, row) for user, texts in enumerate(self._held_out) for row in range(len(texts))]
         if not everything:

@@ -16,7 +16,7 @@ from xpeft_tuning.errors import TuningSettingsInvalid
 from ..epoch_bar import epoch_bar, shown_score
 from ..out_option import check_out_file
 from ..screen import fail, plain, say, show_facts
-from ..setting_options import add_options, check_variables, option_name, setting_options
+from ..setting_options import add_options, check_variables, is_typed, option_name, setting_options
 from .facts import bank_facts
 
 if TYPE_CHECKING:
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
 _DEFAULTS = Settings()
 _VARIABLES = "XPEFT_BANK_TRAIN_"
-_PANELS = {"": "How to train", "users": "With --by (method users)", "mixture": "Without --by (method mixture)"}
+_PANELS: Mapping[tuple[str, ...], str] = {
+    (): "How to train",
+    ("users", "mixture"): "Not with method branches",
+    ("users", "branches"): "With --by",
+    ("users",): "With --by, method users",
+    ("mixture",): "Without --by (method mixture)",
+}
 
 Data = Annotated[
     Path,
@@ -59,7 +65,11 @@ By = Annotated[
 ]
 MethodName = Annotated[
     Method | None,
-    typer.Option("--method", help="users (with --by) or mixture (without): --by alone decides.", show_default=False),
+    typer.Option(
+        "--method",
+        help="users (with --by) or mixture (without), as --by decides alone; or branches, with --by and --start.",
+        show_default=False,
+    ),
 ]
 Labels = Annotated[
     str | None,
@@ -98,7 +108,13 @@ def train(  # the options that follow are the settings' (see `setting_options`)
     start): for profiles of users like them. Without, on one task: adapters take turns at random and learn to agree
     (AdaMix); what is measured is their average, a profile with every adapter in its masks.
 
+    Method branches takes an adapter that all users share, and lets each of the bank's adapters go on from it alone, on
+    rows of users of its own (Branch-Train-Merge); the shared head stays, and what is measured is their average again.
+
     Example: xpeft bank train --data reviews.jsonl.gz --by user --out bank.safetensors
+
+    Example: xpeft bank train --data reviews.jsonl.gz --by user --method branches --start one.safetensors --out
+    bank.safetensors
 
     Example: xpeft bank train --data desk.jsonl --adapters 4 --width 16 --out bank.safetensors
     """
@@ -107,7 +123,7 @@ def train(  # the options that follow are the settings' (see `setting_options`)
     from xpeft_tuning.errors import TuningError
 
     check_variables(context, _VARIABLES)
-    chosen = _method(method, by)
+    chosen = _method(method, by, start)
     try:
         settings = _settings(context, options, chosen)
         check_out_file(out, force=force)
@@ -123,21 +139,23 @@ def train(  # the options that follow are the settings' (see `setting_options`)
     _report(trained)
 
 
-def _method(method: Method | None, by: str | None) -> Method:
-    if method == "users" and by is None:
-        fail("--method users is without --by: give --by FIELD, the field that says whose row it is")
+def _method(method: Method | None, by: str | None, start: Path | None) -> Method:
+    if method in ("users", "branches") and by is None:
+        fail(f"--method {method} is without --by: give --by FIELD, the field that says whose row it is")
     if method == "mixture" and by is not None:
         fail(f"--by {by} and --method mixture contradict each other: a mixture knows no users")
-    return "mixture" if by is None else "users"
+    if method == "branches" and start is None:
+        fail("--method branches is without --start: give a bank of one adapter that all users share (--adapters 1)")
+    return method or ("mixture" if by is None else "users")
 
 
 def _settings(context: typer.Context, options: Mapping[str, Any], method: Method) -> BankTrainingSettings:
-    """Raises: TuningSettingsInvalid, also for an option on the command line that only the other method has."""
+    """Raises: TuningSettingsInvalid, also for an option on the command line that only other methods have."""
     for setting in fields(BankTrainingSettings):
-        only = setting.metadata.get("method", method)
-        source = context.get_parameter_source(setting.name)
-        if only != method and source is not None and source.name == "COMMANDLINE":
-            raise TuningSettingsInvalid(f"{option_name(setting.name)} is of the method {only}, and this is {method}")
+        only = setting.metadata.get("methods", (method,))
+        if method not in only and is_typed(context, setting.name):
+            which = f"method{'s' if len(only) > 1 else ''} {' and '.join(only)}"
+            raise TuningSettingsInvalid(f"{option_name(setting.name)} is of the {which}, and this is {method}")
     return BankTrainingSettings(**{name: value for name, value in options.items() if value is not None})
 
 
@@ -166,16 +184,19 @@ def _train(
     plm: Plm, datasets: Mapping[str, Dataset], settings: BankTrainingSettings, method: Method, start: Bank | None
 ) -> TrainedBank:
     from xpeft_server.model.bank_source import with_pooling
+    from xpeft_tuning.bank_training.branches import Branches
     from xpeft_tuning.bank_training.mixture import MixtureTrainer
     from xpeft_tuning.bank_training.warm_start import WarmStart
 
     start = None if start is None else with_pooling(start, plm.facts)
-    trainer: WarmStart | MixtureTrainer
-    if method == "users":
+    trainer: WarmStart | Branches | MixtureTrainer
+    if method == "branches" and start is not None:  # which it never is without one, see `_method`
+        trainer = Branches(plm, datasets, settings, start)
+    elif method == "users":
         trainer = WarmStart(plm, datasets, settings, start)
     else:
         trainer = MixtureTrainer(plm, next(iter(datasets.values())), settings, start)
-    with epoch_bar() as show:
+    with epoch_bar("branch" if method == "branches" else "epoch") as show:
         return trainer.train(show)
 
 

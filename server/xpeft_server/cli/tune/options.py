@@ -172,7 +172,7 @@ def tuning_settings(options: dict[str, Any], *, soft: bool, head: str) -> Tuning
 
 def learning_options() -> list[inspect.Parameter]:
     """An option for each setting that has none of its own here."""
-    every = setting_options(TuningSettings, variables=VARIABLES, panels={"": _HOW})
+    every = setting_options(TuningSettings, variables=VARIABLES, panels={(): _HOW})
     return [each for each in every if each.name not in _BY_HAND]
 
 
