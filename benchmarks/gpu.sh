@@ -40,7 +40,7 @@ if [ -d "${XPEFT_PLM-}" ]; then XPEFT_PLM=$(realpath "$XPEFT_PLM"); fi
 PYTHONPATH=$(printf '%s:' "$root"/{kernels,profiles_store,server,tuning,benchmarks})${PYTHONPATH-}
 PYTHONPATH=${PYTHONPATH%:}
 export PYTHONPATH PYTHONUNBUFFERED=1
-needed=triton,xpeft_server.cli.main,xpeft_benchmarks.engine
+needed=triton,xpeft_server.cli.main,xpeft_benchmarks.engine.measurement
 if part tests; then needed+=,pytest_asyncio; fi
 if part serve || part tenants; then needed+=,xpeft_server.cli.serve.running_server; fi
 if ! "$python" -P -c "import $needed"; then

@@ -113,12 +113,13 @@ EOF
 }
 
 check_configuration() {
-    python3 - "$work/image.json" pyproject.toml <<'EOF' || fail "the image's configuration is not as it should be"
+    python3 - "$work/image.json" pyproject.toml server/xpeft_server/version.py <<'EOF' || fail "the image's configuration is not as it should be"
 import json, re, sys, tomllib
 config = json.load(open(sys.argv[1], encoding="utf-8"))["Docker"]["config"]
 project = tomllib.load(open(sys.argv[2], "rb"))["project"]
+version = re.search('VERSION: Final = "(.+)"', open(sys.argv[3], encoding="utf-8").read())[1]
 labels = {name.removeprefix("org.opencontainers.image."): text for name, text in config["Labels"].items()}
-assert (labels["title"], labels["version"]) == (project["name"], project["version"]), labels
+assert (labels["title"], labels["version"]) == (project["name"], version), labels
 assert (labels["description"], labels["licenses"]) == (project["description"], project["license"]), labels
 assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", config["User"]), config["User"]
 assert config["StopSignal"] == "SIGTERM", config

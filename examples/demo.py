@@ -36,9 +36,9 @@ from rich.table import Table
 from rich.text import Text
 
 from xpeft_profiles import write_profile_file
-from xpeft_server.model.bank import Bank
-from xpeft_server.model.bank_file import write_bank_file
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.bank import Bank
+from xpeft_server.model.banks.file import write_bank_file
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.plm import Plm, load_plm
 from xpeft_server.settings import Settings
 from xpeft_tuning.dataset import read_dataset

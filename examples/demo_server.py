@@ -23,8 +23,8 @@ from rich.table import Table
 from rich.text import Text
 
 from xpeft_profiles import write_profile_file
-from xpeft_server.api.auth import Role
-from xpeft_server.api.key_file import new_key, write_keys
+from xpeft_server.api.access.auth import Role
+from xpeft_server.api.access.key_file import new_key, write_keys
 from xpeft_server.model.errors import ModelError
 from xpeft_tuning.errors import TuningError
 from xpeft_tuning.mask_tuner import TunedProfile, TuningProgress

@@ -19,6 +19,7 @@ import pytest
 
 from xpeft_server.settings import Settings, is_loopback
 from xpeft_server.settings_source import load_settings
+from xpeft_server.version import VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -155,7 +156,7 @@ def test_only_the_image_for_gpus_insists_on_one() -> None:
 def test_the_labels_say_what_the_project_says(target: str) -> None:
     arguments = dict(rest.split("=", 1) for rest in _told(target, "ARG") if "=" in rest)
     labels = {name.removeprefix("org.opencontainers.image."): text for name, text in _pairs(target, "LABEL").items()}
-    assert (labels["version"], arguments["VERSION"]) == ("$VERSION", PROJECT["version"])
+    assert (labels["version"], arguments["VERSION"]) == ("$VERSION", VERSION)
     assert (labels["title"], labels["description"]) == (PROJECT["name"], PROJECT["description"])
     assert labels["licenses"] == PROJECT["license"]
     assert (labels["source"], labels["revision"]) == ("$SOURCE", "$REVISION")

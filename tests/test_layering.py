@@ -169,7 +169,7 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
         ("xpeft_server.api", "import torch.nn as nn"),
         ("xpeft_server.api", "if TYPE_CHECKING:\n    from transformers import PreTrainedModel"),
         ("xpeft_server.api", "import xpeft_kernels"),
-        ("xpeft_server.api", "from xpeft_server.model.bank import Bank"),
+        ("xpeft_server.api", "from xpeft_server.model.banks.bank import Bank"),
         ("xpeft_server.api", "from xpeft_server import model"),
         ("xpeft_server.api", "from xpeft_server.engine.engine import Engine"),
         ("xpeft_server.api", "from xpeft_server import engine"),
@@ -191,7 +191,7 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
         ("xpeft_ray", "from xpeft_tuning.settings import TuningSettings"),
         ("xpeft_server.api", "from xpeft_ray.door import Door"),
         ("xpeft_server.api", "from xpeft_server.remote.peer import Peer"),
-        ("xpeft_server.remote", "from xpeft_server.model.bank import Bank"),
+        ("xpeft_server.remote", "from xpeft_server.model.banks.bank import Bank"),
         ("xpeft_server.remote", "from starlette.types import Scope"),
     ],
 )
@@ -209,7 +209,7 @@ def test_a_forbidden_import_is_found(package: str, source: str) -> None:
         ),
         ("xpeft_profiles.stores", "from ..errors import StoreUnavailable\nfrom .keys import key"),
         ("xpeft_server.model", "from transformers import AutoModel\nfrom xpeft_kernels import apply_adapters"),
-        ("xpeft_server.engine", "from xpeft_server.model.bank import Bank\nimport prometheus_client"),
+        ("xpeft_server.engine", "from xpeft_server.model.banks.bank import Bank\nimport prometheus_client"),
         (
             "xpeft_server.api",
             "from xpeft_server.engine.requests import TextInput\nfrom xpeft_server.settings import Settings",

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from xpeft_server.model.families import FAMILIES
+from xpeft_server.model.loading.families import FAMILIES
 from xpeft_server.settings_source import describe_settings
 
 # Of the fifteen that `xpeft tune` takes, for a hundred rows on a real model. A server knows no such setting.

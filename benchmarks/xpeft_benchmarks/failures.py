@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import Final
 
 from xpeft_profiles import ProfileStoreError
-from xpeft_server.model.bank_errors import BankError
+from xpeft_server.model.banks.errors import BankError
 from xpeft_server.model.errors import ModelError
 
-from .connection import ExchangeFailed
-from .engine_plan import ProfilesInvalid
-from .peft_mixed import PeftUnavailable
+from .engine.plan import ProfilesInvalid
+from .ops.peft_mixed import PeftUnavailable
 from .popularity import PopularityInvalid
-from .serve import ConcurrencyInvalid
-from .server_client import ServerRefused
-from .server_process import ServerFailed
+from .processes.connection import ExchangeFailed
+from .processes.server_client import ServerRefused
+from .processes.server_process import ServerFailed
+from .processes.workers import WorkerFailed
+from .serve.measurement import ConcurrencyInvalid
 from .shapes import ShapeUnknown, TokensInvalid
 from .stretches import RequestsFailed
 from .texts import TextsInvalid
-from .workers import WorkerFailed
 
 FAILURES: Final = (
     BankError,

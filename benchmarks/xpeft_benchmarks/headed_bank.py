@@ -9,9 +9,9 @@ from typing import Final
 import torch
 
 from xpeft_profiles import BankGeometry
-from xpeft_server.model.bank import Bank, SharedHead
-from xpeft_server.model.bank_file import write_bank_file
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.bank import Bank, SharedHead
+from xpeft_server.model.banks.file import write_bank_file
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.plm import load_plm
 
 HEAD: Final = "topics"

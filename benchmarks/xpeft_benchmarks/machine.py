@@ -9,7 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-PACKAGES: Final = ("xpeft-server", "torch", "transformers", "tokenizers", "numpy", "peft", "uvicorn", "uvloop")
+from xpeft_server.version import VERSION
+
+PACKAGES: Final = ("torch", "transformers", "tokenizers", "numpy", "peft", "uvicorn", "uvloop")
 
 
 def machine() -> dict[str, object]:
@@ -35,8 +37,8 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Python's and those of the packages that are installed."""
-    found = {"python": platform.python_version()}
+    """Python's, this project's, and those of the packages that are installed."""
+    found = {"python": platform.python_version(), "xpeft-server": VERSION}
     for package in packages:
         try:
             found[package] = version(package)

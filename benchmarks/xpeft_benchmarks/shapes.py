@@ -18,13 +18,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from xpeft_kernels import Impl, aggregate_adapters
-from xpeft_server.model.bank_spec import RandomBankSpec
-from xpeft_server.model.packing import PackedBatch, pack
+from xpeft_server.model.banks.random_bank import random_bank
+from xpeft_server.model.banks.spec import RandomBankSpec
+from xpeft_server.model.batches.packing import PackedBatch, pack
 from xpeft_server.model.plm import Plm, prepared
 from xpeft_server.model.prepacked import prepack
-from xpeft_server.model.random_bank import random_bank
 from xpeft_server.model.slots import SlotAdapters, SlotBuffers
-from xpeft_server.model.tokenizing import TextTokenizer, TokenizedText
+from xpeft_server.model.tokens.tokenizing import TextTokenizer, TokenizedText
 
 from .results import Result
 from .rounds import interleave, ratio

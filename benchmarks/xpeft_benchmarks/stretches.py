@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .server_client import ServerClient, ServerRefused
-from .server_process import ServerProcess
-from .workers import Worker
+from .processes.server_client import ServerClient, ServerRefused
+from .processes.server_process import ServerProcess
+from .processes.workers import Worker
 
 Counters = Callable[[], dict[str, float]]
 """What a server has used and done so far, by name."""

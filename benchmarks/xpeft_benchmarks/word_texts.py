@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from xpeft_server.model.tokenizing import TextTokenizer
+from xpeft_server.model.tokens.tokenizing import TextTokenizer
 
 from .texts import TextsInvalid
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.plm import Plm
 from xpeft_tuning.bank_training.mixture import MixtureTrainer
 from xpeft_tuning.bank_training.settings import BankTrainingSettings

@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from xpeft_profiles import Profile
-from xpeft_server.model.bank import Bank
-from xpeft_server.model.bank_file import read_bank_file, write_bank_file
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.bank import Bank
+from xpeft_server.model.banks.file import read_bank_file, write_bank_file
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.plm import Plm
 from xpeft_tuning.bank_training.branches import Branches
 from xpeft_tuning.bank_training.settings import BankTrainingSettings

@@ -26,10 +26,10 @@ import numpy as np
 import typer
 
 from xpeft_benchmarks.command_line import shown_word
+from xpeft_benchmarks.processes.server_client import geometry_of
 from xpeft_benchmarks.random_profiles import random_profile
 from xpeft_benchmarks.results import Context, Result, table_rows, write_lines
 from xpeft_benchmarks.rounds import interleave, ratio
-from xpeft_benchmarks.server_client import geometry_of
 from xpeft_benchmarks.texts import example_texts, read_texts, sample_texts
 from xpeft_profiles import write_profile_file
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import Any, Final, cast
 
 from xpeft_profiles import MemoryStore
-from xpeft_server.api.access import ACCESS, PUBLIC
+from xpeft_server.api.access.auth import NoKeys, Role
+from xpeft_server.api.access.table import ACCESS, PUBLIC
 from xpeft_server.api.app import create_app
-from xpeft_server.api.auth import NoKeys, Role
 from xpeft_server.api.errors import error_type
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.settings import Settings

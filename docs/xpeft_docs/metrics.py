@@ -8,7 +8,7 @@ from typing import Final
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from xpeft_server.api.access import ACCESS
+from xpeft_server.api.access.table import ACCESS
 from xpeft_server.engine.metrics import Metrics
 
 from .table import code, table

@@ -15,20 +15,20 @@ from .errors import (
     TooManyJobs,
     TooManyProfiles,
 )
-from .file_batch import FileRecord, read_file_batch
-from .file_reader import read_profile_file
-from .file_writer import write_profile_file
+from .file.batch import FileRecord, read_file_batch
+from .file.reader import read_profile_file
+from .file.writer import write_profile_file
 from .geometry import BankGeometry
-from .job_record import UNFINISHED, JobKey, JobRecord, JobStatus, new_job_id
-from .job_store import JobPage, JobStore, StoredJob
-from .memory_store import MemoryStore
+from .jobs.record import UNFINISHED, JobKey, JobRecord, JobStatus, new_job_id
+from .jobs.store import JobPage, JobStore, StoredJob
+from .memory.store import MemoryStore
 from .names import RESERVED, ProfileKey, check_name, check_new_name
 from .profile import Profile
-from .record_batch import write_file_batch
-from .record_reader import decode_record
-from .record_writer import encode_record
-from .redis_store import RedisStore
-from .sqlite_store import SqliteStore
+from .record.batch import write_file_batch
+from .record.reader import decode_record
+from .record.writer import encode_record
+from .redis.store import RedisStore
+from .sqlite.store import SqliteStore
 from .store import KeyedRecord, ListPage, Match, ProfileListing, ProfileStore, PutOutcome, StoredProfile
 from .store_url import open_store
 

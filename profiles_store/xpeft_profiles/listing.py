@@ -10,7 +10,7 @@ from typing import Final
 
 from .errors import CursorInvalid, RecordDamaged, shown
 from .names import NAME_PATTERN
-from .record_reader import read_summary
+from .record.reader import read_summary
 from .store import ListPage, ProfileListing, StoredProfile
 
 PAGE_BYTES: Final = 16 << 20

@@ -14,7 +14,7 @@ from .errors import BankMismatch, ProfileInvalid, shown
 from .geometry import BankGeometry
 from .halves import as_halves, check_floats, check_shape
 from .masks import served_masks
-from .record_writer import encode_record
+from .record.writer import encode_record
 from .texts import check_bank, check_description, check_labels, check_shared_head
 
 

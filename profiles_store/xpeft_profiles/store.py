@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from .errors import PreconditionFailed, RecordDamaged
-from .job_store import JobStore
+from .jobs.store import JobStore
 from .names import ProfileKey
 from .profile import Profile, record_version
-from .record_reader import decode_record
+from .record.reader import decode_record
 
 
 class StoredProfile(NamedTuple):

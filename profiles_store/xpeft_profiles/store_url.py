@@ -8,9 +8,9 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from .errors import StoreUrlInvalid, shown
-from .memory_store import MemoryStore
-from .redis_store import RedisStore
-from .sqlite_store import SqliteStore
+from .memory.store import MemoryStore
+from .redis.store import RedisStore
+from .sqlite.store import SqliteStore
 from .store import ProfileStore
 
 SCHEMES = "memory://, sqlite:///FILE, redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:///SOCKET"

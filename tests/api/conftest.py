@@ -15,12 +15,12 @@ import pytest
 from fastapi import FastAPI
 
 from xpeft_profiles import BankGeometry, MemoryStore, Profile, write_profile_file
+from xpeft_server.api.access.auth import Keys, NoKeys
+from xpeft_server.api.access.key_ring import KeyRing
 from xpeft_server.api.app import create_app
-from xpeft_server.api.audit_log import AuditLog
-from xpeft_server.api.auth import Keys, NoKeys
+from xpeft_server.api.audit.log import AuditLog
 from xpeft_server.api.connection.connections import ConnectionLimits
 from xpeft_server.api.drain import Drain
-from xpeft_server.api.key_ring import KeyRing
 from xpeft_server.cli.serve.http_server import HttpServer
 from xpeft_server.cli.serve.server_socket import bind
 from xpeft_server.engine.errors import Overloaded

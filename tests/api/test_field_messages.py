@@ -5,12 +5,12 @@ from __future__ import annotations
 import orjson
 import pytest
 
+from xpeft_server.api.bodies.json_bodies import parse_json
 from xpeft_server.api.errors import ApiError
-from xpeft_server.api.generate_wire import GenerateBody
-from xpeft_server.api.json_bodies import parse_json
+from xpeft_server.api.generation.wire import GenerateBody
 from xpeft_server.api.openai.chat_wire import ChatBody
 from xpeft_server.api.openai.completions_wire import CompletionBody
-from xpeft_server.api.tuning_wire import TuneBody
+from xpeft_server.api.tuning.wire import TuneBody
 from xpeft_server.api.wire import ClassifyBody
 
 BODIES = {

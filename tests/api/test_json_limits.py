@@ -10,13 +10,14 @@ import tracemalloc
 import pytest
 
 from xpeft_profiles import ProfileKey
-from xpeft_server.api import jobs, json_bodies
+from xpeft_server.api.bodies import json_bodies
+from xpeft_server.api.bodies.json_counts import check_json_counts
 from xpeft_server.api.errors import ApiError
-from xpeft_server.api.json_counts import check_json_counts
+from xpeft_server.api.generation.sampling_wire import MOST_STOP_CHARACTERS, MOST_STOPS
 from xpeft_server.api.openai.chat_wire import ChatBody
 from xpeft_server.api.openai.completions_wire import CompletionBody
-from xpeft_server.api.sampling_wire import MOST_STOP_CHARACTERS, MOST_STOPS
-from xpeft_server.api.tuning_wire import TuneBody
+from xpeft_server.api.tuning import jobs
+from xpeft_server.api.tuning.wire import TuneBody
 from xpeft_server.api.wire import MOST_ITEMS, ClassifyBody
 from xpeft_server.jobs.errors import TooManyRows
 from xpeft_server.jobs.request_checks import check_examples

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from xpeft_server.api.auth import Role
-from xpeft_server.api.key_file import KeyEntry, KeysInvalid, locked, new_key, parse_keys, read_keys, write_keys
-from xpeft_server.api.key_ring import KeyRing
+from xpeft_server.api.access.auth import Role
+from xpeft_server.api.access.key_file import KeyEntry, KeysInvalid, locked, new_key, parse_keys, read_keys, write_keys
+from xpeft_server.api.access.key_ring import KeyRing
 
 
 def entry(secret: str, **changes) -> dict:

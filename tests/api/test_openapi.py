@@ -8,12 +8,12 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from xpeft_profiles import StoreUnavailable
-from xpeft_server.api.access import ACCESS, PROFILE, PUBLIC, TUNE
-from xpeft_server.api.generate_wire import GenerateBody
+from xpeft_server.api.access.table import ACCESS, PROFILE, PUBLIC, TUNE
+from xpeft_server.api.generation.wire import GenerateBody
 from xpeft_server.api.openai.chat_wire import ChatBody, MessageBody, TextPartBody
 from xpeft_server.api.openai.completions_wire import CompletionBody
 from xpeft_server.api.openai.wire import StreamOptionsBody
-from xpeft_server.api.tuning_wire import TuneBody, TuningCompletionBody, TuningExampleBody, TuningSettingsBody
+from xpeft_server.api.tuning.wire import TuneBody, TuningCompletionBody, TuningExampleBody, TuningSettingsBody
 from xpeft_server.api.wire import ClassifyBody, TextPairBody
 
 DOCUMENT = "/openapi.json"

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from xpeft_server.api.access import ACCESS, UNMATCHED
+from xpeft_server.api.access.table import ACCESS, UNMATCHED
 from xpeft_server.engine.metrics import OUTCOMES
 
 FILE = {"content-type": "application/octet-stream"}

@@ -17,9 +17,9 @@ import pytest
 
 from xpeft_profiles import MemoryStore, Profile, ProfileKey, write_profile_file
 from xpeft_profiles.listing import encode_cursor
-from xpeft_server.api.access import ACCESS, CANCEL, JOB, MODEL, PROFILE, PUBLIC, TUNE
-from xpeft_server.api.auth import Role
-from xpeft_server.api.key_ring import KeyRing
+from xpeft_server.api.access.auth import Role
+from xpeft_server.api.access.key_ring import KeyRing
+from xpeft_server.api.access.table import ACCESS, CANCEL, JOB, MODEL, PROFILE, PUBLIC, TUNE
 from xpeft_server.engine.errors import ProfileNotFound
 from xpeft_server.engine.requests import Finished, Piece, Started
 

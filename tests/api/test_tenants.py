@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from xpeft_server.api.access import ACCESS, PUBLIC
+from xpeft_server.api.access.key_ring import KeyRing
+from xpeft_server.api.access.table import ACCESS, PUBLIC
 from xpeft_server.api.app import create_app
-from xpeft_server.api.key_ring import KeyRing
 
 FILE = {"content-type": "application/octet-stream"}
 CALLS = [

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from xpeft_benchmarks.workers import WorkerFailed
+from xpeft_benchmarks.processes.workers import WorkerFailed
 from xpeft_quality.progress import Show
 from xpeft_server.model.plm import Plm, load_plm
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from xpeft_benchmarks import shapes
-from xpeft_benchmarks.engine import run_engine
-from xpeft_benchmarks.engine_plan import EnginePlan, ProfilesInvalid, parse_profiles
-from xpeft_benchmarks.engine_results import BARE, Variant, results_of
-from xpeft_benchmarks.engine_stage import filled_store, load_model, walked_key
+from xpeft_benchmarks.engine.measurement import run_engine
+from xpeft_benchmarks.engine.plan import EnginePlan, ProfilesInvalid, parse_profiles
+from xpeft_benchmarks.engine.results import BARE, Variant, results_of
+from xpeft_benchmarks.engine.stage import filled_store, load_model, walked_key
 from xpeft_benchmarks.popularity import Popularity
 from xpeft_benchmarks.registered import registered_key
 from xpeft_benchmarks.results import Result

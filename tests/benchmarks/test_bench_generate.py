@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from xpeft_benchmarks import generate_crew
-from xpeft_benchmarks.generate import run_generate
-from xpeft_benchmarks.generate_crew import Crew
-from xpeft_benchmarks.generate_results import GenerateSample, Variant, missing, results_of
-from xpeft_benchmarks.generate_work import GeneratePlan, draw_work
+from xpeft_benchmarks.generate import crew as generate_crew
+from xpeft_benchmarks.generate.crew import Crew
+from xpeft_benchmarks.generate.measurement import run_generate
+from xpeft_benchmarks.generate.results import GenerateSample, Variant, missing, results_of
+from xpeft_benchmarks.generate.work import GeneratePlan, draw_work
+from xpeft_benchmarks.processes.workers import WorkerFailed
 from xpeft_benchmarks.results import Result
-from xpeft_benchmarks.workers import WorkerFailed
 
 TEXTS = [" ".join(f"w{(start + word) % 100}" for word in range(1 + start % 9)) for start in range(40)]
 NAMES = [

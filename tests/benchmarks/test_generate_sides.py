@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from xpeft_benchmarks.generate_engine import GenerateEngineWorker
-from xpeft_benchmarks.generate_timeline import AnswerWrong, Timeline
-from xpeft_benchmarks.generate_transformers import ContinuousFailed, TransformersWorker
-from xpeft_benchmarks.prompts import cut_prompts
+from xpeft_benchmarks.generate.engine import GenerateEngineWorker
+from xpeft_benchmarks.generate.prompts import cut_prompts
+from xpeft_benchmarks.generate.timeline import AnswerWrong, Timeline
+from xpeft_benchmarks.generate.transformers import ContinuousFailed, TransformersWorker
 from xpeft_benchmarks.texts import TextsInvalid
 
 TEXTS = [" ".join(f"w{(start + word) % 100}" for word in range(1 + start % 9)) for start in range(40)]

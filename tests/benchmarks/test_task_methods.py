@@ -17,7 +17,7 @@ from xpeft_quality.measurement import measure
 from xpeft_quality.progress import Show
 from xpeft_quality.task_methods import TASK_METHODS
 from xpeft_quality.user_methods import Kept
-from xpeft_server.model.bank import Bank
+from xpeft_server.model.banks.bank import Bank
 from xpeft_server.model.plm import Plm
 from xpeft_tuning.dataset import Dataset, Example
 from xpeft_tuning.mask_tuner import TunedProfile

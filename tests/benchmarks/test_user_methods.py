@@ -21,8 +21,8 @@ from xpeft_quality.data_sets import UserSet
 from xpeft_quality.measurement import measure
 from xpeft_quality.progress import Show
 from xpeft_quality.user_methods import USER_METHODS, Kept
-from xpeft_server.model.bank_file import read_bank_file
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.file import read_bank_file
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.plm import Plm, load_plm
 from xpeft_tuning.dataset import Dataset, Example, Split
 from xpeft_tuning.mask_tuner import Tuned

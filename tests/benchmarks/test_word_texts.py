@@ -12,7 +12,7 @@ from xpeft_benchmarks.shapes import random_plm
 from xpeft_benchmarks.texts import TextsInvalid
 from xpeft_benchmarks.word_texts import word_texts, word_tokenizer
 from xpeft_server.model.plm import load_plm
-from xpeft_server.model.tokenizing import TextTokenizer
+from xpeft_server.model.tokens.tokenizing import TextTokenizer
 
 
 def encoded(tokenizer: TextTokenizer, texts: list[str]) -> list[list[int]]:

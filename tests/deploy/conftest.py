@@ -14,7 +14,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from xpeft_server.api.access import ACCESS
+from xpeft_server.api.access.table import ACCESS
 from xpeft_server.engine.metrics import Metrics
 
 # A metric of the server, of its process or of Prometheus itself, or what a rule records; then its label matchers.

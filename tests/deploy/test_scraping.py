@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from xpeft_profiles import Profile, write_profile_file
-from xpeft_server.api.auth import Role
-from xpeft_server.api.key_file import new_key, write_keys
+from xpeft_server.api.access.auth import Role
+from xpeft_server.api.access.key_file import new_key, write_keys
 
 MODEL = ("--bank", "random:N=4,R=4,seed=1,std=0.3", "--slots", "2")
 LIMITS = ("--queue-limit", "8", "--max-inputs", "8")

@@ -13,8 +13,8 @@ import torch
 
 from xpeft_kernels import AdapterForm
 from xpeft_profiles import Profile, encode_record
-from xpeft_server.engine.profile_cache import CachedProfile
-from xpeft_server.model.kv_cache import KvShape
+from xpeft_server.engine.profiles.cache import CachedProfile
+from xpeft_server.model.kv.cache import KvShape
 from xpeft_server.settings import Settings
 
 GIB: Final = 1 << 30

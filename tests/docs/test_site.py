@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import typer
 
-from xpeft_server.api.access import ACCESS
+from xpeft_server.api.access.table import ACCESS
 from xpeft_server.cli.main import app
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.settings_source import describe_settings

@@ -17,8 +17,8 @@ import httpx
 import pytest
 import trustme
 
-from xpeft_server.api.auth import Role
-from xpeft_server.api.key_file import new_key, write_keys
+from xpeft_server.api.access.auth import Role
+from xpeft_server.api.access.key_file import new_key, write_keys
 
 SECONDS = 1.0
 PATIENCE = ("--send-seconds", str(SECONDS))

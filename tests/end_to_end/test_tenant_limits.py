@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from xpeft_server.api.auth import Role
-from xpeft_server.api.key_file import new_key, write_keys
+from xpeft_server.api.access.auth import Role
+from xpeft_server.api.access.key_file import new_key, write_keys
 
 TENANTS = ("small", "large", "many")
 LIMITS = {

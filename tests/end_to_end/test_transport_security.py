@@ -19,8 +19,8 @@ import redis
 import trustme
 from cryptography import x509
 
-from xpeft_server.api.auth import Role
-from xpeft_server.api.key_file import new_key, write_keys
+from xpeft_server.api.access.auth import Role
+from xpeft_server.api.access.key_file import new_key, write_keys
 
 
 class Authority(NamedTuple):

@@ -13,7 +13,7 @@ from xpeft_profiles import BankGeometry, MemoryStore, Profile, ProfileKey, Store
 from xpeft_server.engine.engine import Engine
 from xpeft_server.engine.engine_limits import EngineLimits
 from xpeft_server.engine.metrics import Metrics
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.plm import Plm, load_plm
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from xpeft_server.engine.queue import FairQueue
-from xpeft_server.engine.shares import Shares
+from xpeft_server.engine.fairness.queue import FairQueue
+from xpeft_server.engine.fairness.shares import Shares
 from xpeft_server.tenant_limits import TenantLimits, TenantTable
 
 TOKENS = 32

@@ -13,7 +13,7 @@ import pytest
 from xpeft_profiles import ProfileKey
 from xpeft_server.engine.requests import ChatMessage, ClassifyRequest, Prompt, TextInput
 from xpeft_server.engine.tokenizer_stage import SHORT, TokenizerStage, tokenizer_threads
-from xpeft_server.model.tokenizing import TokenizedText
+from xpeft_server.model.tokens.tokenizing import TokenizedText
 
 
 class NamesThread:

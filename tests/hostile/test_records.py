@@ -14,8 +14,8 @@ from collections.abc import Callable
 import pytest
 
 from xpeft_profiles import RecordDamaged, decode_record, encode_record
-from xpeft_profiles.record_layout import CHECKSUM, HEADER, OWN_HEAD, RecordHeader
-from xpeft_profiles.record_reader import read_summary
+from xpeft_profiles.record.layout import CHECKSUM, HEADER, OWN_HEAD, RecordHeader
+from xpeft_profiles.record.reader import read_summary
 
 MUTATIONS = 1_000_000 if os.environ.get("NIGHTLY") == "1" else 20_000
 SIZES = ("blocks", "adapters", "width", "hidden", "classes", "text_bytes")

@@ -19,7 +19,7 @@ from xpeft_profiles import (
     StoreUnavailable,
     write_profile_file,
 )
-from xpeft_profiles.memory_job_store import MemoryJobStore
+from xpeft_profiles.memory.job_store import MemoryJobStore
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.jobs.publisher import Publisher
 from xpeft_server.jobs.requests import TuningExample, TuningRequest

@@ -20,11 +20,11 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from xpeft_profiles import Profile
-from xpeft_server.model.bank import Bank, SharedHead
+from xpeft_server.model.banks.bank import Bank, SharedHead
 from xpeft_server.model.classifier import Classifier, ClassifierInput
 from xpeft_server.model.plm import DEFAULT_PLM, Plm, load_plm
 from xpeft_server.model.slots import SlotFill
-from xpeft_server.model.tokenizing import TokenizedText
+from xpeft_server.model.tokens.tokenizing import TokenizedText
 
 VOCAB, LIMIT, HIDDEN = 200, 80, 64
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")

@@ -26,24 +26,28 @@ from xpeft_benchmarks.shapes import random_plm
 from xpeft_kernels import piece_rows, query_rows, sequences, tiles
 from xpeft_kernels.dispatch import Operator
 from xpeft_profiles import Profile
-from xpeft_server.model import arena_step, packing, sampling, sampling_weights, slots, step_packing
 from xpeft_server.model import classifier as classifying
 from xpeft_server.model import decoder as decoding
-from xpeft_server.model.bank import Bank
-from xpeft_server.model.bank_spec import RandomBankSpec
+from xpeft_server.model import slots
+from xpeft_server.model.banks.bank import Bank
+from xpeft_server.model.banks.random_bank import random_bank
+from xpeft_server.model.banks.spec import RandomBankSpec
+from xpeft_server.model.batches import packing, step_packing
+from xpeft_server.model.batches.step_packing import Chunk
 from xpeft_server.model.classifier import Classifier, ClassifierInput
 from xpeft_server.model.decoder import Decoder
 from xpeft_server.model.graphs.static_fields import Staged, StaticFields
-from xpeft_server.model.kv_arena import KvArena
+from xpeft_server.model.kv import arena_step
+from xpeft_server.model.kv.arena import KvArena
 from xpeft_server.model.lanes import HostLanes, Mark
 from xpeft_server.model.packed_sequences import AttentionKernel
 from xpeft_server.model.plm import Plm
-from xpeft_server.model.random_bank import random_bank
-from xpeft_server.model.sampling import Draw, launch_choice
-from xpeft_server.model.sampling_rule import SamplingRule
+from xpeft_server.model.sampling import choice as sampling
+from xpeft_server.model.sampling import weights as sampling_weights
+from xpeft_server.model.sampling.choice import Draw, launch_choice
+from xpeft_server.model.sampling.rule import SamplingRule
 from xpeft_server.model.slots import SlotBuffers, SlotFill
-from xpeft_server.model.step_packing import Chunk
-from xpeft_server.model.tokenizing import TokenizedText
+from xpeft_server.model.tokens.tokenizing import TokenizedText
 from xpeft_server.model.vocabulary_head import VocabularyHead
 
 GPU = torch.device("privateuseone", 0)

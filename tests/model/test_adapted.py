@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from xpeft_kernels import Norm
 from xpeft_server.model.adapted import AdapterContext, install_adapters
-from xpeft_server.model.families import FAMILIES, Family
-from xpeft_server.model.packing import pack
+from xpeft_server.model.batches.packing import pack
+from xpeft_server.model.loading.families import FAMILIES, Family
 
 
 class Recorder:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from xpeft_server.model.attention import PACKED_ATTENTION, packed_attention
-from xpeft_server.model.sequence_groups import SequenceGroups
+from xpeft_server.model.batches.sequence_groups import SequenceGroups
 
 GROUPS = SequenceGroups(((3, 1), (1, 9), (2, 5), (1, 8), (1, 40), (1, 33)))
 LENGTHS = [length for count, length in GROUPS for _ in range(count)]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from xpeft_server.model import packing
+from xpeft_server.model.batches import packing
 from xpeft_server.model.slots import SlotFill
 
 SIZES = (1, 2, 3, 5, 31, 32, 64)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from xpeft_server.model.packing import pack
+from xpeft_server.model.batches.packing import pack
 from xpeft_server.model.plm import Plm, load_plm
 
 PROMPTS = [

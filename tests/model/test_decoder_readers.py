@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from xpeft_server.model.batches.step_packing import Chunk
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
 from xpeft_server.model.lanes import HostLanes, Mark
 from xpeft_server.model.slots import SlotFill
-from xpeft_server.model.step_packing import Chunk
 from xpeft_server.model.vocabulary_head import VocabularyHead
 
 

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from xpeft_kernels import PlacedSteps, attend_cache, cut_steps, step_rows
 from xpeft_kernels.attend_cache import SPAN
-from xpeft_server.model.arena_step import ArenaStep, arena_tables, step_room
 from xpeft_server.model.classifier import Classifier, ClassifierInput
-from xpeft_server.model.kv_arena import KvArena
-from xpeft_server.model.kv_attention import Run
-from xpeft_server.model.kv_cache import KvShape
+from xpeft_server.model.kv.arena import KvArena
+from xpeft_server.model.kv.arena_step import ArenaStep, arena_tables, step_room
+from xpeft_server.model.kv.attention import Run
+from xpeft_server.model.kv.cache import KvShape
 from xpeft_server.model.plm import load_plm
-from xpeft_server.model.sampling import Draw, choose_tokens, launch_choice
-from xpeft_server.model.sampling_rule import SamplingRule
-from xpeft_server.model.sampling_weights import token_weights
+from xpeft_server.model.sampling.choice import Draw, choose_tokens, launch_choice
+from xpeft_server.model.sampling.rule import SamplingRule
+from xpeft_server.model.sampling.weights import token_weights
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),

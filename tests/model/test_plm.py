@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, BertForMaskedLM
 
 from xpeft_server.model import plm as plm_module
+from xpeft_server.model.batches.packing import pack
 from xpeft_server.model.errors import ModelUnusable, UnsupportedModel
-from xpeft_server.model.packing import pack
 from xpeft_server.model.plm import load_plm, open_plm_facts
 from xpeft_server.model.plm_facts import plm_fingerprint
 

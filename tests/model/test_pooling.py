@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xpeft_server.model.packing import PackedBatch, pack
+from xpeft_server.model.batches.packing import PackedBatch, pack
 from xpeft_server.model.pooling import pool
 
 LENGTHS = [1, 40, 7, 7, 3]

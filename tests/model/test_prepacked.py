@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from xpeft_server.model.families import FAMILIES
-from xpeft_server.model.packing import pack
+from xpeft_server.model.batches.packing import pack
+from xpeft_server.model.loading.families import FAMILIES
 from xpeft_server.model.plm import Plm, load_plm
 from xpeft_server.model.prepacked import PrepackedLinear, prepack
 from xpeft_server.model.vocabulary_head import VocabularyHead

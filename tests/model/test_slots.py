@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xpeft_kernels import Norm, Tiles, apply_adapters
 from xpeft_profiles import Profile
-from xpeft_server.model.bank import Bank
+from xpeft_server.model.banks.bank import Bank
 from xpeft_server.model.errors import ModelUnusable
 from xpeft_server.model.slots import SlotAdapters, SlotBuffers, SlotFill, adapter_form, bank_rows
 

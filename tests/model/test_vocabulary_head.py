@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from xpeft_server.model.families import FAMILIES
-from xpeft_server.model.packing import PackedBatch, pack
+from xpeft_server.model.batches.packing import PackedBatch, pack
+from xpeft_server.model.loading.families import FAMILIES
 from xpeft_server.model.plm import load_plm
-from xpeft_server.model.tokenizing import TokenizedText
+from xpeft_server.model.tokens.tokenizing import TokenizedText
 from xpeft_server.model.vocabulary_head import VocabularyHead
 
 DECODERS = [name for name, family in FAMILIES.items() if family.decoder]

@@ -13,19 +13,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xpeft_kernels.dispatch import Operator
-from xpeft_server.model import sampling_weights
+from xpeft_server.model.batches.packing import PackedRows
+from xpeft_server.model.batches.step_packing import Chunk, StepRows
 from xpeft_server.model.decoder import kv_shape
-from xpeft_server.model.families import FAMILIES as FAMILY_OF
 from xpeft_server.model.graphs.graphed_forward import GraphedForward
 from xpeft_server.model.graphs.graphed_step import GraphedStep
-from xpeft_server.model.kv_arena import KvArena
+from xpeft_server.model.kv.arena import KvArena
 from xpeft_server.model.lanes import HostLanes
+from xpeft_server.model.loading.families import FAMILIES as FAMILY_OF
 from xpeft_server.model.packed_sequences import AttentionKernel
-from xpeft_server.model.packing import PackedRows
-from xpeft_server.model.sampling import Draw, launch_choice
-from xpeft_server.model.sampling_rule import SamplingRule
+from xpeft_server.model.sampling import weights as sampling_weights
+from xpeft_server.model.sampling.choice import Draw, launch_choice
+from xpeft_server.model.sampling.rule import SamplingRule
 from xpeft_server.model.slots import SlotBuffers
-from xpeft_server.model.step_packing import Chunk, StepRows
 
 FAMILIES = (
     "bert",

@@ -17,14 +17,14 @@ from xpeft_kernels import piece_rows
 from xpeft_kernels.aggregate.launch import tile_profiles
 from xpeft_kernels.dispatch import Operator
 from xpeft_server.model import slots
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.source import open_bank
+from xpeft_server.model.batches.step_packing import Chunk
 from xpeft_server.model.classifier import Classifier, ClassifierInput
 from xpeft_server.model.decoder import Decoder
-from xpeft_server.model.kv_arena import KvArena
+from xpeft_server.model.kv.arena import KvArena
 from xpeft_server.model.lanes import HostLanes, Lanes
 from xpeft_server.model.plm import load_plm
 from xpeft_server.model.slots import SlotFill
-from xpeft_server.model.step_packing import Chunk
 
 Launches = set[tuple[object, ...]]
 

@@ -21,7 +21,7 @@ from xpeft_profiles import (
     TooManyJobs,
     new_job_id,
 )
-from xpeft_profiles.job_store import KEPT_SECONDS
+from xpeft_profiles.jobs.store import KEPT_SECONDS
 
 LONG = 1000.0
 OVER = 0.0

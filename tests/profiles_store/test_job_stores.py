@@ -24,7 +24,7 @@ from xpeft_profiles import (
     new_job_id,
     open_store,
 )
-from xpeft_profiles.job_record import encode_job
+from xpeft_profiles.jobs.record import encode_job
 
 RECORD = JobRecord(tenant="acme", id=new_job_id(1.0), profile="desk", owner="host 1", status="queued", created=1.0)
 

@@ -20,8 +20,8 @@ from xpeft_profiles import (
     StoreUnavailable,
     encode_record,
     portions,
-    redis_chunks,
 )
+from xpeft_profiles.redis import chunks as redis_chunks
 
 MakeProfile = Callable[..., Any]
 NamesOf = Callable[..., Any]

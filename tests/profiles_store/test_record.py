@@ -19,7 +19,7 @@ from xpeft_profiles import (
     read_profile_file,
     write_profile_file,
 )
-from xpeft_profiles.record_reader import read_summary
+from xpeft_profiles.record.reader import read_summary
 
 MakeProfile = Callable[..., Any]
 texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)

@@ -16,8 +16,8 @@ from xpeft_profiles import (
     RecordDamaged,
     encode_record,
     listing,
-    redis_store,
 )
+from xpeft_profiles.redis import store as redis_store
 
 KEY = ProfileKey("acme", "support")
 

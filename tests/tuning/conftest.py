@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from xpeft_server.model.bank import Bank
-from xpeft_server.model.bank_source import open_bank
-from xpeft_server.model.packing import pack
+from xpeft_server.model.banks.bank import Bank
+from xpeft_server.model.banks.source import open_bank
+from xpeft_server.model.batches.packing import pack
 from xpeft_server.model.plm import Plm, load_plm
 from xpeft_server.model.pooling import pool
 from xpeft_tuning.dataset import Dataset, Example, Split

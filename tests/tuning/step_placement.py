@@ -23,13 +23,13 @@ sys.path.append(str(Path(__file__).parents[1] / "model"))
 import placement
 
 from xpeft_benchmarks.shapes import random_plm
-from xpeft_server.model.bank import Bank
-from xpeft_server.model.bank_spec import RandomBankSpec
-from xpeft_server.model.families import FAMILIES
+from xpeft_server.model.banks.bank import Bank
+from xpeft_server.model.banks.random_bank import random_bank
+from xpeft_server.model.banks.spec import RandomBankSpec
 from xpeft_server.model.graphs.static_fields import StaticFields
+from xpeft_server.model.loading.families import FAMILIES
 from xpeft_server.model.plm import Plm
-from xpeft_server.model.random_bank import random_bank
-from xpeft_server.model.tokenizing import TokenizedText
+from xpeft_server.model.tokens.tokenizing import TokenizedText
 from xpeft_tuning import bank_parts
 from xpeft_tuning.graphed_step import GraphedStep
 from xpeft_tuning.labelled_texts import LabelledTexts

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from xpeft_profiles import Profile
-from xpeft_server.model.bank import Bank
-from xpeft_server.model.packing import pack
+from xpeft_server.model.banks.bank import Bank
+from xpeft_server.model.batches.packing import pack
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.pooling import pool
 from xpeft_tuning import cohort as cohort_module

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xpeft_profiles import Profile
-from xpeft_server.model.bank import Bank
+from xpeft_server.model.banks.bank import Bank
 from xpeft_server.model.plm import Plm
 from xpeft_tuning.cohort import Cohort
 from xpeft_tuning.dataset import Dataset, Example

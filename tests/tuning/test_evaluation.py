@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from xpeft_profiles import Profile
-from xpeft_server.model.bank import Bank, SharedHead
-from xpeft_server.model.bank_source import open_bank
-from xpeft_server.model.packing import pack
+from xpeft_server.model.banks.bank import Bank, SharedHead
+from xpeft_server.model.banks.source import open_bank
+from xpeft_server.model.batches.packing import pack
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.slots import SlotAdapters, SlotBuffers, SlotFill
 from xpeft_tuning.dataset import Example

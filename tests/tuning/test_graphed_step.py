@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from xpeft_server.model.bank import Bank, SharedHead
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.bank import Bank, SharedHead
+from xpeft_server.model.banks.source import open_bank
+from xpeft_server.model.batches.padded_batch import PaddedSequences
 from xpeft_server.model.graphs.graph_set import GraphSet
-from xpeft_server.model.padded_batch import PaddedSequences
 from xpeft_server.model.plm import Plm
 from xpeft_tuning import padded_pass
 from xpeft_tuning.cohort import Cohort

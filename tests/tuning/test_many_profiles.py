@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from xpeft_profiles import write_profile_file
-from xpeft_server.model.bank import Bank
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.bank import Bank
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.plm import Plm
 from xpeft_tuning.dataset import Dataset, Example
 from xpeft_tuning.errors import DataTooSmall, TuningSettingsInvalid, Unservable

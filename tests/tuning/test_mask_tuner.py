@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from xpeft_profiles import Profile, read_profile_file, write_profile_file
-from xpeft_server.model.bank import Bank, SharedHead
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.bank import Bank, SharedHead
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.classifier import Classifier, ClassifierInput
 from xpeft_server.model.plm import DEFAULT_PLM, Plm, load_plm
 from xpeft_server.model.slots import SlotFill

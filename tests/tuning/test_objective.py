@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from xpeft_server.model.packing import pack
+from xpeft_server.model.batches.packing import pack
 from xpeft_server.model.plm import Plm
 from xpeft_tuning.objective import completion_losses, label_losses
 

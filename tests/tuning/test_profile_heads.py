@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from xpeft_server.model.bank import Bank, SharedHead
+from xpeft_server.model.banks.bank import Bank, SharedHead
 from xpeft_server.model.plm import Plm
 from xpeft_tuning.dataset import Dataset
 from xpeft_tuning.mask_tuner import tune_profile

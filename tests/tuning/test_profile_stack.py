@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from xpeft_server.model.bank import Bank, SharedHead
-from xpeft_server.model.packing import pack
+from xpeft_server.model.banks.bank import Bank, SharedHead
+from xpeft_server.model.batches.packing import pack
 from xpeft_server.model.plm import Plm, load_plm
 from xpeft_server.model.slots import SlotAdapters, SlotBuffers, SlotFill
 from xpeft_tuning.bank_parts import BankParts

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from xpeft_profiles import Profile
-from xpeft_server.model.bank import Bank, SharedHead
+from xpeft_server.model.banks.bank import Bank, SharedHead
 from xpeft_server.model.classifier import Classifier, ClassifierInput
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.slots import SlotFill

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from xpeft_server.model.bank import Bank, SharedHead
+from xpeft_server.model.banks.bank import Bank, SharedHead
 from xpeft_tuning.errors import TuningSettingsInvalid
 from xpeft_tuning.settings import TuningSettings
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from xpeft_server.model.bank import Bank
+from xpeft_server.model.banks.bank import Bank
 from xpeft_server.model.plm import Plm
 from xpeft_tuning import mask_tuner
 from xpeft_tuning.cohort import Cohort

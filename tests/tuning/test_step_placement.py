@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from xpeft_server.model.families import FAMILIES
+from xpeft_server.model.loading.families import FAMILIES
 
 PROGRAM = Path(__file__).with_name("step_placement.py")
 # Families of which every kind of masks is stepped; the others have hard ones.
@@ -41,9 +42,9 @@ def test_everything_that_a_step_needs_is_on_the_device_and_nothing_asks_it(lines
 
 @pytest.mark.parametrize(
     ("way", "message"),
-    [("astray", "found at least two devices"), ("asking", "_local_scalar_dense")],
+    [("astray", "found (at least|two different) (two )?devices"), ("asking", "_local_scalar_dense")],
 )
 def test_what_is_left_on_the_host_or_asked_for_is_found(lines: list[dict[str, Any]], way: str, message: str) -> None:
     failure = lines[-1][way]
     assert failure is not None
-    assert message in failure
+    assert re.search(message, failure), failure

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from xpeft_server.model.bank import Bank, SharedHead
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.bank import Bank, SharedHead
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.plm import Plm, load_plm
 from xpeft_tuning.cohort import Cohort
 from xpeft_tuning.dataset import Dataset, Example

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xpeft_server.model.bank import Bank
+from xpeft_server.model.banks.bank import Bank
 from xpeft_server.model.slots import adapter_form, bank_rows
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from xpeft_server.model.bank import Bank
+from xpeft_server.model.banks.bank import Bank
 from xpeft_server.model.lanes import lanes_of
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.pooling import pool

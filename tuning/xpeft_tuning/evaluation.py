@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from xpeft_profiles import Profile
-from xpeft_server.model.bank import Bank
+from xpeft_server.model.banks.bank import Bank
 from xpeft_server.model.classifier import Classifier, ClassifierInput
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.slots import SlotAdapters, SlotFill

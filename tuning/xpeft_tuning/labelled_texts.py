@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xpeft_server.model.packing import PackedRows
+from xpeft_server.model.batches.packing import PackedRows
 from xpeft_server.model.plm import Plm
-from xpeft_server.model.tokenizing import TokenizedText
+from xpeft_server.model.tokens.tokenizing import TokenizedText
 
 from .dataset import Example
 from .errors import DatasetInvalid

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import NamedTuple, SupportsFloat
 
 from xpeft_profiles import Profile
-from xpeft_server.model.bank import Bank
+from xpeft_server.model.banks.bank import Bank
 from xpeft_server.model.plm import Plm
 
 from .cohort import Cohort

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from xpeft_server.model.packing import PackedBatch
+from xpeft_server.model.batches.packing import PackedBatch
 from xpeft_server.model.vocabulary_head import VocabularyHead
 
 

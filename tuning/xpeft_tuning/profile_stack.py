@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xpeft_kernels import AdapterForm
 from xpeft_profiles import Profile, ProfileInvalid
-from xpeft_server.model.bank import Bank
+from xpeft_server.model.banks.bank import Bank
 from xpeft_server.model.slots import adapter_form
 
 from .bank_parts import BankParts

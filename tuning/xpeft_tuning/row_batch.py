@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xpeft_kernels import Tiles
-from xpeft_server.model.packing import PackedBatch, pack, packed_order
+from xpeft_server.model.batches.packing import PackedBatch, pack, packed_order
 from xpeft_server.model.plm import Plm
 
 from .labelled_texts import LabelledTexts

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 from .errors import TuningSettingsInvalid
 
 if TYPE_CHECKING:
-    from xpeft_server.model.bank import Bank
+    from xpeft_server.model.banks.bank import Bank
 
 Kind = Literal["hard", "soft"]
 StopOn = Literal["loss", "accuracy"]

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xpeft_server.model.batches.padded_batch import PaddedBatch, PaddedSequences
 from xpeft_server.model.graphs.static_fields import Field, StaticFields
 from xpeft_server.model.lanes import Lanes
-from xpeft_server.model.padded_batch import PaddedBatch, PaddedSequences
 
 from .step_parts import StepParts
 from .step_shape import StepShape

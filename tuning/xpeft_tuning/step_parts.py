@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from xpeft_server.model.bank import Bank
+from xpeft_server.model.banks.bank import Bank
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.vocabulary_head import VocabularyHead
 

@@ -11,15 +11,15 @@ from typing import Final, Protocol
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xpeft_profiles import ProfileStore
+from xpeft_server.api.access.auth import Keys
+from xpeft_server.api.access.key_ring import KeyRing
 from xpeft_server.api.app import create_app
-from xpeft_server.api.audit_log import AuditLog
-from xpeft_server.api.auth import Keys
+from xpeft_server.api.audit.log import AuditLog
 from xpeft_server.api.errors import ApiError
-from xpeft_server.api.key_ring import KeyRing
 from xpeft_server.api.replies import error_reply
 from xpeft_server.cli.serve.tracing import Tracing
 from xpeft_server.engine.metrics import Metrics
-from xpeft_server.engine.store_watch import StoreWatch
+from xpeft_server.engine.profiles.store_watch import StoreWatch
 from xpeft_server.settings import Settings, is_loopback
 from xpeft_server.tenant_limits import LimitsFile, LimitsOfTenants
 

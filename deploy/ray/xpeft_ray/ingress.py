@@ -12,8 +12,8 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from xpeft_profiles import open_store
-from xpeft_server.api.auth import NoKeys
-from xpeft_server.api.key_ring import KeyRing
+from xpeft_server.api.access.auth import NoKeys
+from xpeft_server.api.access.key_ring import KeyRing
 from xpeft_server.cli.serve.audit_assembly import build_audit
 from xpeft_server.cli.serve.tracing import build_tracing
 from xpeft_server.log_lines import configure_logging, format_for

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 from xpeft_profiles import BankGeometry
 from xpeft_server.engine.errors import Unavailable
+from xpeft_server.engine.profiles.store_watch import StoreWatch
 from xpeft_server.engine.requests import (
     ClassifyAnswer,
     ClassifyRequest,
@@ -22,7 +23,6 @@ from xpeft_server.engine.requests import (
     Journey,
     News,
 )
-from xpeft_server.engine.store_watch import StoreWatch
 from xpeft_server.remote.answering import heard
 from xpeft_server.remote.error_value import ErrorValue
 from xpeft_server.remote.trail import Follower

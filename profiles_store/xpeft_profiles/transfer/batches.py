@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from ..errors import ProfileInvalid, SourceInvalid, shown
-from ..file_batch import read_file_batch
+from ..file.batch import read_file_batch
 from ..names import NAME_PATTERN, RESERVED, ProfileKey, check_name, check_new_name
 from ..store import KeyedRecord
 from .entries import Entry, Refusal, Source

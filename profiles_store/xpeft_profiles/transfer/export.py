@@ -8,7 +8,7 @@ from typing import Final
 from ..errors import ProfileInvalid, RecordDamaged
 from ..names import ProfileKey, check_keys
 from ..portions import portions
-from ..record_batch import write_file_batch
+from ..record.batch import write_file_batch
 from ..store import ProfileStore, StoredProfile
 from .entries import Refusal
 from .targets import Target

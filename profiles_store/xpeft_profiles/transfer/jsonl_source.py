@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ProfileInvalid, shown
-from ..file_header import parse_json
+from ..file.header import parse_json
 from .base64_batch import decode_base64
 from .bounded_file import PIECE, BoundedFile
 from .entries import Entry, Refusal

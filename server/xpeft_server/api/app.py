@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from fastapi import FastAPI
 
 from xpeft_profiles import ProfileStore
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import ONE_TENANT, LimitsOfTenants
+from xpeft_server.version import VERSION
 
-from .access import ACCESS, PUBLIC, UNMATCHED
-from .audit import Audit
-from .audit_log import AuditLog
-from .auth import Keys
+from .access.auth import Keys
+from .access.gate import Gate
+from .access.table import ACCESS, PUBLIC, UNMATCHED
+from .audit.log import AuditLog
+from .audit.middleware import Audit
 from .classify import Classify
 from .drain import Drain
 from .engine_port import EnginePort
-from .gate import Gate
-from .generate import Generate
-from .generation import TextRequests
-from .jobs import Jobs
+from .generation.generate import Generate
+from .generation.text_requests import TextRequests
 from .openai.chat import Chat
 from .openai.completions import Completions
 from .openai.models import Models
@@ -38,7 +36,8 @@ from .routes import (
 )
 from .tracing.spans import Spans
 from .tracing.trace import Trace
-from .tuner_port import TunerPort
+from .tuning.jobs import Jobs
+from .tuning.tuner_port import TunerPort
 
 
 def create_app(
@@ -62,7 +61,7 @@ def create_app(
         spans: where requests are traced; None traces nothing.
     """
     drain = drain or Drain()
-    app = DocumentedApi(title="X-PEFT server", version=version("xpeft-server"))
+    app = DocumentedApi(title="X-PEFT server", version=VERSION)
     requests = TextRequests(settings, engine=engine, metrics=metrics)
     # Classify first: routes are tried in order.
     operations = [

@@ -12,13 +12,13 @@ from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, TextInput
 from xpeft_server.settings import Settings
 
-from .bodies import read_body
+from .bodies.counts import check_count, length_of
+from .bodies.json_bodies import parse_json
+from .bodies.reader import read_body
 from .connection.departure import unless_client_leaves
 from .context import context_of
-from .counts import check_count, length_of
 from .engine_port import EnginePort
 from .ids import new_id
-from .json_bodies import parse_json
 from .names import asked_profile
 from .replies import JSON, UNVERIFIED, Reply, json_reply
 from .wire import ClassifyBody, TextPairBody

@@ -12,8 +12,8 @@ from starlette.types import Scope
 
 from xpeft_server.engine.requests import Journey
 
-from .access import template_of
-from .auth import NOBODY, Principal
+from .access.auth import NOBODY, Principal
+from .access.table import template_of
 from .ids import new_id
 
 _KEY: Final = "xpeft"

@@ -7,7 +7,7 @@ from starlette.types import Scope
 from xpeft_profiles import RESERVED, ProfileInvalid, check_name
 from xpeft_server.engine.errors import ProfileNotFound
 
-from .access import MODELS_PREFIX, PROFILES_PREFIX, TUNE_SUFFIX
+from .access.table import MODELS_PREFIX, PROFILES_PREFIX, TUNE_SUFFIX
 from .errors import ApiError
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .access import PUBLIC
+from .access.table import PUBLIC
 from .dispatch import Dispatch
 from .operation import TEXT_CONTENT, Handler, Operation
 from .wire import ErrorEnvelope

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Final
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
@@ -11,6 +10,7 @@ from starlette.requests import Request
 from xpeft_profiles import ProfileStore
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.settings import Settings
+from xpeft_server.version import VERSION
 
 from .drain import Drain
 from .engine_port import EnginePort
@@ -37,7 +37,7 @@ class Probes:
         self._scheme = store.scheme
         self._metrics = metrics
         self._drain = drain
-        self._version = version("xpeft-server")
+        self._version = VERSION
 
     async def health(self, request: Request) -> Reply:
         del request

@@ -30,7 +30,7 @@ from xpeft_server.engine.metrics import Metrics
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import LimitsOfTenants
 
-from .bodies import read_body
+from .bodies.reader import read_body
 from .conditions import ANY, etag, is_known, match_of
 from .context import Change, context_of
 from .engine_port import EnginePort

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from . import answer_headers
-from .access import CANCEL, JOB, MODEL, PROFILE, TUNE
+from .access.table import CANCEL, JOB, MODEL, PROFILE, TUNE
 from .classify import Classify
-from .generate import Generate
-from .generate_wire import GenerateBody, GenerateReplyBody
-from .jobs import Jobs
+from .generation.generate import Generate
+from .generation.wire import GenerateBody, GenerateReplyBody
 from .openai.chat import Chat
 from .openai.chat_replies import ChatReplyBody
 from .openai.chat_wire import ChatBody
@@ -18,7 +17,8 @@ from .operation import Operation, header, path_id, path_name, query
 from .paging import DEFAULT_LIMIT, MOST
 from .probes import Probes
 from .profiles import Profiles
-from .tuning_wire import TuneBody, TuningJobBody, TuningJobListBody
+from .tuning.jobs import Jobs
+from .tuning.wire import TuneBody, TuningJobBody, TuningJobListBody
 from .wire import (
     ClassifyBody,
     ClassifyReplyBody,

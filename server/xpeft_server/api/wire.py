@@ -7,9 +7,9 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from .bodies.refused_fields import Unsupported
+from .bodies.union_tags import NUMBER, PAIRS, TEXT, TEXTS
 from .name_schema import PROFILE_OR_MODEL, Name
-from .refused_fields import Unsupported
-from .union_tags import NUMBER, PAIRS, TEXT, TEXTS
 
 UNKNOWN_FIELD: Final = "unknown_field"
 # No list of texts is read further than the largest --max-inputs.

@@ -7,17 +7,17 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from xpeft_server.model.tokenizing import TokenizedText
+from xpeft_server.model.tokens.tokenizing import TokenizedText
 
 from .answers import answer_of
-from .backlog import Backlog
-from .batch import Batch
+from .device.batch import Batch
 from .errors import EngineError, as_engine_error
-from .freshness import Freshness
+from .fairness.backlog import Backlog
+from .fairness.queue import FairQueue
 from .metrics import Metrics
-from .profile_cache import CachedProfile
-from .profile_loader import ProfileLoader
-from .queue import FairQueue
+from .profiles.cache import CachedProfile
+from .profiles.freshness import Freshness
+from .profiles.loader import ProfileLoader
 from .request_checks import check_head
 from .requests import ClassifyAnswer, ClassifyRequest
 from .ticket import Entry, Ticket

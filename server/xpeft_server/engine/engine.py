@@ -15,26 +15,26 @@ from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
 from xpeft_server.tenant_limits import ONE_TENANT, LimitsOfTenants
 
-from .backlog import Backlog
 from .classification import Classification
-from .device_profiler import DeviceProfiler
-from .device_thread import DeviceThread, device_executor
-from .device_times import DeviceTimes
+from .device.profiler import DeviceProfiler
+from .device.slot_table import SlotTable
+from .device.thread import DeviceThread, device_executor
+from .device.times import DeviceTimes
 from .engine_limits import EngineLimits
 from .errors import DoesNotGenerate, EngineError, InternalError, Unavailable
-from .freshness import Freshness
+from .fairness.backlog import Backlog
+from .fairness.permits import Permits
+from .fairness.queue import FairQueue
+from .fairness.shares import Shares
 from .generation.generation import Generation
 from .info import capacity, engine_info
 from .metrics import Metrics
-from .permits import Permits
-from .profile_cache import ProfileCache
-from .profile_loader import ProfileLoader
-from .queue import FairQueue
+from .profiles.cache import ProfileCache
+from .profiles.freshness import Freshness
+from .profiles.loader import ProfileLoader
+from .profiles.store_watch import StoreWatch
 from .request_checks import check_head, check_inputs, check_lengths
 from .requests import ClassifyAnswer, ClassifyRequest, EngineStatus, GenerateRequest, News
-from .shares import Shares
-from .slot_table import SlotTable
-from .store_watch import StoreWatch
 from .ticket import Entry
 from .tokenizer_stage import TokenizerStage, tokenizer_threads
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import version
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from .damaged_profiles import DamagedProfiles
+from xpeft_server.version import VERSION
+
 from .profile_requests import ProfileRequests
+from .profiles.damaged import DamagedProfiles
 from .tuning_states import TuningStates
 
 OUTCOMES: Final = ("ok", "client_error", "overloaded", "cancelled", "server_error")
@@ -179,7 +180,7 @@ class Metrics:
             "unverified_answers", "Answers of resident profiles while the store could not be asked for their version."
         )
         build = self._gauge("build_info", "What is running; always 1.", ("version", "python"))
-        build.labels(version("xpeft-server"), platform.python_version()).set(1)
+        build.labels(VERSION, platform.python_version()).set(1)
         self._kernel_info = self._gauge(
             "kernel_info", "Implementation chosen for each operator; always 1.", ("operator", "implementation")
         )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from xpeft_server.model.tokenizing import TokenizedText
+from xpeft_server.model.tokens.tokenizing import TokenizedText
 
 from .errors import InputTooLong, InvalidInput, ProfileHasNoHead
-from .profile_cache import CachedProfile
+from .profiles.cache import CachedProfile
 from .requests import ClassifyRequest
 
 

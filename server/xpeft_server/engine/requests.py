@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from xpeft_profiles import ProfileKey
-from xpeft_server.model.sampling_rule import SamplingRule as SamplingRule  # the API reads it here
+from xpeft_server.model.sampling.rule import SamplingRule as SamplingRule  # the API reads it here
 
 from .journey import Journey as Journey  # and this, and the next
 from .journey import Stage as Stage

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from xpeft_server.model.tokenizing import TokenizedText
+from xpeft_server.model.tokens.tokenizing import TokenizedText
 
 from .journey import Journey
-from .profile_cache import CachedProfile
+from .profiles.cache import CachedProfile
 from .requests import ClassifyAnswer, ClassifyRequest
 
 

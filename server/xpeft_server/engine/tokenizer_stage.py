@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
 from typing import NamedTuple
 
-from xpeft_server.model.chat_template import ChatRefused
-from xpeft_server.model.tokenizing import TextTokenizer, TokenizedText
+from xpeft_server.model.tokens.chat_template import ChatRefused
+from xpeft_server.model.tokens.tokenizing import TextTokenizer, TokenizedText
 
 from .errors import InvalidInput, NoChatTemplate
 from .requests import ClassifyRequest, Prompt

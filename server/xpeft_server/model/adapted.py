@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xpeft_kernels import Norm
 
-from .families import Family
+from .loading.families import Family
 
 
 class Adapters(Protocol):

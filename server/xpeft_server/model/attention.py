@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from .arena_step import ArenaStep
-from .kv_attention import KvStep
+from .batches.padded_batch import PaddedSequences
+from .batches.sequence_groups import Bucket, SequenceGroups
+from .kv.arena_step import ArenaStep
+from .kv.attention import KvStep
 from .packed_sequences import PackedSequences
-from .padded_batch import PaddedSequences
-from .sequence_groups import Bucket, SequenceGroups
 
 PACKED_ATTENTION = "xpeft_packed"
 

@@ -12,18 +12,18 @@ from torch import Tensor
 
 from xpeft_kernels import FEW_TOKENS, apply_heads, chosen_implementations
 
-from .bank import Bank
+from .banks.bank import Bank
+from .batches.packing import PackedRows, pack, packed_order
 from .graphs.attention_choice import choose_attention
 from .graphs.graph_set import GraphFacts
 from .graphs.graphed_forward import GraphedForward
 from .launched import Launched
 from .packed_sequences import AttentionKernel
-from .packing import PackedRows, pack, packed_order
 from .plm import Plm
 from .pooling import Pooled, pool
 from .recorded import recorded
 from .slots import Filled, SlotAdapters, SlotBuffers, SlotFill
-from .tokenizing import TokenizedText
+from .tokens.tokenizing import TokenizedText
 
 _EVERYWHERE: Final = ("aggregate_adapters", "apply_adapters", "apply_heads")
 """Operators that run on a CPU too; there attention and pooling are PyTorch's."""

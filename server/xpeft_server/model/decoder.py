@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .batches.step_packing import Chunk, StepRows, pack_step
 from .device_memory import room_for
 from .errors import ModelUnusable
 from .graphs.graph_set import GraphFacts
 from .graphs.graphed_step import GraphedStep
-from .kv_arena import KvArena
-from .kv_cache import KvCache, KvShape, KvStore
+from .kv.arena import KvArena
+from .kv.cache import KvCache, KvShape, KvStore
 from .lanes import on_device
 from .plm import Plm
 from .recorded import recorded
 from .slots import SlotAdapters, SlotBuffers
-from .step_packing import Chunk, StepRows, pack_step
 
 _NO_ROWS: Final = np.empty(0, np.int64)
 

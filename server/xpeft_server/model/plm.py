@@ -15,18 +15,18 @@ from transformers.utils import logging as transformers_logging
 
 from .adapted import AdapterContext, Adapters, install_adapters
 from .attention import PACKED_ATTENTION
-from .checkpoint import model_type, read_config, read_weights
+from .batches.packing import PackedBatch
+from .batches.padded_batch import PaddedBatch
+from .batches.step_packing import StepBatch
 from .device_memory import room_for
 from .errors import ModelError, ModelUnusable
-from .families import Family, family_of, first_position, position_limit
 from .graphs.placed_batch import PlacedBatch
 from .graphs.placed_step import PlacedStep
-from .hub import check_hub
-from .packing import PackedBatch
-from .padded_batch import PaddedBatch
+from .loading.checkpoint import model_type, read_config, read_weights
+from .loading.families import Family, family_of, first_position, position_limit
+from .loading.hub import check_hub
 from .plm_facts import PlmFacts, plm_fingerprint
-from .step_packing import StepBatch
-from .tokenizing import TextTokenizer
+from .tokens.tokenizing import TextTokenizer
 from .vocabulary_head import VocabularyHead
 
 DEFAULT_PLM = "minilm"

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from xpeft_kernels import mean_rows
 
+from .batches.packing import PackedBatch
 from .graphs.placed_batch import PlacedBatch
 from .lanes import Mark
-from .packing import PackedBatch
 
 Pooling = Literal["mean", "cls", "last"]
 

@@ -23,7 +23,7 @@ from xpeft_kernels import (
 )
 from xpeft_profiles import BankGeometry, Profile
 
-from .bank import Bank
+from .banks.bank import Bank
 from .device_memory import room_for
 from .lanes import Mark, lanes_of
 from .recorded import recorded

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from .packing import even_rows
+from .batches.packing import even_rows
 from .prepacked import PrepackedLinear
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 from xpeft_profiles import JobKey, JobRecord
-from xpeft_server.api.tuner_port import TunerPort
+from xpeft_server.api.tuning.tuner_port import TunerPort
 from xpeft_server.jobs.requests import TuningRequest
 
 from .peer import Method, Peer

@@ -7,7 +7,7 @@ import asyncio
 import openai
 import pytest
 
-from xpeft_server.api.key_ring import KeyRing
+from xpeft_server.api.access.key_ring import KeyRing
 from xpeft_server.engine import errors
 from xpeft_server.engine.requests import ChosenToken, Finished, LikelyToken, Piece
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xpeft_server.api.json_values import shown_json
+from xpeft_server.api.bodies.json_values import shown_json
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"

@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 
 from xpeft_profiles import Match, ProfileKey
-from xpeft_server.api.tuning_wire import TuningSettingsBody
+from xpeft_server.api.tuning.wire import TuningSettingsBody
 from xpeft_tuning.settings import TuningSettings
 
 EXAMPLES = [

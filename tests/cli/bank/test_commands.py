@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from xpeft_profiles import Profile, encode_record
 from xpeft_server.cli.bank.commands import app
-from xpeft_server.model.bank import Bank, SharedHead
-from xpeft_server.model.bank_file import read_bank_file, write_bank_file
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.bank import Bank, SharedHead
+from xpeft_server.model.banks.file import read_bank_file, write_bank_file
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.errors import ModelUnusable
 from xpeft_server.model.plm_facts import PlmFacts
 from xpeft_server.model.slots import SlotBuffers

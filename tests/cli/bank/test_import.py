@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from xpeft_server.cli.bank.commands import app
-from xpeft_server.model.bank_file import read_bank_file
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.file import read_bank_file
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.plm import open_plm_facts
 
 runner = CliRunner(env={"XPEFT_PLM": None})

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from xpeft_server.cli.bank.commands import app
-from xpeft_server.model.bank_file import read_bank_file, write_bank_file
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.file import read_bank_file, write_bank_file
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.plm import open_plm_facts
 from xpeft_tuning.bank_training.mixture import MixtureTrainer
 from xpeft_tuning.bank_training.settings import BankTrainingSettings

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import pytest
 from typer.testing import CliRunner
 
-from xpeft_server.api.auth import Role
-from xpeft_server.api.key_file import read_keys
-from xpeft_server.api.key_ring import KeyRing
+from xpeft_server.api.access.auth import Role
+from xpeft_server.api.access.key_file import read_keys
+from xpeft_server.api.access.key_ring import KeyRing
 from xpeft_server.cli.main import app
 
 runner = CliRunner()

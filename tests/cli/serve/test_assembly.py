@@ -9,7 +9,7 @@ import torch
 
 from xpeft_kernels import AdapterForm
 from xpeft_server.cli.serve.assembly import choose_slots, load_classifier, load_decoder
-from xpeft_server.model.bank_errors import BankSpecInvalid
+from xpeft_server.model.banks.errors import BankSpecInvalid
 from xpeft_server.model.plm import load_plm
 from xpeft_server.settings import Settings
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 import pytest
 
 from xpeft_profiles import BankGeometry
-from xpeft_server.api.tuner_port import TunerPort
+from xpeft_server.api.tuning.tuner_port import TunerPort
 from xpeft_server.cli.serve import front_processes
 from xpeft_server.cli.serve.front_processes import FrontFailed, FrontProcesses
 from xpeft_server.engine.errors import Unavailable

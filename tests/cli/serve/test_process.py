@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from typer.testing import CliRunner
 
-from xpeft_server.api.key_file import read_keys, write_keys
+from xpeft_server.api.access.key_file import read_keys, write_keys
 from xpeft_server.cli.main import app
 
 # Nothing then loads PyTorch, which takes longer than all that a test does.

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from xpeft_profiles import BankGeometry, ProfileKey
-from xpeft_server.api.tuning_wire import TuningSettingsBody
+from xpeft_server.api.tuning.wire import TuningSettingsBody
 from xpeft_server.cli.serve.tuning_checks import TuningChecks
 from xpeft_server.jobs.errors import InvalidTuning
 from xpeft_server.jobs.requests import TuningExample, TuningRequest

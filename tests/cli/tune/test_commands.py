@@ -17,9 +17,9 @@ from xpeft_server.cli.tune import commands as tune
 from xpeft_server.cli.tune import one as tune_one
 from xpeft_server.cli.tune import sinks as tune_sinks
 from xpeft_server.client_tls import ClientTls
-from xpeft_server.model.bank import SharedHead
-from xpeft_server.model.bank_file import read_bank_file, write_bank_file
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.bank import SharedHead
+from xpeft_server.model.banks.file import read_bank_file, write_bank_file
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.plm import open_plm_facts
 from xpeft_tuning.settings import TuningSettings
 

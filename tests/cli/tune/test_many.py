@@ -18,7 +18,7 @@ from xpeft_server.cli.tune import commands as tune
 from xpeft_server.cli.tune import many as tune_many
 from xpeft_server.cli.tune import sinks as tune_sinks
 from xpeft_server.client_tls import ClientTls
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.plm import open_plm_facts
 from xpeft_tuning.mask_tuner import tune_profiles
 

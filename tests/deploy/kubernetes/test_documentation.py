@@ -17,7 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from xpeft_server.api.key_file import parse_keys
+from xpeft_server.api.access.key_file import parse_keys
 from xpeft_server.settings_source import load_settings
 from xpeft_server.tenant_limits import parse_limits
 

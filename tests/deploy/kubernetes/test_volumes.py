@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from xpeft_server.api.auth import Role
-from xpeft_server.api.key_file import new_key, write_keys
-from xpeft_server.api.key_ring import KeyRing
+from xpeft_server.api.access.auth import Role
+from xpeft_server.api.access.key_file import new_key, write_keys
+from xpeft_server.api.access.key_ring import KeyRing
 from xpeft_server.tenant_limits import LimitsFile
 
 

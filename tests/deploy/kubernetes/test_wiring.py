@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from xpeft_server.api.access import ACCESS
-from xpeft_server.api.auth import Role
+from xpeft_server.api.access.auth import Role
+from xpeft_server.api.access.table import ACCESS
 from xpeft_server.engine.metrics import Metrics
 
 LABELS = {"app.kubernetes.io/name": "xpeft-server"}

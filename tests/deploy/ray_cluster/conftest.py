@@ -21,8 +21,8 @@ import httpx
 import pytest
 import yaml
 
+from xpeft_benchmarks.processes.server_client import geometry_of
 from xpeft_benchmarks.random_profiles import random_profile
-from xpeft_benchmarks.server_client import geometry_of
 from xpeft_profiles import BankGeometry, write_profile_file
 
 BANK: Final = "random:N=12,R=8,seed=1,std=0.3"

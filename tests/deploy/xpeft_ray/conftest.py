@@ -15,6 +15,7 @@ from xpeft_ray.remote_engine import RemoteEngine
 from xpeft_ray.replicas import EngineReport
 from xpeft_server.engine.errors import EngineError
 from xpeft_server.engine.metrics import Metrics
+from xpeft_server.engine.profiles.store_watch import StoreWatch
 from xpeft_server.engine.requests import (
     ClassifiedText,
     ClassifyAnswer,
@@ -28,7 +29,6 @@ from xpeft_server.engine.requests import (
     Started,
     TextInput,
 )
-from xpeft_server.engine.store_watch import StoreWatch
 from xpeft_server.remote.answering import Outcome
 from xpeft_server.remote.error_value import ErrorValue
 from xpeft_server.remote.trail import Recorder, Trail

@@ -15,8 +15,8 @@ import pytest
 from xpeft_profiles import JobRecord, MemoryStore
 from xpeft_ray.door import Door
 from xpeft_ray.exposition import Exposition, ReplicatedMetrics
-from xpeft_server.api.audit_log import AuditLog, AuditLogger
-from xpeft_server.api.auth import NoKeys
+from xpeft_server.api.access.auth import NoKeys
+from xpeft_server.api.audit.log import AuditLog, AuditLogger
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import ONE_TENANT
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
-from xpeft_server.api.access import ACCESS, CANCEL, JOB, PROFILE, PUBLIC
+from xpeft_server.api.access.table import ACCESS, CANCEL, JOB, PROFILE, PUBLIC
 
 load_all_checks()
 

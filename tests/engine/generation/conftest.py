@@ -25,12 +25,12 @@ from xpeft_server.engine.engine import Engine
 from xpeft_server.engine.engine_limits import EngineLimits
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import Finished, GenerateRequest, News, Piece, Started
-from xpeft_server.model.bank import Bank
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.bank import Bank
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
-from xpeft_server.model.kv_arena import KvArena
-from xpeft_server.model.kv_cache import KvCache
+from xpeft_server.model.kv.arena import KvArena
+from xpeft_server.model.kv.cache import KvCache
 from xpeft_server.model.plm import Plm, load_plm
 from xpeft_server.tenant_limits import ONE_TENANT, LimitsOfTenants
 

@@ -12,7 +12,7 @@ from xpeft_server.engine.errors import InternalError
 from xpeft_server.engine.generation.advance import Advance
 from xpeft_server.engine.generation.answer import Answer
 from xpeft_server.engine.requests import ChosenToken, Finished, Journey, LikelyToken, Piece, Stage, Started
-from xpeft_server.model.sampling_logprobs import RowLogprobs
+from xpeft_server.model.sampling.logprobs import RowLogprobs
 
 SEQUENCE: Any = SimpleNamespace(taken=12.0, filled=None, preemptions=0)
 

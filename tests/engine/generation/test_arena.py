@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from xpeft_server.engine.requests import SamplingRule
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.source import open_bank
+from xpeft_server.model.batches.step_packing import Chunk
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
 from xpeft_server.model.errors import ModelUnusable
-from xpeft_server.model.kv_arena import KvArena
-from xpeft_server.model.kv_cache import KvCache
+from xpeft_server.model.kv.arena import KvArena
+from xpeft_server.model.kv.cache import KvCache
 from xpeft_server.model.plm import load_plm
-from xpeft_server.model.step_packing import Chunk
 
 ANSWERS, PROFILES = 120 if os.environ.get("NIGHTLY") == "1" else 60, 8
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from xpeft_profiles import ProfileKey
-from xpeft_server.engine.device_profiler import DeviceProfiler
+from xpeft_server.engine.device.profiler import DeviceProfiler
 from xpeft_server.engine.errors import ProfileNotFound
 from xpeft_server.engine.requests import Journey
 

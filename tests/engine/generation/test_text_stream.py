@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from xpeft_server.engine.generation.text_stream import TextStream
-from xpeft_server.model.tokenizing import TextTokenizer
+from xpeft_server.model.tokens.tokenizing import TextTokenizer
 
 TIMES = 4 if os.environ.get("NIGHTLY") == "1" else 1
 UNKNOWN = "\ufffd"

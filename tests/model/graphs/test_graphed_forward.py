@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from xpeft_kernels import Impl
+from xpeft_server.model.batches.packing import PackedRows, packed_order
 from xpeft_server.model.graphs import graphed_forward
 from xpeft_server.model.graphs.graphed_forward import GraphedForward
 from xpeft_server.model.graphs.placed_batch import BatchSize
 from xpeft_server.model.lanes import HostLanes
 from xpeft_server.model.packed_sequences import AttentionKernel
-from xpeft_server.model.packing import PackedRows, packed_order
 
 FAMILIES = ("roberta", "modernbert", "mistral")
 BUCKETS = [BatchSize(16, 4), BatchSize(32, 8)]

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from xpeft_kernels import Impl
+from xpeft_server.model.batches.step_packing import Chunk, StepRows, pack_step
 from xpeft_server.model.decoder import kv_shape
 from xpeft_server.model.graphs.graphed_step import GraphedStep
 from xpeft_server.model.graphs.placed_step import StaticStep
-from xpeft_server.model.kv_arena import ArenaRow, KvArena
-from xpeft_server.model.kv_attention import Run
-from xpeft_server.model.kv_cache import KvCache
+from xpeft_server.model.kv.arena import ArenaRow, KvArena
+from xpeft_server.model.kv.attention import Run
+from xpeft_server.model.kv.cache import KvCache
 from xpeft_server.model.slots import SlotAdapters
-from xpeft_server.model.step_packing import Chunk, StepRows, pack_step
 
 FAMILIES = ("gpt2", "mistral")
 PROMPTS = (5, 1, 12, 3)

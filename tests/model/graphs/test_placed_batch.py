@@ -6,11 +6,11 @@ import torch
 
 from xpeft_kernels import cut_runs, cut_sequences
 from xpeft_kernels.tiles import Tiles
+from xpeft_server.model.batches.packing import PackedRows
 from xpeft_server.model.graphs.placed_batch import BatchSize, PieceSizes, StaticBatch
 from xpeft_server.model.lanes import HostLanes
 from xpeft_server.model.packed_sequences import AttentionKernel
-from xpeft_server.model.packing import PackedRows
-from xpeft_server.model.tokenizing import TokenizedText
+from xpeft_server.model.tokens.tokenizing import TokenizedText
 
 BUCKET, PIECES = BatchSize(40, 5), PieceSizes(queries=16, tiles=8)
 

@@ -17,11 +17,11 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from xpeft_profiles import Profile
-from xpeft_server.model.bank import Bank
-from xpeft_server.model.packing import pack
+from xpeft_server.model.banks.bank import Bank
+from xpeft_server.model.batches.packing import pack
 from xpeft_server.model.plm import Plm, prepared
 from xpeft_server.model.slots import SlotAdapters, SlotBuffers, SlotFill
-from xpeft_server.model.tokenizing import TextTokenizer, TokenizedText
+from xpeft_server.model.tokens.tokenizing import TextTokenizer, TokenizedText
 from xpeft_tuning.bank_import.fit_texts import FitTexts
 
 HIDDEN, INNER, VOCAB, LIMIT = 32, 48, 104, 64

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from xpeft_server.model.bank_file import read_bank_file, write_bank_file
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.file import read_bank_file, write_bank_file
+from xpeft_server.model.banks.source import open_bank
 from xpeft_tuning.bank_import.errors import CheckpointsDiffer
 from xpeft_tuning.bank_import.fit_texts import FitTexts
 from xpeft_tuning.bank_import.imported_bank import import_bank

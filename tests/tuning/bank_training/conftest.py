@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from xpeft_kernels import Norm
-from xpeft_server.model.packing import pack
+from xpeft_server.model.batches.packing import pack
 from xpeft_server.model.plm import Plm
-from xpeft_server.model.tokenizing import TokenizedText
+from xpeft_server.model.tokens.tokenizing import TokenizedText
 from xpeft_tuning.bank_training.settings import BankTrainingSettings
 from xpeft_tuning.dataset import Dataset, Example, Split
 

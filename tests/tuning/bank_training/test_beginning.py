@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from xpeft_server.model.bank import Bank, SharedHead
-from xpeft_server.model.bank_errors import BankInvalid
+from xpeft_server.model.banks.bank import Bank, SharedHead
+from xpeft_server.model.banks.errors import BankInvalid
 from xpeft_server.model.plm import Plm
 from xpeft_tuning.bank_training.mixture import MixtureTrainer
 from xpeft_tuning.bank_training.settings import BankTrainingSettings

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from xpeft_server.model.bank import Bank
-from xpeft_server.model.bank_errors import BankInvalid
+from xpeft_server.model.banks.bank import Bank
+from xpeft_server.model.banks.errors import BankInvalid
 from xpeft_server.model.plm import Plm
 from xpeft_tuning.bank_training.branches import Branches
 from xpeft_tuning.bank_training.outcome import BankProgress

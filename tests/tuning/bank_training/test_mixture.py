@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from xpeft_profiles import Profile
-from xpeft_server.model.bank import Bank
-from xpeft_server.model.bank_file import read_bank_file, write_bank_file
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.bank import Bank
+from xpeft_server.model.banks.file import read_bank_file, write_bank_file
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.classifier import Classifier, ClassifierInput
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.slots import SlotFill

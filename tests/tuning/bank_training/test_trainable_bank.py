@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from xpeft_server.model.bank_errors import BankInvalid
+from xpeft_server.model.banks.errors import BankInvalid
 from xpeft_server.model.plm import Plm
 from xpeft_tuning.bank_parts import BankParts
 from xpeft_tuning.bank_training.settings import BankTrainingSettings

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xpeft_server.model.bank import Bank
-from xpeft_server.model.bank_file import write_bank_file
-from xpeft_server.model.bank_source import open_bank
+from xpeft_server.model.banks.bank import Bank
+from xpeft_server.model.banks.file import write_bank_file
+from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.plm import Plm
 from xpeft_tuning.bank_training.mixture import MixtureTrainer
 from xpeft_tuning.bank_training.outcome import BankProgress

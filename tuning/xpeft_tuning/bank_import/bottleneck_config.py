@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from xpeft_server.model.bank import Activation
+from xpeft_server.model.banks.bank import Activation
 
 from .checkpoint import Checkpoint, check_finite
 from .errors import CheckpointInvalid, CheckpointUnsupported

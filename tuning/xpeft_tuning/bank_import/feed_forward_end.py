@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from xpeft_server.model.adapted import AdaptedFeedForward
-from xpeft_server.model.packing import pack
+from xpeft_server.model.batches.packing import pack
 from xpeft_server.model.plm import Plm
-from xpeft_server.model.tokenizing import TokenizedText
+from xpeft_server.model.tokens.tokenizing import TokenizedText
 
 _TOKENS = 2048  # in one forward
 

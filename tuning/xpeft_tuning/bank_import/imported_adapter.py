@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from xpeft_server.model.bank import Activation
+from xpeft_server.model.banks.bank import Activation
 
 from .checkpoint import Checkpoint
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from xpeft_server.model.bank import Bank
+from xpeft_server.model.banks.bank import Bank
 from xpeft_server.model.plm import Plm
 
 from .adapterhub import read_bottleneck

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xpeft_server.model.bank import Bank
-from xpeft_server.model.bank_errors import BankInvalid
+from xpeft_server.model.banks.bank import Bank
+from xpeft_server.model.banks.errors import BankInvalid
 from xpeft_server.model.plm import Plm
 
 from .settings import BankTrainingSettings

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from xpeft_server.model.bank import Bank
-from xpeft_server.model.bank_errors import BankInvalid
+from xpeft_server.model.banks.bank import Bank
+from xpeft_server.model.banks.errors import BankInvalid
 from xpeft_server.model.plm import Plm
 
 from ..dataset import Dataset

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from xpeft_server.model.bank import Bank
+from xpeft_server.model.banks.bank import Bank
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.pooling import pool
 

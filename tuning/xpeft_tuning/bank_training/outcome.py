@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from xpeft_server.model.bank import Bank
+from xpeft_server.model.banks.bank import Bank
 
 from ..evaluation import Score
 

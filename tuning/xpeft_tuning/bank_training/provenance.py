@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Literal
 
-from xpeft_server.model.bank import Bank
+from xpeft_server.model.banks.bank import Bank
 from xpeft_server.model.plm import Plm
 
 from ..evaluation import Score

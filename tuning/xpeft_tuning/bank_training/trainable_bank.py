@@ -10,8 +10,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from xpeft_kernels import AdapterForm
-from xpeft_server.model.bank import Bank, SharedHead
-from xpeft_server.model.bank_checks import check_head
+from xpeft_server.model.banks.bank import Bank, SharedHead
+from xpeft_server.model.banks.checks import check_head
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.pooling import Pooling
 

@@ -12,7 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from ..bodies import BODY_IS_THERE
+from ..bodies.reader import BODY_IS_THERE
 from ..context import labels_of
 from ..errors import ApiError
 from ..ids import new_id

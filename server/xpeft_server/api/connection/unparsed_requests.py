@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xpeft_server.engine.metrics import Metrics
 
-from ..access import UNMATCHED
+from ..access.table import UNMATCHED
 from ..errors import ApiError, outcome_of
 from ..tracing.access_log import log_unparsed
 

@@ -13,9 +13,9 @@ from xpeft_server.engine.requests import ChosenToken, Finished, FinishReason, Ge
 
 from ..connection.departure import unless_client_leaves
 from ..event_stream import Document, Events, EventStream, Opening
-from ..generation import TextRequests, WholeAnswer, generate_request, headers_of, usage
+from ..generation.logprobs import token_documents
+from ..generation.text_requests import TextRequests, WholeAnswer, generate_request, headers_of, usage
 from ..ids import new_id
-from ..logprobs import token_documents
 from ..names import asked_model
 from ..replies import Reply, json_reply
 from .chat_wire import ChatBody, check_counts

@@ -9,10 +9,10 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, Val
 
 from xpeft_server.engine.requests import ChatMessage
 
-from ..counts import check_count, length_of
-from ..refused_fields import Unsupported, unsupported
-from ..sampling_wire import Logprobs, NewTokens
-from ..union_tags import PARTS, TEXT
+from ..bodies.counts import check_count, length_of
+from ..bodies.refused_fields import Unsupported, unsupported
+from ..bodies.union_tags import PARTS, TEXT
+from ..generation.sampling_wire import Logprobs, NewTokens
 from .wire import NullableBody, OpenAiFields
 
 # Not what the context has room for: that may be more than can be looked at without holding up everybody else, and a

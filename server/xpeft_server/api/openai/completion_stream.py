@@ -8,8 +8,8 @@ from contextlib import aclosing
 from xpeft_server.engine.requests import Finished, FinishReason, News, Piece, Started
 
 from ..event_stream import Document, Events, Opening
-from ..generation import headers_of, usage
-from ..logprobs import LegacyLines, LegacyLogprobs
+from ..generation.logprobs import LegacyLines, LegacyLogprobs
+from ..generation.text_requests import headers_of, usage
 
 NumberedNews = AsyncGenerator[tuple[int, News], None]
 

@@ -12,12 +12,12 @@ from starlette.types import ASGIApp
 
 from xpeft_server.engine.requests import PromptGroup
 
+from ..bodies.counts import check_count
 from ..connection.departure import unless_client_leaves
-from ..counts import check_count
 from ..event_stream import EventStream
-from ..generation import TextRequests, WholeAnswer, generate_request, headers_of, usage
+from ..generation.logprobs import LegacyLogprobs
+from ..generation.text_requests import TextRequests, WholeAnswer, generate_request, headers_of, usage
 from ..ids import new_id
-from ..logprobs import LegacyLogprobs
 from ..names import asked_model
 from ..replies import Reply, json_reply
 from ..side_by_side import all_of, interleaved

@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from xpeft_server.engine.requests import FinishReason
 
-from ..counts import length_of
-from ..refused_fields import Unsupported
-from ..sampling_wire import NewTokens, TokenIds
-from ..union_tags import LISTS, TEXT, TEXTS, TOKENS
-from ..whole_numbers import WHOLE
+from ..bodies.counts import length_of
+from ..bodies.refused_fields import Unsupported
+from ..bodies.union_tags import LISTS, TEXT, TEXTS, TOKENS
+from ..bodies.whole_numbers import WHOLE
+from ..generation.sampling_wire import NewTokens, TokenIds
 from ..wire import MOST_ITEMS, GeneratedUsageBody, Text
 from .wire import OpenAiFields
 

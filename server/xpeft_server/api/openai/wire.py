@@ -12,9 +12,9 @@ from pydantic import Field, GetJsonSchemaHandler, ValidationInfo, field_validato
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from ..bodies.refused_fields import Unsupported
+from ..generation.sampling_wire import SamplingFields, Temperature
 from ..name_schema import Name
-from ..refused_fields import Unsupported
-from ..sampling_wire import SamplingFields, Temperature
 from ..wire import WireBody
 
 MOST_METADATA: Final = 16  # OpenAI's own limit

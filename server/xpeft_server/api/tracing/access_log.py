@@ -7,7 +7,7 @@ from typing import Final
 
 from starlette.types import Scope
 
-from ..access import METHOD_LENGTH, UNMATCHED
+from ..access.table import METHOD_LENGTH, UNMATCHED
 from ..context import RequestContext
 from ..errors import ApiError
 

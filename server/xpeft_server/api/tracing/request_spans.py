@@ -13,7 +13,7 @@ from starlette.types import Scope
 
 from xpeft_server.engine.requests import Stage
 
-from ..access import UNMATCHED, WHILE_DRAINING
+from ..access.table import UNMATCHED, WHILE_DRAINING
 from ..context import RequestContext
 
 MOST_STAGES: Final = 128

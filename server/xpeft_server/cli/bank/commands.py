@@ -56,11 +56,11 @@ def create(
     Example: xpeft bank create --bank random:N=100,R=48,seed=0,std=0.1 --out bank.safetensors
     """
     check_out_file(out, force=force)
-    from xpeft_server.model.bank_file import write_bank_file
-    from xpeft_server.model.bank_spec import RandomBankSpec
+    from xpeft_server.model.banks.file import write_bank_file
+    from xpeft_server.model.banks.random_bank import random_bank
+    from xpeft_server.model.banks.spec import RandomBankSpec
     from xpeft_server.model.errors import ModelError
     from xpeft_server.model.plm import open_plm_facts
-    from xpeft_server.model.random_bank import random_bank
 
     try:
         spec = RandomBankSpec.parse(bank)
@@ -113,7 +113,7 @@ def import_bank(
     Example: xpeft bank import --plm bert-base-uncased --out bank.safetensors adapters/sst2 adapters/mnli
     """
     check_out_file(out, force=force)
-    from xpeft_server.model.bank_file import write_bank_file
+    from xpeft_server.model.banks.file import write_bank_file
     from xpeft_server.model.errors import ModelError
     from xpeft_server.model.plm import load_plm
     from xpeft_tuning.bank_import import imported_bank
@@ -146,8 +146,8 @@ def info(
 
     Example: xpeft bank info bank.safetensors --json
     """
-    from xpeft_server.model.bank_errors import BankError
-    from xpeft_server.model.bank_file import read_bank_file
+    from xpeft_server.model.banks.errors import BankError
+    from xpeft_server.model.banks.file import read_bank_file
 
     try:
         bank = read_bank_file(file)

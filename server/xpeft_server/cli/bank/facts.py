@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from xpeft_server.model.bank import Bank
+    from xpeft_server.model.banks.bank import Bank
 
 
 def bank_record(bank: Bank) -> dict[str, object]:

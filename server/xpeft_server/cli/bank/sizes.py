@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from xpeft_server.model.bank import Bank
+    from xpeft_server.model.banks.bank import Bank
 
 _GIB: Final = 1 << 30
 _ITEM: Final = {"float32": 4, "bfloat16": 2}

@@ -20,7 +20,7 @@ from ..setting_options import add_options, check_variables, is_typed, option_nam
 from .facts import bank_facts
 
 if TYPE_CHECKING:
-    from xpeft_server.model.bank import Bank
+    from xpeft_server.model.banks.bank import Bank
     from xpeft_server.model.plm import Plm
     from xpeft_tuning.bank_training.outcome import TrainedBank
     from xpeft_tuning.dataset import Dataset
@@ -118,7 +118,7 @@ def train(  # the options that follow are the settings' (see `setting_options`)
 
     Example: xpeft bank train --data desk.jsonl --adapters 4 --width 16 --out bank.safetensors
     """
-    from xpeft_server.model.bank_file import read_bank_file, write_bank_file
+    from xpeft_server.model.banks.file import read_bank_file, write_bank_file
     from xpeft_server.model.errors import ModelError
     from xpeft_tuning.errors import TuningError
 
@@ -183,7 +183,7 @@ def _plm(name: str, device: str, dtype: str) -> Plm:
 def _train(
     plm: Plm, datasets: Mapping[str, Dataset], settings: BankTrainingSettings, method: Method, start: Bank | None
 ) -> TrainedBank:
-    from xpeft_server.model.bank_source import with_pooling
+    from xpeft_server.model.banks.source import with_pooling
     from xpeft_tuning.bank_training.branches import Branches
     from xpeft_tuning.bank_training.mixture import MixtureTrainer
     from xpeft_tuning.bank_training.warm_start import WarmStart

@@ -72,7 +72,7 @@ def ops(
 
     Example: xpeft bench ops --dtype bfloat16 --data reviews.jsonl.gz --json ops-bf16.jsonl
     """
-    from xpeft_benchmarks.ops import OpsPlan, run_ops
+    from xpeft_benchmarks.ops.measurement import OpsPlan, run_ops
     from xpeft_benchmarks.popularity import parse_popularities
 
     with failures_told():
@@ -148,7 +148,7 @@ def generate(
 
     Example: xpeft bench generate --plm ./llama --dtype bfloat16 --data reviews.jsonl.gz --json generate-bf16.jsonl
     """
-    from xpeft_benchmarks.generate import GeneratePlan, run_generate
+    from xpeft_benchmarks.generate.measurement import GeneratePlan, run_generate
 
     from ..serve.assembly import choose_batch_tokens, choose_device
 

@@ -74,8 +74,8 @@ def engine(
 
     Example: xpeft bench engine --shape bert-base --device cuda --json engine-bert-base.jsonl
     """
-    from xpeft_benchmarks.engine import run_engine
-    from xpeft_benchmarks.engine_plan import EnginePlan, parse_profiles
+    from xpeft_benchmarks.engine.measurement import run_engine
+    from xpeft_benchmarks.engine.plan import EnginePlan, parse_profiles
     from xpeft_benchmarks.popularity import Popularity
     from xpeft_benchmarks.shapes import parse_tokens, shape_of
 

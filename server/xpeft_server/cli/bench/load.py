@@ -15,7 +15,7 @@ from .load_asked import AskedLoad
 from .report import failures_told, run, step, writable
 
 if TYPE_CHECKING:
-    from xpeft_benchmarks.load import Sweep
+    from xpeft_benchmarks.load.sweep import Sweep
     from xpeft_benchmarks.results import Result
 
 
@@ -27,10 +27,10 @@ def load(context: typer.Context, **options: Any) -> None:  # of `AskedLoad` and 
 
     Example: xpeft bench load --url https://xpeft.internal --rates 50,100,200 --slo 100ms --plot load.png
     """
-    from xpeft_benchmarks.load import run_load
-    from xpeft_benchmarks.load_failures import LOAD_FAILURES
-    from xpeft_benchmarks.load_plot import write_plot
-    from xpeft_benchmarks.load_results import results_of
+    from xpeft_benchmarks.load.failures import LOAD_FAILURES
+    from xpeft_benchmarks.load.plot import write_plot
+    from xpeft_benchmarks.load.results import results_of
+    from xpeft_benchmarks.load.sweep import run_load
 
     tls = take_https_options(options)
     asked = AskedLoad(**options)
@@ -55,14 +55,14 @@ add_options(load, [*field_options(AskedLoad), *https_options()])
 
 
 def _check_plot(plot: Path) -> None:
-    from xpeft_benchmarks.load_plot import check_plot
+    from xpeft_benchmarks.load.plot import check_plot
 
     check_plot(plot)
     writable(plot)
 
 
 def _show(results: Sequence[Result]) -> None:
-    from xpeft_benchmarks.load_tables import load_tables
+    from xpeft_benchmarks.load.tables import load_tables
 
     for number, table in enumerate(load_tables(results)):
         if number:

@@ -50,8 +50,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from xpeft_benchmarks.load_plan import LoadPlan, TargetPlan
-    from xpeft_benchmarks.slo import Slo
+    from xpeft_benchmarks.load.plan import LoadPlan, TargetPlan
+    from xpeft_benchmarks.load.slo import Slo
     from xpeft_server.client_tls import ClientTls
 
 _OF_THE_STARTED: Final = ("bank", "dtype", "device", "store", "slots", "http_processes", "tenants")
@@ -113,8 +113,8 @@ class AskedLoad:
 
     def plan(self, tls: ClientTls) -> LoadPlan:
         """Args: tls: for those of the servers that speak https. Raises: one of `LOAD_FAILURES`."""
-        from xpeft_benchmarks.load_plan import Kind as Work
-        from xpeft_benchmarks.load_plan import LoadPlan, parse_rates
+        from xpeft_benchmarks.load.plan import Kind as Work
+        from xpeft_benchmarks.load.plan import LoadPlan, parse_rates
         from xpeft_benchmarks.popularity import Popularity
 
         return LoadPlan(
@@ -139,7 +139,7 @@ class AskedLoad:
 
     def _targets(self) -> tuple[TargetPlan, ...]:
         """The first is started here if it has no URL; the second is there if it has one."""
-        from xpeft_benchmarks.load_plan import TargetPlan
+        from xpeft_benchmarks.load.plan import TargetPlan
 
         name = self.name or (urlsplit(self.url).netloc if self.url else "xpeft serve")
         first = TargetPlan(name, self.url, self.api_key if self.url else None)
@@ -148,7 +148,7 @@ class AskedLoad:
         return first, TargetPlan(self.against_name or urlsplit(self.against).netloc, self.against, self.against_api_key)
 
     def _slo(self) -> Slo:
-        from xpeft_benchmarks.slo import Slo, parse_duration
+        from xpeft_benchmarks.load.slo import Slo, parse_duration
 
         limit = parse_duration("slo", self.slo or _LIMITS[self.kind])
         return (

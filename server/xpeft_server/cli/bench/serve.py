@@ -68,7 +68,7 @@ def serve(
     Example: xpeft bench serve --dtype bfloat16 --data reviews.jsonl.gz --json serve-bf16.jsonl
     """
     from xpeft_benchmarks.popularity import Popularity
-    from xpeft_benchmarks.serve import ServePlan, parse_concurrencies, run_serve
+    from xpeft_benchmarks.serve.measurement import ServePlan, parse_concurrencies, run_serve
 
     from ..serve.assembly import choose_batch_tokens, choose_device
 
@@ -135,7 +135,7 @@ def tenants(
 
     Example: xpeft bench tenants --registered 1000000 --data reviews.jsonl.gz --json tenants.jsonl
     """
-    from xpeft_benchmarks.tenants import TenantsPlan, run_tenants
+    from xpeft_benchmarks.tenants.measurement import TenantsPlan, run_tenants
 
     with failures_told():
         device_name, dtype_name = chosen(device, dtype)

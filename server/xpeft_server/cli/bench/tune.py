@@ -25,7 +25,7 @@ from .report import chosen, failures_told, run, step
 
 if TYPE_CHECKING:
     from xpeft_benchmarks.tune import Row, TunePlan
-    from xpeft_server.model.bank import Bank
+    from xpeft_server.model.banks.bank import Bank
     from xpeft_tuning.settings import TuningSettings
 
     from ..tune.input import Model
@@ -129,7 +129,7 @@ class _Together:
 def _model(plan: TunePlan) -> Model:
     import torch
 
-    from xpeft_server.model.bank_source import open_bank
+    from xpeft_server.model.banks.source import open_bank
     from xpeft_server.model.plm import load_plm
 
     from ..tune.input import Model

@@ -9,8 +9,8 @@ from typing import Annotated, Final
 
 import typer
 
-from xpeft_server.api.auth import Role
-from xpeft_server.api.key_file import KeyEntry, KeysInvalid, locked, new_key, read_keys, write_keys
+from xpeft_server.api.access.auth import Role
+from xpeft_server.api.access.key_file import KeyEntry, KeysInvalid, locked, new_key, read_keys, write_keys
 
 from ..screen import fail, say, show_json, show_rows
 from .expiry import age_of, expiry_of, has_expired

@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from xpeft_server.api.key_file import KeyEntry
+from xpeft_server.api.access.key_file import KeyEntry
 
 from ..screen import fail
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from xpeft_server.api.key_file import KeyEntry
+from xpeft_server.api.access.key_file import KeyEntry
 
 from .expiry import has_expired
 

@@ -10,11 +10,11 @@ import torch
 
 from xpeft_kernels import AdapterForm
 from xpeft_profiles import ProfileStore
-from xpeft_server.engine.device_thread import device_executor
+from xpeft_server.engine.device.thread import device_executor
 from xpeft_server.engine.engine import Engine
 from xpeft_server.engine.engine_limits import EngineLimits
 from xpeft_server.engine.metrics import Metrics
-from xpeft_server.model.bank_source import check_bank_source, open_bank
+from xpeft_server.model.banks.source import check_bank_source, open_bank
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder, kv_shape
 from xpeft_server.model.plm import Plm, load_plm

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from xpeft_server.api.audit_file import AuditFile
-from xpeft_server.api.audit_log import AuditLog, AuditLogger
+from xpeft_server.api.audit.file import AuditFile
+from xpeft_server.api.audit.log import AuditLog, AuditLogger
 from xpeft_server.settings import Settings, SettingsInvalid
 
 

@@ -46,7 +46,7 @@ def serve(**options: Any) -> None:
 def _run(settings: Settings, connections: int) -> int:
     # Settings are checked before the seconds that torch takes to be imported.
     from xpeft_profiles import StoreUrlInvalid, open_store
-    from xpeft_server.api.key_file import KeysInvalid
+    from xpeft_server.api.access.key_file import KeysInvalid
     from xpeft_server.engine.metrics import Metrics
     from xpeft_server.tenant_limits import LimitsInvalid, choose_tenant_limits
 
@@ -67,7 +67,7 @@ def _run(settings: Settings, connections: int) -> int:
         _refuse(f"tenant_limits: {error} (--tenant-limits or XPEFT_TENANT_LIMITS)")
     except (SettingsInvalid, StoreUrlInvalid, OSError) as error:
         _refuse(error)
-    from xpeft_server.model.bank_errors import BankError
+    from xpeft_server.model.banks.errors import BankError
     from xpeft_server.model.errors import ModelError
 
     from .running_server import RunningServer

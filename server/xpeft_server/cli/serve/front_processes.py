@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from xpeft_server.api.engine_port import EnginePort
-from xpeft_server.api.tuner_port import TunerPort
+from xpeft_server.api.tuning.tuner_port import TunerPort
 from xpeft_server.engine.errors import EngineError
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.remote.connected_engine import engine_methods

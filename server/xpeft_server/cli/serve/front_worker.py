@@ -14,7 +14,7 @@ import sys
 import uvloop
 
 from xpeft_profiles import open_store
-from xpeft_server.engine.store_watch import StoreWatch
+from xpeft_server.engine.profiles.store_watch import StoreWatch
 from xpeft_server.remote.connected_engine import ConnectedEngine
 from xpeft_server.remote.connected_tuner import ConnectedTuner
 from xpeft_server.remote.peer import Method, Peer

@@ -13,7 +13,7 @@ from xpeft_server.api.app import create_app
 from xpeft_server.api.connection.connections import ConnectionLimits
 from xpeft_server.api.drain import Drain
 from xpeft_server.api.engine_port import EnginePort
-from xpeft_server.api.tuner_port import TunerPort
+from xpeft_server.api.tuning.tuner_port import TunerPort
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import LimitsOfTenants

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from xpeft_server.api.audit_log import AuditLog
-from xpeft_server.api.auth import Keys, NoKeys
-from xpeft_server.api.key_ring import KeyRing
+from xpeft_server.api.access.auth import Keys, NoKeys
+from xpeft_server.api.access.key_ring import KeyRing
+from xpeft_server.api.audit.log import AuditLog
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.settings import Settings
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Final
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -17,6 +16,7 @@ from xpeft_server.api.tracing.request_spans import RequestSpans
 from xpeft_server.api.tracing.span_export import WAITING, BoundedSpans, SpanSender, Unsaid, end_within
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.settings import SettingsInvalid
+from xpeft_server.version import VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +51,12 @@ class OtelTracing:
         except (ValueError, RuntimeError) as error:
             raise SettingsInvalid(f"an OTEL_ variable cannot be used: {error}") from None
         self._processor = BoundedSpans(batches, self._sender, counters=counters)
-        release = version(_SERVICE)
-        attributes = {"service.name": environ.get("OTEL_SERVICE_NAME") or _SERVICE, "service.version": release}
+        attributes = {"service.name": environ.get("OTEL_SERVICE_NAME") or _SERVICE, "service.version": VERSION}
         provider = TracerProvider(
             sampler=ParentBasedTraceIdRatio(ratio), resource=Resource.create(attributes), shutdown_on_exit=False
         )
         provider.add_span_processor(self._processor)
-        self.spans = RequestSpans(provider.get_tracer(_SERVICE, release))
+        self.spans = RequestSpans(provider.get_tracer(_SERVICE, VERSION))
 
     def close(self, seconds: float) -> None:
         if not end_within(seconds, self._processor, self._sender):

@@ -9,7 +9,7 @@ from xpeft_server.output_file import check_writable
 from xpeft_server.settings import Settings, SettingsInvalid
 
 if TYPE_CHECKING:
-    from xpeft_server.engine.device_profiler import DeviceProfiler
+    from xpeft_server.engine.device.profiler import DeviceProfiler
 
 
 # From this severity on the profiler's library has nothing to say: its lines would lie between those of the log.
@@ -37,6 +37,6 @@ def build_profiler(settings: Settings) -> DeviceProfiler | None:
     """None if nothing is profiled."""
     if settings.profile_trace is None:
         return None
-    from xpeft_server.engine.device_profiler import DeviceProfiler
+    from xpeft_server.engine.device.profiler import DeviceProfiler
 
     return DeviceProfiler(settings.profile_trace, settings.profile_batches)

@@ -22,7 +22,7 @@ from .device_share import DeviceShare, run_when_idle
 from .worker_frames import Frame, encode_frame, read_frame
 
 if TYPE_CHECKING:
-    from xpeft_server.model.bank import Bank
+    from xpeft_server.model.banks.bank import Bank
     from xpeft_server.model.plm import Plm
     from xpeft_tuning.dataset import Dataset, Task
     from xpeft_tuning.mask_tuner import TunedProfile, TuningProgress
@@ -89,7 +89,7 @@ class Worker:
 
     def _loaded(self) -> Model:
         if self._model is None:
-            from xpeft_server.model.bank_source import open_bank
+            from xpeft_server.model.banks.source import open_bank
             from xpeft_server.model.plm import load_plm
 
             from .assembly import choose_device

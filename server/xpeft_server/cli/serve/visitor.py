@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from xpeft_server.api.access import PUBLIC
+from xpeft_server.api.access.table import PUBLIC
 from xpeft_server.api.connection.connections import Connections
 from xpeft_server.api.connection.http_protocol import HttpProtocol
 

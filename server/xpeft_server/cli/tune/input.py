@@ -13,7 +13,7 @@ from xpeft_tuning.settings import TuningSettings
 from ..screen import plain
 
 if TYPE_CHECKING:
-    from xpeft_server.model.bank import Bank
+    from xpeft_server.model.banks.bank import Bank
     from xpeft_server.model.plm import Plm
     from xpeft_tuning.dataset import Dataset
 
@@ -47,7 +47,7 @@ class TuningInput:
 
     def model(self) -> Model:
         """Raises: ModelError, SettingsInvalid for a device that is not there."""
-        from xpeft_server.model.bank_source import open_bank
+        from xpeft_server.model.banks.source import open_bank
         from xpeft_server.model.plm import load_plm
 
         from ..serve.assembly import choose_device, choose_dtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from xpeft_server.model.sampling_logprobs import RowLogprobs
+from xpeft_server.model.sampling.logprobs import RowLogprobs
 
 from ..errors import EngineError
 from ..requests import FinishReason

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from xpeft_server.model.sampling_logprobs import RowLogprobs
-from xpeft_server.model.tokenizing import TextTokenizer
+from xpeft_server.model.sampling.logprobs import RowLogprobs
+from xpeft_server.model.tokens.tokenizing import TextTokenizer
 
 from ..errors import EngineError, InternalError
 from ..journey import Journey

@@ -11,16 +11,16 @@ from collections.abc import AsyncGenerator, Callable
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
 
+from ..device.slot_table import SlotTable
 from ..engine_limits import EngineLimits
 from ..errors import EngineError, InputTooLong, InvalidInput
+from ..fairness.permits import Permit, Permits, SharedPermit
+from ..fairness.queue import FairQueue
+from ..fairness.shares import Shares
 from ..metrics import Metrics
-from ..permits import Permit, Permits, SharedPermit
-from ..profile_cache import CachedProfile
-from ..profile_loader import ProfileLoader
-from ..queue import FairQueue
+from ..profiles.cache import CachedProfile
+from ..profiles.loader import ProfileLoader
 from ..requests import GenerateRequest, News, Started
-from ..shares import Shares
-from ..slot_table import SlotTable
 from ..tokenizer_stage import TokenizerStage
 from .advance import Advance
 from .answer import Answer

@@ -5,24 +5,24 @@ from __future__ import annotations
 import logging
 import time
 
+from xpeft_server.model.batches.step_packing import Chunk
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
 from xpeft_server.model.device_memory import is_out_of_memory, reclaim_memory
-from xpeft_server.model.kv_arena import ArenaRow
-from xpeft_server.model.kv_cache import KvRow, KvStore
+from xpeft_server.model.kv.arena import ArenaRow
+from xpeft_server.model.kv.cache import KvRow, KvStore
 from xpeft_server.model.recorded import recorded
-from xpeft_server.model.sampling import Chosen, choose_tokens
+from xpeft_server.model.sampling.choice import Chosen, choose_tokens
 from xpeft_server.model.slots import SlotFill
-from xpeft_server.model.step_packing import Chunk
 
-from ..device_faults import is_device_lost
+from ..device.faults import is_device_lost
+from ..device.slot_table import SlotTable
 from ..errors import InternalError, Unavailable, WrongBank, as_engine_error
+from ..fairness.queue import FairQueue
+from ..fairness.shares import Shares
 from ..metrics import Metrics
-from ..profile_cache import CachedProfile
-from ..queue import FairQueue
+from ..profiles.cache import CachedProfile
 from ..requests import FinishReason
-from ..shares import Shares
-from ..slot_table import SlotTable
 from .advance import Advance
 from .sequence import Sequence
 from .step_budget import StepPart, share_budget

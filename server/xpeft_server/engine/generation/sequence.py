@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from xpeft_server.model.kv_arena import ArenaRow
-from xpeft_server.model.kv_cache import KvRow
-from xpeft_server.model.sampling import Draw
-from xpeft_server.model.sampling_rule import SamplingRule
+from xpeft_server.model.kv.arena import ArenaRow
+from xpeft_server.model.kv.cache import KvRow
+from xpeft_server.model.sampling.choice import Draw
+from xpeft_server.model.sampling.rule import SamplingRule
 
-from ..profile_cache import CachedProfile
+from ..profiles.cache import CachedProfile
 
 if TYPE_CHECKING:
     from .answer import Answer

@@ -5,8 +5,8 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from xpeft_server.model.token_texts import TokenTexts
-from xpeft_server.model.tokenizing import TextTokenizer
+from xpeft_server.model.tokens.token_texts import TokenTexts
+from xpeft_server.model.tokens.tokenizing import TextTokenizer
 
 from .stop_strings import StopStrings
 

@@ -12,12 +12,12 @@ import torch
 
 from xpeft_kernels import query_rows
 
+from ..batches.packing import PackedRows
 from ..errors import ModelUnusable
 from ..lanes import Lanes
 from ..packed_sequences import AttentionKernel, PackedSequences
-from ..packing import PackedRows
 from ..plm import Plm
-from ..tokenizing import TokenizedText
+from ..tokens.tokenizing import TokenizedText
 from .buckets import buckets_up_to
 from .placed_batch import BatchSize, PieceSizes, StaticBatch
 

@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 from xpeft_kernels import Impl, piece_rows, query_rows
 
+from ..batches.packing import PackedRows
 from ..lanes import Lanes
 from ..packed_sequences import AttentionKernel
-from ..packing import PackedRows
 from ..plm import Plm
 from ..pooling import Pooled, Pooling, pool
 from ..recorded import recorded
 from ..slots import SlotAdapters, SlotBuffers
-from ..tokenizing import TokenizedText
+from ..tokens.tokenizing import TokenizedText
 from .buckets import buckets_up_to, smallest_that_holds
 from .graph_set import Captured, GraphFacts, GraphSet
 from .placed_batch import BatchSize, PieceSizes, StaticBatch

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from xpeft_kernels import Impl, piece_rows
 
-from ..kv_arena import ArenaRow, KvArena
+from ..batches.step_packing import StepRows
+from ..kv.arena import ArenaRow, KvArena
 from ..plm import Plm
 from ..recorded import recorded
 from ..slots import SlotAdapters, SlotBuffers
-from ..step_packing import StepRows
 from .buckets import steps_up_to
 from .graph_set import Captured, GraphFacts, GraphSet
 from .placed_step import StaticStep

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from xpeft_kernels import PlacedSequences, PlacedTiles, Tiles, cut_runs, cut_sequences
 
+from ..batches.packing import PackedRows
 from ..lanes import Lanes
 from ..packed_sequences import AttentionKernel, PackedSequences
-from ..packing import PackedRows
 from .static_fields import Field, Staged, StaticFields, put_rows
 
 

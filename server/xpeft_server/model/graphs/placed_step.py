@@ -9,10 +9,10 @@ from torch import Tensor
 
 from xpeft_kernels import Impl, PlacedSteps, PlacedTiles, StepRoom, Tiles, cut_runs
 
-from ..arena_step import ArenaStep, arena_tables, step_room
-from ..kv_arena import ArenaRow, KvArena
+from ..batches.step_packing import StepRows
+from ..kv.arena import ArenaRow, KvArena
+from ..kv.arena_step import ArenaStep, arena_tables, step_room
 from ..lanes import Lanes
-from ..step_packing import StepRows
 from .static_fields import Field, Staged, StaticFields, put_rows
 
 

@@ -1,0 +1,98 @@
+"""Which profile version sits in which slot; the device thread's own book-keeping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..metrics import Metrics
+from ..profiles.cache import CachedProfile
+from .segmented_lru import SegmentedLru
+
+
+class Placement(NamedTuple):
+    """A slot and the label rows ``[C]`` of the version's own head, empty without one."""
+
+    slot: int
+    head_rows: NDArray[np.int64]
+
+
+class SlotTable:
+    """Evicts the least recently used versions, those that only one batch used first; never one that this batch needs.
+
+    A slot is known by the version (content hash) in it: equal profiles of any tenants share one.
+
+    Args:
+        slots: S.
+        head_rows: label rows for own heads, handed out singly, so that they never fragment.
+    """
+
+    def __init__(self, *, slots: int, head_rows: int, metrics: Metrics) -> None:
+        self._free_slots = list(range(slots - 1, -1, -1))
+        self._free_rows = list(range(head_rows - 1, -1, -1))
+        self._placed: SegmentedLru[Placement] = SegmentedLru(slots)
+        self._pinned: set[str] = set()
+        self._asked: set[str] = set()  # counted as a hit or a miss of this batch
+        self._metrics = metrics
+
+    def begin_batch(self) -> None:
+        """Nothing is pinned any more."""
+        self._pinned.clear()
+        self._asked.clear()
+
+    def pin(self, version: str) -> Placement | None:
+        """Its placement, pinned for this batch, if it is still there: a use, but no hit of the tier, and no miss."""
+        found = self._placed.get(version)
+        if found is not None and version not in self._pinned:
+            self._placed.use(version)
+            self._pinned.add(version)
+        return found
+
+    def place(self, profile: CachedProfile) -> tuple[Placement, bool] | None:
+        """The version's placement, pinned for this batch, and whether it has to be filled; None if there is no room.
+
+        The first time in a batch it is a hit or a miss.
+        """
+        version = profile.version
+        found = self.pin(version)
+        if found is not None:
+            self._metrics.cache_hits["device"].inc(version not in self._asked)
+            self._asked.add(version)
+            return found, False
+        head = profile.profile.head_weight
+        rows = 0 if head is None else head.shape[0]
+        if not self._make_room(rows):
+            return None
+        taken = [self._free_rows.pop() for _ in range(rows)]
+        placement = Placement(self._free_slots.pop(), np.array(taken, np.int64))
+        self._placed.add(version, placement)
+        self._pinned.add(version)
+        self._asked.add(version)
+        self._metrics.cache_misses["device"].inc()
+        self._metrics.profiles_resident["device"].set(len(self._placed))
+        return placement, True
+
+    def forget(self, versions: Iterable[str]) -> None:
+        """Their slots were never filled, or not whole."""
+        for version in versions:
+            self._release(version)
+
+    def _make_room(self, rows: int) -> bool:
+        while not self._free_slots or len(self._free_rows) < rows:
+            oldest = next((version for version in self._placed if version not in self._pinned), None)
+            if oldest is None:
+                return False
+            self._release(oldest)
+            self._metrics.cache_evictions["device"].inc()
+        return True
+
+    def _release(self, version: str) -> None:
+        placement = self._placed.pop(version)
+        if placement is not None:
+            self._free_slots.append(placement.slot)
+            self._free_rows.extend(placement.head_rows.tolist())
+            self._pinned.discard(version)
+            self._metrics.profiles_resident["device"].set(len(self._placed))

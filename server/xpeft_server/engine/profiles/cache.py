@@ -1,0 +1,75 @@
+"""The host tier: decoded profiles in memory, bounded in bytes, least recently used first out."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from xpeft_profiles import Profile, ProfileKey
+
+from ..metrics import Metrics
+
+OVERHEAD = 2048
+"""Bytes of Python objects that a decoded profile costs beside its arrays, rounded up."""
+
+
+class CachedProfile:
+    """A profile as the store had it.
+
+    Args:
+        key, version, profile: whose, which, and what it is.
+        labels: of its own or its shared head; None if it cannot classify.
+        asked_at: monotonic seconds just before the store was last asked and had this version.
+    """
+
+    __slots__ = ("asked_at", "key", "labels", "profile", "size", "version")
+
+    def __init__(
+        self, key: ProfileKey, version: str, profile: Profile, labels: tuple[str, ...] | None, asked_at: float
+    ) -> None:
+        self.key = key
+        self.version = version
+        self.profile = profile
+        self.labels = labels
+        self.asked_at = asked_at
+        arrays = (profile.mask_a, profile.mask_b, profile.ln_weight, profile.ln_bias, profile.head_weight)
+        self.size = OVERHEAD + sum(array.nbytes for array in arrays if array is not None)
+
+
+class ProfileCache:
+    """Key → decoded profile. Used from the event loop alone; a version that left it lives on in its tickets."""
+
+    def __init__(self, limit_bytes: int, metrics: Metrics) -> None:
+        self._limit = limit_bytes
+        self._bytes = 0
+        self._profiles: OrderedDict[ProfileKey, CachedProfile] = OrderedDict()
+        self._metrics = metrics
+
+    def get(self, key: ProfileKey) -> CachedProfile | None:
+        found = self._profiles.get(key)
+        if found is None:
+            self._metrics.cache_misses["host"].inc()
+            return None
+        self._profiles.move_to_end(key)
+        self._metrics.cache_hits["host"].inc()
+        return found
+
+    def put(self, cached: CachedProfile) -> None:
+        self._forget(cached.key)
+        self._profiles[cached.key] = cached
+        self._bytes += cached.size
+        while self._bytes > self._limit and len(self._profiles) > 1:
+            self._forget(next(iter(self._profiles)))
+            self._metrics.cache_evictions["host"].inc()
+        self._metrics.profiles_resident["host"].set(len(self._profiles))
+
+    def invalidate(self, cached: CachedProfile) -> None:
+        """Drop this version, unless a later one has taken its place."""
+        if self._profiles.get(cached.key) is cached:
+            self._forget(cached.key)
+            self._metrics.cache_invalidations["host"].inc()
+            self._metrics.profiles_resident["host"].set(len(self._profiles))
+
+    def _forget(self, key: ProfileKey) -> None:
+        found = self._profiles.pop(key, None)
+        if found is not None:
+            self._bytes -= found.size

@@ -1,0 +1,125 @@
+"""Keys and values of running sequences in one tensor that never moves, so that a CUDA graph can be over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .arena_step import ArenaStep
+from .attention import Run
+from .buddy_ranges import BuddyRanges
+from .cache import SHORTEST, KvShape, row_lengths
+
+
+class ArenaRow:
+    """A sequence's place: ``length`` tokens of the arena from ``start`` on, which changes when another needs room."""
+
+    __slots__ = ("length", "start")
+
+    def __init__(self, start: int, length: int) -> None:
+        self.start = start
+        self.length = length
+
+
+class KvArena:
+    """Ranges of 64, 128, 256 … tokens of one tensor, ``tokens`` of them at the most. One thread's own.
+
+    A `KvStore`. What the counters promise can be had: where enough is free, but nowhere in one range, rows move
+    together, which costs a copy of each that moves, on the device's current stream. What is in no sequence's tokens may
+    be anything, as attention does not read it.
+
+    Args:
+        tokens: room, in tokens; rows count with all their length.
+        context: tokens of the longest sequence that the model takes.
+
+    Attributes:
+        states: ``[L, 2, tokens + 1, heads, size]``, keys before values. The last token is `scratch`.
+    """
+
+    def __init__(self, shape: KvShape, *, tokens: int, context: int) -> None:
+        self.shape = shape
+        self.tokens = max(tokens, SHORTEST)
+        self.used = 0
+        self._lengths = row_lengths(tokens, context)
+        self._ranges = BuddyRanges(self.tokens // SHORTEST * SHORTEST, SHORTEST)
+        self._rows: dict[int, ArenaRow] = {}
+        size = shape.blocks, 2, self._ranges.total + 1, shape.heads, shape.size
+        self.states = torch.empty(size, dtype=shape.dtype, device=shape.device)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row: what one sequence can have."""
+        return self._lengths[-1]
+
+    @property
+    def scratch(self) -> int:
+        """The token that is no sequence's: what fillers leave goes there, and nobody reads it."""
+        return self._ranges.total
+
+    def claim(self, tokens: int, *, spare: int = 0) -> ArenaRow | None:
+        """A row for a sequence of so many tokens; None if it does not fit beside the others and ``spare``."""
+        length = self._row_length(tokens)
+        if self.used + length + spare > self.tokens:
+            return None
+        row = ArenaRow(self._place(length), length)
+        self._rows[row.start] = row
+        self.used += length
+        return row
+
+    def lengthen(self, row: ArenaRow, tokens: int) -> ArenaRow | None:
+        """The same row, longer where it has to be, with all that was in it; None if there is no room."""
+        if tokens <= row.length:
+            return row
+        length = self._row_length(tokens)
+        if self.used - row.length + length > self.tokens:
+            return None
+        if not self._ranges.extend(row.start, row.length, length):
+            self._move_to_longer(row, length)
+        self.used += length - row.length
+        row.length = length
+        return row
+
+    def release(self, row: ArenaRow) -> None:
+        del self._rows[row.start]
+        self._ranges.give(row.start, row.length)
+        self.used -= row.length
+
+    def step(self, runs: Sequence[Run[ArenaRow]], tokens: int) -> ArenaStep:
+        """See `KvStore.step`."""
+        return ArenaStep.of(self, runs, tokens)
+
+    def _row_length(self, tokens: int) -> int:
+        return next(length for length in self._lengths if length >= tokens)
+
+    def _place(self, length: int) -> int:
+        """Where a range begins that is now taken. As much must be free; others move where it is not in one range."""
+        start = self._ranges.take(length)
+        if start is None:
+            start = self._ranges.clear(length)
+            inside = [row for row in self._rows.values() if start <= row.start < start + length]
+            for row in sorted(inside, key=lambda row: -row.length):
+                self._move(row, self._place(row.length))
+        return start
+
+    def _move_to_longer(self, row: ArenaRow, length: int) -> None:
+        """To a longer range. Where there is none beside its own, its own is given away first."""
+        start = self._ranges.take(length)
+        if start is not None:
+            self._ranges.give(row.start, row.length)
+            self._move(row, start)
+            return
+        kept = self.states[:, :, row.start : row.start + row.length].clone()
+        self._ranges.give(row.start, row.length)
+        del self._rows[row.start]
+        row.start = self._place(length)
+        self._rows[row.start] = row
+        self.states[:, :, row.start : row.start + row.length] = kept
+
+    def _move(self, row: ArenaRow, start: int) -> None:
+        """With what is in it, to a place that is taken for it."""
+        old, new = (slice(place, place + row.length) for place in (row.start, start))
+        self.states[:, :, new] = self.states[:, :, old]
+        del self._rows[row.start]
+        row.start = start
+        self._rows[start] = row

@@ -1,0 +1,206 @@
+"""Keys and values of running sequences: a contiguous row for each, in pools of rows that are equally long.
+
+Rows, not pages: attention over the rows of a pool is one strided product, where pages have to be copied together
+first, at every step and in every block. What pages save, room for tokens that may never come, rows save by growing: a
+sequence moves to a row twice as long when it needs one, which copies each token about once in its life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .attention import KvStep, Row, Run
+
+if TYPE_CHECKING:
+    from .arena_step import ArenaStep
+
+SHORTEST = 64
+"""Tokens of the shortest row. Every length is a multiple of it, so that sums over a row are cut alike for everybody."""
+
+
+class KvShape(NamedTuple):
+    """What a token leaves behind: ``heads`` keys and as many values of ``size`` numbers in each of ``blocks``.
+
+    ``group`` query heads share a key.
+    """
+
+    blocks: int
+    heads: int
+    size: int
+    dtype: torch.dtype
+    device: torch.device
+    group: int = 1
+
+    @property
+    def token_bytes(self) -> int:
+        return 2 * self.blocks * self.heads * self.size * self.dtype.itemsize
+
+
+class KvStore(Protocol[Row]):
+    """Where sequences have their keys and values: `KvCache` on CPU, `KvArena` where a step is to be a CUDA graph.
+
+    A row is a sequence's place; only the store that it is of looks inside. One thread's own.
+
+    Attributes:
+        tokens: room, in tokens; rows count with all their length.
+        used: tokens of the rows that are claimed.
+    """
+
+    shape: KvShape
+    tokens: int
+    used: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row: what one sequence can have."""
+        ...
+
+    def claim(self, tokens: int, *, spare: int = 0) -> Row | None:
+        """A row for a sequence of so many tokens; None if it does not fit beside the others and ``spare``."""
+        ...
+
+    def lengthen(self, row: Row, tokens: int) -> Row | None:
+        """A row that is long enough and has all that was in this one, which it takes the place of; None if there is no
+        room, and the row stays as it is."""
+        ...
+
+    def release(self, row: Row) -> None: ...
+
+    def step(self, runs: Sequence[Run[Row]], tokens: int) -> KvStep | ArenaStep:
+        """Attention of a step over the rows as they are now; the next change of any ends it.
+
+        Args:
+            runs: all real tokens of the step.
+            tokens: packed tokens, those included that are fillers, which nothing sees and nothing keeps.
+        """
+        ...
+
+
+def row_lengths(tokens: int, context: int) -> list[int]:
+    """The lengths that rows may have, of room for ``tokens``, where no sequence is longer than ``context``."""
+    lengths = [SHORTEST]
+    while lengths[-1] < context and 2 * lengths[-1] <= tokens:
+        lengths.append(2 * lengths[-1])
+    return lengths
+
+
+class KvRow:
+    """A sequence's place. ``index`` changes when a neighbour leaves: rows in use are always the first of their pool."""
+
+    __slots__ = ("index", "pool")
+
+    def __init__(self, pool: KvPool, index: int) -> None:
+        self.pool = pool
+        self.index = index
+
+
+class KvPool:
+    """Rows of one length. What is not in use is zero: nothing of one sequence is ever there for another."""
+
+    def __init__(self, shape: KvShape, length: int) -> None:
+        self.length = length
+        self.rows: list[KvRow] = []
+        self._shape = shape
+        self._states = self._zeros(0)
+
+    @property
+    def states(self) -> Tensor:
+        """``[L, 2, rows in use, heads, length, size]``, keys before values; a view that the next change ends."""
+        return self._states[:, :, : len(self.rows)]
+
+    @property
+    def bytes(self) -> int:
+        return self._states.numel() * self._states.itemsize
+
+    def add(self) -> KvRow:
+        capacity = self._states.shape[2]
+        if len(self.rows) == capacity:
+            self._resize(max(8, 2 * capacity))
+        row = KvRow(self, len(self.rows))
+        self.rows.append(row)
+        return row
+
+    def remove(self, row: KvRow) -> None:
+        """The last row takes the place of the one that leaves."""
+        last = self.rows.pop()
+        if last is not row:
+            self._states[:, :, row.index] = self._states[:, :, last.index]
+            self.rows[row.index] = last
+            row.index, last.index = last.index, row.index
+        self._states[:, :, row.index].zero_()
+        capacity = self._states.shape[2]
+        if 4 * len(self.rows) < capacity:
+            self._resize(capacity // 2 if self.rows else 0)
+
+    def _resize(self, capacity: int) -> None:
+        states = self._zeros(capacity)
+        kept = min(capacity, self._states.shape[2])
+        states[:, :, :kept] = self._states[:, :, :kept]
+        self._states = states
+
+    def _zeros(self, rows: int) -> Tensor:
+        shape = self._shape
+        size = shape.blocks, 2, rows, shape.heads, self.length, shape.size
+        return torch.zeros(size, dtype=shape.dtype, device=shape.device)
+
+
+class KvCache:
+    """Rows of 64, 128, 256 … tokens, ``tokens`` of them at the most. One thread's own. A `KvStore`.
+
+    Args:
+        tokens: room, in tokens; rows count with all their length.
+        context: tokens of the longest sequence that the model takes.
+    """
+
+    def __init__(self, shape: KvShape, *, tokens: int, context: int) -> None:
+        self.shape = shape
+        self.tokens = max(tokens, SHORTEST)
+        self.used = 0
+        self.pools: Mapping[int, KvPool] = {length: KvPool(shape, length) for length in row_lengths(tokens, context)}
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row: what one sequence can have."""
+        return max(self.pools)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that is held, for rows in use and for some to come."""
+        return sum(pool.bytes for pool in self.pools.values())
+
+    def claim(self, tokens: int, *, spare: int = 0) -> KvRow | None:
+        """A row for a sequence of so many tokens; None if it does not fit beside the others and ``spare``."""
+        length = self._row_length(tokens)
+        if self.used + length + spare > self.tokens:
+            return None
+        self.used += length
+        return self.pools[length].add()
+
+    def lengthen(self, row: KvRow, tokens: int) -> KvRow | None:
+        """The same row where it is long enough, else a longer one with all that was in it; None if there is no room."""
+        if tokens <= row.pool.length:
+            return row
+        length = self._row_length(tokens)
+        if self.used - row.pool.length + length > self.tokens:
+            return None
+        longer = self.pools[length].add()
+        old, new = row.pool.states, longer.pool.states
+        new[:, :, longer.index, :, : row.pool.length] = old[:, :, row.index]
+        self.used += length
+        self.release(row)
+        return longer
+
+    def release(self, row: KvRow) -> None:
+        self.used -= row.pool.length
+        row.pool.remove(row)
+
+    def step(self, runs: Sequence[Run[KvRow]], tokens: int) -> KvStep:
+        """See `KvStore.step`."""
+        return KvStep(runs, self.shape.device)
+
+    def _row_length(self, tokens: int) -> int:
+        return next(length for length in self.pools if length >= tokens)

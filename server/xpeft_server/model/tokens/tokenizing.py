@@ -1,0 +1,120 @@
+"""Texts to token ids, under the model's length limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import ModelUnusable
+from .chat_template import chat_template_of
+from .token_texts import TokenText, TokenTexts
+
+_NEIGHBOURS: Final = ("\n", "a", ".")
+"""Texts that another may stand behind; what melts into one of them stays apart from the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedText:
+    """``ids`` and ``type_ids`` ``[n]`` int32, special tokens included."""
+
+    ids: NDArray[np.int32]
+    type_ids: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class TextTokenizer:
+    """The PLM's own fast tokenizer, with whatever truncation or padding its file sets switched off.
+
+    Safe to call from several threads.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        limit: tokens that the model takes.
+
+    Attributes:
+        size: tokens of the vocabulary: their ids are below it.
+        end: the token that ends a text, where the tokenizer names one.
+        chat: its template for chats, where it brings one that can be used.
+    Raises: ModelUnusable if the tokenizer has no fast form, or no vocabulary (transformers makes an empty one where
+        its files are missing).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise ModelUnusable(f"plm: its tokenizer ({type(tokenizer).__name__}) has no fast form (tokenizer.json)")
+        self.vocabulary: Mapping[str, int] = backend.get_vocab()
+        if not self.vocabulary.keys() - set(tokenizer.all_special_tokens):
+            raise ModelUnusable(f"plm: its tokenizer knows no word: {sorted(self.vocabulary)} (no tokenizer.json?)")
+        self.size = 1 + max(self.vocabulary.values())
+        self.limit = min(limit, tokenizer.model_max_length)
+        self.end: int | None = tokenizer.eos_token_id
+        self.chat = chat_template_of(tokenizer)
+        self._whole = Tokenizer.from_str(backend.to_str())
+        self._whole.no_truncation()
+        self._whole.no_padding()
+        self._cut = Tokenizer.from_str(self._whole.to_str())
+        self._cut.enable_truncation(self.limit, strategy="longest_first")
+
+    def encode(self, texts: Sequence[tuple[str, str | None]], *, truncate: bool = False) -> list[TokenizedText]:
+        """Token lists as long as the texts are, or cut to ``limit`` (of a pair the longer side first)."""
+        pairs = [text if pair is None else (text, pair) for text, pair in texts]
+        backend = self._cut if truncate else self._whole
+        return [_tokenized(encoding) for encoding in backend.encode_batch_fast(pairs)]
+
+    def encode_bare(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Token lists without special tokens, as long as the texts are."""
+        return [_tokenized(each) for each in self._whole.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_behind(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Token lists without special tokens, of texts that stand behind another: those that put a space before every
+        text (Llama 2) put none there. One that melts into whatever it stands behind is as `encode_bare` has it."""
+        found = self.encode_bare(texts)
+        for place, (text, tokens) in enumerate(zip(texts, found, strict=True)):
+            if self._written_behind(tokens) != text:
+                found[place] = self._without_neighbour(text) or tokens
+        return found
+
+    @cached_property
+    def beginning(self) -> int:
+        """Special tokens that it puts before a text."""
+        return int(np.argmin(self._whole.encode("a").special_tokens_mask))
+
+    @cached_property
+    def texts(self) -> TokenTexts:
+        """What each token adds to a text. Raises: ModelUnusable if that cannot be told token by token."""
+        return TokenTexts(self._whole)
+
+    def _written_behind(self, tokens: TokenizedText) -> str:
+        parts = [self.texts.part(int(token)) for token in tokens.ids]
+        return b"".join(part.encode() if isinstance(part, str) else part for part in parts).decode(errors="replace")
+
+    def _without_neighbour(self, text: str) -> TokenizedText | None:
+        """None if it melts into whatever stands before it."""
+        for neighbour in _NEIGHBOURS:
+            before, both = self.encode_bare([neighbour, neighbour + text])
+            count = len(before)
+            if len(both) > count and np.array_equal(both.ids[:count], before.ids):
+                return TokenizedText(both.ids[count:], both.type_ids[count:])
+        return None
+
+    def token_text(self, token: int) -> TokenText:
+        """The text and the bytes that a token adds to a text, a special token's name."""
+        return self.texts.told(token)
+
+    def is_special(self, token: int) -> bool:
+        """Whether it adds nothing to a text, and has a name only."""
+        return token in self.texts.special
+
+
+def _tokenized(encoding: Encoding) -> TokenizedText:
+    return TokenizedText(np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32))

@@ -1,0 +1,69 @@
+"""The bare PLM at full speed: the device always has the next batch, and only what ended within the turn counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xpeft_benchmarks.engine.bare_batches import BareBatches
+from xpeft_server.model.tokens.tokenizing import TokenizedText
+
+TEXT = TokenizedText(np.zeros(8, np.int32), np.zeros(8, np.int32))
+
+
+class Mark:
+    def __init__(self, at: float) -> None:
+        self.at = at
+
+    def seconds_since(self, earlier: Mark) -> float:
+        return self.at - earlier.at
+
+
+class Device:
+    """Computes each batch in a quarter of a second of its own clock."""
+
+    def __init__(self) -> None:
+        self.launched: list[Any] = []
+        self.waited = 0
+        self.ahead: list[int] = []
+
+    def bare(self, texts: Sequence[TokenizedText]) -> Any:
+        device, number = self, len(self.launched)
+
+        class Batch:
+            began, ended = Mark(number / 4), Mark((number + 1) / 4)
+
+            def result(self) -> None:
+                assert device.waited == number
+                device.waited += 1
+                device.ahead.append(len(device.launched) - device.waited)
+
+        self.launched.append(texts)
+        return Batch()
+
+
+def test_the_next_batch_is_launched_before_one_is_waited_for() -> None:
+    device = Device()
+    turn = BareBatches(device, [[TEXT] * 3] * 2).turn(0.01)
+    assert set(device.ahead[:-1]) == {1}
+    assert device.ahead[-1] == 0
+    assert len(device.launched) == device.waited == turn.batches + 2
+
+
+def test_a_turn_has_the_texts_and_the_device_s_time_of_its_batches() -> None:
+    turn = BareBatches(Device(), [[TEXT] * 3] * 2).turn(0.01)
+    assert turn.batches > 1
+    assert turn.texts == 3 * turn.batches
+    assert turn.busy_seconds == turn.batches / 4
+    assert turn.seconds >= 0.01
+    assert turn.host_seconds != turn.host_seconds
+
+
+def test_batches_come_again_and_again() -> None:
+    device = Device()
+    BareBatches(device, [[TEXT] * 3, [TEXT] * 3, [TEXT] * 3]).turn(0.01)
+    one, two, three, again = device.launched[:4]
+    assert again is one
+    assert one is not two is not three
