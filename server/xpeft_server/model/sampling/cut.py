@@ -1,6 +1,6 @@
 """Where a row of tokens, sorted by likelihood, is cut; found without sorting the vocabulary.
 
-How many tokens are sorted depends on their values, for which a GPU would be waited for: `sampling_digits` has its way.
+How many tokens are sorted depends on their values, for which a GPU would be waited for: `digits` has its way.
 """
 
 from __future__ import annotations
