@@ -185,6 +185,31 @@ async def test_one_whose_store_is_away_when_it_starts_again_is_tried_again_and_t
     assert "does not speak HTTP: store: " in caplog.text
 
 
+async def test_one_that_cannot_use_a_file_when_it_starts_again_says_so_in_a_line_and_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_processes, "_PAUSE_SECONDS", 0.05)
+    limits = tmp_path / "limits.json"
+    limits.write_text("{}")
+    settings = Settings(http_processes=1, store=f"sqlite:///{tmp_path}/profiles.db", tenant_limits=limits)
+
+    async def mistaken() -> None:
+        limits.write_text("{")
+        os.kill(speakers(caplog)[0], signal.SIGKILL)
+        while "another one takes its place" not in caplog.text.partition("does not speak HTTP: ")[2]:
+            await asyncio.sleep(0.01)
+        limits.write_text("{}")
+        while len(speakers(caplog)) < 2:
+            await asyncio.sleep(0.01)
+
+    with caplog.at_level(logging.INFO):
+        await serve(settings, meanwhile=mistaken)
+    assert f"does not speak HTTP: {limits}: not JSON: " in caplog.text
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert "the process that has the engine went away" not in said
+
+
 async def test_one_that_does_not_tell_its_metrics_in_time_counts_for_what_it_told_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

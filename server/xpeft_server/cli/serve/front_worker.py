@@ -14,13 +14,15 @@ import sys
 import uvloop
 
 from xpeft_profiles import open_store
+from xpeft_server.api.access.key_file import KeysInvalid
+from xpeft_server.engine.errors import Unavailable
 from xpeft_server.engine.profiles.store_watch import StoreWatch
 from xpeft_server.remote.connected_engine import ConnectedEngine
 from xpeft_server.remote.connected_tuner import ConnectedTuner
 from xpeft_server.remote.peer import Method, Peer
 from xpeft_server.remote.summed_metrics import ConnectedMetrics, Told
-from xpeft_server.settings import Settings
-from xpeft_server.tenant_limits import LimitsFile, choose_tenant_limits
+from xpeft_server.settings import Settings, SettingsInvalid
+from xpeft_server.tenant_limits import LimitsFile, LimitsInvalid, choose_tenant_limits
 
 from .http_front import HttpFront
 from .http_parts import build_http_parts
@@ -59,18 +61,22 @@ class FrontWorker:
         self._peer.close()
 
     async def _serve(self, settings: Settings, connections: int) -> None:
-        """Returns when it listens. Raises: what keeps it from that."""
+        """Returns when it listens. Raises: what keeps it from that; Unavailable for a file that cannot be used now."""
         configure_server_logging(settings)
         self._metrics = ConnectedMetrics(self._peer, top_profiles=settings.metrics_top_profiles)
+        try:
+            tenants = choose_tenant_limits(settings)
+            parts = build_http_parts(settings, os.environ, self._metrics)
+        except (SettingsInvalid, KeysInvalid, LimitsInvalid) as error:
+            raise Unavailable(str(error)) from None
         self._store = open_store(settings.store)
         self._watch = StoreWatch(self._store, self._metrics)
         self._engine = ConnectedEngine(self._peer, queue_seconds=settings.queue_seconds)
-        tenants = choose_tenant_limits(settings)
         await self._watch.start()
         await self._engine.start()
         self._front = HttpFront(
             settings,
-            build_http_parts(settings, os.environ, self._metrics),
+            parts,
             engine=self._engine,
             store=self._store,
             tuner=ConnectedTuner(self._peer),
@@ -114,7 +120,8 @@ class FrontWorker:
 
     def _lost(self) -> None:
         if not self._stopped:
-            log.critical("the process that has the engine went away: this one, which spoke HTTP for it, ends too")
+            if self._serving is not None:
+                log.critical("the process that has the engine went away: this one, which spoke HTTP for it, ends too")
             # Its clients are told by their connections' end, and find the port closed, or another server there.
             os._exit(1)
 
