@@ -351,6 +351,28 @@ async def test_a_request_to_speak_something_else_is_answered_in_http_and_is_the_
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+async def test_a_body_after_a_request_to_speak_something_else_is_read_and_what_follows_it_is_not(send, engine, framing):
+    # As Java's HttpClient and curl --http2 ask where there is no TLS.
+    ask = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQ\r\n"
+    told = b"Content-Length: %d\r\n\r\n" % len(BODY) if framing == "length" else b"Transfer-Encoding: chunked\r\n\r\n"
+    request = POST + ask + told + (BODY if framing == "length" else CHUNKED_BODY)
+    smuggled = POST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+    for parts in ((request + smuggled,), [b"%c" % byte for byte in request], (request + b"rubbish\r\n\r\n",)):
+        engine.seen.clear()
+        answer = await send(*parts)
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert b"connection: close\r\n" in answer
+        assert len(engine.seen) == 1
+
+
+async def test_chunks_that_are_none_after_a_request_to_speak_something_else_end_the_connection(send, engine):
+    ask = b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert await send(POST + ask + b"zz\r\n") == b""
+    assert engine.seen == []
+
+
 async def told(request):
     for news in (Started(None, 0.0), Piece("one"), Piece("two"), Finished("stop", 1, 2, 0.0)):
         yield news

@@ -23,6 +23,7 @@ from .joined_writes import JoinedWrites
 from .last_words import last_words
 from .outflow import Outflow
 from .unparsed_requests import UnparsedRequests
+from .unread_body import UnreadBody
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class HttpProtocol(HttpToolsProtocol):
     _idle_bytes = 0  # since the last of them
     _in_head = False
     _is_last = False  # nothing that comes is read any more
+    _unread: UnreadBody | None = None  # of the last request
     _head_bytes = 0
     _refusal: ApiError | None = None
     _late: asyncio.TimerHandle | None = None
@@ -99,11 +101,12 @@ class HttpProtocol(HttpToolsProtocol):
             return
         steps = self._steps
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Nothing else is spoken here. The parser takes what follows for no body of this request, nor is it another.
-            self._is_last = True
+            (self._unread or self.parser).feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # Nothing else is spoken here: the request is answered in HTTP, and is the last.
             self.cycle.keep_alive = False
+            self._unread = UnreadBody(self.headers, on_body=self.on_body, on_end=self._message_is_there)
+            self.data_received(data[upgrade.args[0] :])
             return
         except httptools.HttpParserError:
             self._refuse(self._refusal or ApiError(400, "invalid_http", "this is not HTTP/1.1"))
@@ -160,6 +163,11 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        # Of a request to speak something else the parser takes the head for all of it.
+        if not self.parser.should_upgrade():
+            self._message_is_there()
+
+    def _message_is_there(self) -> None:
         self._steps += 1
         self.scope[BODY_IS_THERE] = True  # type: ignore[typeddict-unknown-key]
         super().on_message_complete()
