@@ -228,6 +228,9 @@ class AuditSink:
         assert all(line.endswith(b"\n") and b"\n" not in line[:-1] for line in lines)
         self.entries += map(json.loads, lines)
 
+    def close(self) -> None:
+        pass
+
 
 @pytest.fixture
 def audit_sink() -> AuditSink:

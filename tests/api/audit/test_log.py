@@ -21,6 +21,9 @@ class SlowSink:
         assert self.go.wait(10)
         self.lines += map(json.loads, lines)
 
+    def close(self):
+        pass
+
 
 class Sink:
     def __init__(self):
@@ -32,6 +35,9 @@ class Sink:
         self.lines += map(json.loads, lines)
         if any("left_out" in json.loads(line) for line in lines):
             self.told.set()
+
+    def close(self):
+        pass
 
 
 @pytest.fixture
@@ -49,6 +55,7 @@ def test_entries_are_written_in_their_order_and_all_before_the_end(path):
         log.write({"action": number})
     log.close()
     assert actions(path) == list(range(3000))
+    assert opened(path) == 0, "what a full disk is rid of takes no room while the server runs"
 
 
 def test_who_writes_an_entry_does_not_wait_for_the_sink():
@@ -143,8 +150,11 @@ def test_a_file_that_was_moved_away_is_begun_anew(path):
     file.write([b"four\n"])
     assert path.with_suffix(".1").read_bytes() == b"one\n"
     assert path.read_bytes() == b"four\n"
-    opened = [link for link in Path("/proc/self/fd").iterdir() if str(path) in _target(link)]
-    assert len(opened) == 1
+    assert opened(path) == 1
+
+
+def opened(path):
+    return sum(str(path) in _target(link) for link in Path("/proc/self/fd").iterdir())
 
 
 def _target(link):
@@ -172,6 +182,19 @@ def test_a_line_that_was_cut_by_a_full_disk_does_not_spoil_the_next(path, monkey
             file.write([b"third\n"])
     file.write([b"fourth\n"])
     assert path.read_bytes() == b"fir\nfourth\n"
+
+
+def test_a_line_that_another_process_or_an_earlier_server_left_unfinished_does_not_spoil_the_next(path):
+    here, there = AuditFile(path), AuditFile(path)
+    here.write([b"one\n"])
+    with path.open("ab") as unfinished:
+        unfinished.write(b"tw")
+    there.write([b"three\n"])
+    with path.open("ab") as unfinished:
+        unfinished.write(b"fo")
+    AuditFile(path).write([b"five\n"])
+    here.write([b"six\n"])
+    assert path.read_bytes() == b"one\ntw\nthree\nfo\nfive\nsix\n"
 
 
 def test_what_is_no_file_is_refused(tmp_path):

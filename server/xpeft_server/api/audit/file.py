@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+_NEWLINE: Final = b"\n"
+_FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class AuditFile:
@@ -21,19 +22,17 @@ class AuditFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = self._open()
-        self._torn = False
 
     def write(self, lines: Sequence[bytes]) -> None:
-        """Append the lines. After a failure the file may end within a line; the next one begins after it."""
+        """Append the lines. Whoever failed before may have left the file within one; the next line begins after it."""
         self._follow()
-        data = b"\n" * self._torn + b"".join(lines)
+        data = _NEWLINE * self._ends_within_a_line() + b"".join(lines)
         done = 0
-        try:
-            while done < len(data):
-                done += os.write(self._file, data[done:])
-        finally:
-            if done:
-                self._torn = data[done - 1 : done] != b"\n"
+        while done < len(data):
+            done += os.write(self._file, data[done:])
+
+    def close(self) -> None:
+        os.close(self._file)
 
     def _open(self) -> int:
         file = os.open(self._path, _FLAGS, 0o600)
@@ -53,4 +52,7 @@ class AuditFile:
         file = self._open()
         os.close(self._file)
         self._file = file
-        self._torn = False
+
+    def _ends_within_a_line(self) -> bool:
+        size = os.fstat(self._file).st_size
+        return size > 0 and os.pread(self._file, 1, size - 1) != _NEWLINE

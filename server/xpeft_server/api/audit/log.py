@@ -27,6 +27,9 @@ class AuditSink(Protocol):
     def write(self, lines: Sequence[bytes]) -> None:
         """Keep these lines, each of which ends with a newline. Raises: OSError."""
 
+    def close(self) -> None:
+        """There are no more."""
+
 
 class AuditLogger:
     """Gives the lines to the logger ``xpeft.audit``, at INFO."""
@@ -34,6 +37,9 @@ class AuditLogger:
     def write(self, lines: Sequence[bytes]) -> None:
         for line in lines:
             lines_log.info("%s", line.decode().rstrip("\n"))
+
+    def close(self) -> None:
+        pass
 
 
 class AuditLog:
@@ -84,7 +90,7 @@ class AuditLog:
             self._waiting.put({})
 
     def close(self) -> None:
-        """Write what waits, in half a second at most."""
+        """Write what waits and close the sink, in half a second at most."""
         self._waiting.put(None)
         self._thread.join(_CLOSING_SECONDS)
 
@@ -109,6 +115,7 @@ class AuditLog:
                 written += self._take_left_out()
             if written:
                 self._keep(written)
+        self._sink.close()
 
     def _keep(self, entries: list[Entry]) -> None:
         with self._lock:
