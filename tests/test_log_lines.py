@@ -132,6 +132,18 @@ def test_keys_and_passwords_of_urls_are_blotted_out_whoever_logs_them(
     assert written.text.count("***") >= 3
 
 
+@pytest.mark.parametrize("formatter", [JsonLines(), PrettyLines()])
+def test_a_key_is_blotted_out_where_a_client_gives_it_for_a_name(
+    logger: logging.Logger, formatter: logging.Formatter
+) -> None:
+    written = Written(logger, formatter)
+    logger.info("asked", extra={"request_id": KEY, "tenant": "acme", "fields": {"profile": KEY, "seconds": 0.5}})
+    assert KEY not in written.text
+    assert written.text.count("***") == 2
+    assert "acme" in written.text
+    assert "0.5" in written.text
+
+
 @pytest.mark.parametrize(
     "said", ["http://localhost:4318/v1/traces", "xp_short", "profile xp_desk", "http://host/a:b c@d", "a:b@c"]
 )

@@ -8,10 +8,11 @@ import re
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Final, Literal, TextIO
+from typing import Final, Literal, TextIO, TypeVar
 
 LogFormat = Literal["json", "pretty"]
 Labels = Mapping[str, str]
+Value = TypeVar("Value")
 
 request_labels: ContextVar[Callable[[], Labels] | None] = ContextVar("request_labels", default=None)
 """What tells the labels of the request that is being handled; whatever is logged meanwhile carries them."""
@@ -106,6 +107,11 @@ def without_secrets(text: str) -> str:
     return _SECRETS.sub("***", text)
 
 
+def field_without_secrets(value: Value) -> Value | str:
+    """A field beside a message: what a client calls a request or a profile may be its key, too."""
+    return without_secrets(value) if isinstance(value, str) else value
+
+
 def _fields(record: logging.LogRecord) -> dict[str, object]:
     """Labels of the request, and what ``extra={"fields": …}`` brought."""
     fields: dict[str, object] = {}
@@ -116,7 +122,7 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
         if value := getattr(record, name, None):
             fields[name] = value
     fields.update(getattr(record, "fields", ()))
-    return fields
+    return {name: field_without_secrets(value) for name, value in fields.items()}
 
 
 def _indented(text: str) -> str:

@@ -110,6 +110,16 @@ async def test_no_entry_has_a_secret_a_text_or_a_label(keyed, profile_file, audi
         assert word not in shown
 
 
+async def test_a_key_that_was_given_for_a_name_is_in_no_entry(keyed, profile_file, audited):
+    key = "xp_" + "k" * 43
+    put = await keyed("acme-admin").put(
+        f"/v1/profiles/{key}", content=profile_file(1), headers=FILE | {"x-request-id": key}
+    )
+    assert put.status_code == 201
+    (entry,) = audited()
+    assert (entry["request_id"], entry["profile"], entry["status"]) == ("***", "***", 201)
+
+
 async def test_a_write_that_fails_is_told_with_its_code(keyed, store, profile_file, audited, monkeypatch):
     async def down(*_, **__):
         raise StoreUnavailable("redis at redis:6379 failed")

@@ -166,6 +166,15 @@ async def test_a_path_that_is_no_route_is_in_no_span(traced):
     assert (root.attributes["http.response.status_code"], root.status.status_code) == (404, StatusCode.UNSET)
 
 
+async def test_a_key_that_was_given_for_a_name_is_in_no_span(traced):
+    server = traced()
+    key = "xp_" + "k" * 43
+    await server.client.get(f"/v1/profiles/{key}", headers={"x-request-id": key})
+    (root,) = server.spans()
+    assert key not in str(dict(root.attributes))
+    assert root.attributes["url.path"] == "/v1/profiles/***"
+
+
 async def test_a_request_that_fails_shows_where_it_was_then(traced, engine):
     async def classify(request):
         request.journey.note("store", 1.0, 4.0, question="load")

@@ -12,6 +12,8 @@ from typing import Final, Protocol
 
 import orjson
 
+from xpeft_server.log_lines import field_without_secrets
+
 log = logging.getLogger(__name__)
 lines_log = logging.getLogger("xpeft.audit")
 
@@ -123,7 +125,7 @@ class AuditLog:
         if lost:
             entries = [*entries, {"time": _utc(), "action": "lines_lost", "lost": lost}]
         try:
-            self._sink.write([orjson.dumps(entry) + b"\n" for entry in entries])
+            self._sink.write([_line(entry) for entry in entries])
         except OSError as error:
             with self._lock:
                 self._lost += lost + len(entries) - bool(lost)
@@ -142,6 +144,10 @@ class AuditLog:
             {"time": _utc(), "action": "refusals_left_out", "status": status, "left_out": count}
             for status, count in left_out.items()
         ]
+
+
+def _line(entry: Entry) -> bytes:
+    return orjson.dumps({name: field_without_secrets(value) for name, value in entry.items()}) + b"\n"
 
 
 def _utc() -> str:

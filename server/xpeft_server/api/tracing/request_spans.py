@@ -12,6 +12,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.types import Scope
 
 from xpeft_server.engine.requests import Stage
+from xpeft_server.log_lines import field_without_secrets
 
 from ..access.table import UNMATCHED, WHILE_DRAINING
 from ..context import RequestContext
@@ -104,7 +105,7 @@ def _attributes(scope: Scope, context: RequestContext, status: int, outcome: str
         "gen_ai.usage.input_tokens": journey.prompt_tokens,
         "gen_ai.usage.output_tokens": journey.completion_tokens,
     }
-    return {name: value for name, value in known.items() if value}
+    return {name: field_without_secrets(value) for name, value in known.items() if value}
 
 
 class _HeaderGetter(Getter[Headers]):
