@@ -110,6 +110,18 @@ def test_what_one_process_was_told_every_other_one_knows(fronted: Any) -> None:
         assert {classify(c).status_code for c in clients} == {404}
 
 
+def test_the_first_process_keeps_no_file_and_misses_no_span_that_are_the_others(
+    fronted: Any, make_collector: Any, tmp_path: Path
+) -> None:
+    collector, audit, log = make_collector(), tmp_path / "audit.jsonl", tmp_path / "server.log"
+    server = fronted("--otlp-endpoint", collector.url, "--audit-log", str(audit), log=log)
+    opened = [str(each.readlink()) for each in Path(f"/proc/{server.process.pid}/fd").iterdir()]
+    assert str(audit) not in opened
+    assert server.stop() == 0
+    collector.close()
+    assert "spans were not sent" not in log.read_text()
+
+
 def test_metrics_are_those_of_all_processes_wherever_they_are_asked_for(fronted: Any) -> None:
     server = fronted()
     server.put("p", server.profile(1))

@@ -74,7 +74,8 @@ class RunningServer:
         self._keys = "on" if parts.keys.required else "off"
         self._front: Front
         if settings.http_processes:
-            parts.close(0)
+            # Nothing waits in them.
+            parts.close(CLOSING_SECONDS)
             self._front = FrontProcesses(
                 settings,
                 engine=self._engine,
