@@ -12,6 +12,7 @@ from xpeft_profiles import PreconditionFailed, ProfileInvalid, check_name
 from xpeft_server.engine.errors import Overloaded
 
 from ..access.table import CANCEL, JOBS_PREFIX, METHOD_LENGTH, PROFILE, PROFILES_PREFIX, TUNE, TUNE_SUFFIX
+from ..client_address import shown_client
 from ..context import Change, RequestContext, context_of
 from ..errors import ApiError, ClientGone, translate
 from .log import AuditLog
@@ -87,13 +88,12 @@ def _entry(scope: Scope, action: str, status: int | None, code: str | None) -> d
     context = context_of(scope)
     principal, change = context.principal, context.change or Change()
     profile, job = _named(scope["path"], context) if principal.tenant else (None, None)
-    client = scope.get("client")
     return {
         "request_id": context.request_id.decode(),
         "key": principal.key_id,
         "tenant": principal.tenant or None,
         "role": next(iter(principal.roles)) if len(principal.roles) == 1 else None,
-        "client": f"{client[0]}:{client[1]}" if client else None,
+        "client": shown_client(scope.get("client")),
         "action": action,
         "profile": change.profile or profile,
         "job": change.job or job,

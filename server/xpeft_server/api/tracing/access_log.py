@@ -8,6 +8,7 @@ from typing import Final
 from starlette.types import Scope
 
 from ..access.table import METHOD_LENGTH, UNMATCHED
+from ..client_address import shown_client
 from ..context import RequestContext
 from ..errors import ApiError
 
@@ -29,7 +30,7 @@ def log_access(scope: Scope, context: RequestContext, *, status: int, outcome: s
         "status": status or None,
         "outcome": outcome,
         "seconds": round(seconds, 6),
-        "client": _address(scope.get("client")),
+        "client": shown_client(scope.get("client")),
         "profile": context.profile,
         "profile_version": journey.profile_version,
     }
@@ -46,7 +47,7 @@ def log_unparsed(error: ApiError, *, request_id: str, outcome: str, client: tupl
         "status": error.status,
         "code": error.code,
         "outcome": outcome,
-        "client": _address(client),
+        "client": shown_client(client),
     }
     _log(fields, UNMATCHED, error.status)
 
@@ -54,7 +55,3 @@ def log_unparsed(error: ApiError, *, request_id: str, outcome: str, client: tupl
 def _log(fields: dict[str, object], *words: object) -> None:
     known = {name: value for name, value in fields.items() if value is not None}
     _logger.info(" ".join(map(str, words)), extra={"fields": known})
-
-
-def _address(client: tuple[str, int] | None) -> str | None:
-    return f"{client[0]}:{client[1]}" if client else None
