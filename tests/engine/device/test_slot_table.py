@@ -53,6 +53,16 @@ def test_a_crowd_that_is_asked_for_once_passes_by_those_that_are_asked_for_again
     assert [each is not None and each[1] for each in found] == [False] * 8
 
 
+def test_a_head_that_no_room_is_enough_for_costs_nobody_a_slot() -> None:
+    slots = table(2, head_rows=8)
+    slots.place(cached("v1"))
+    slots.begin_batch()
+    assert slots.place(cached("wide", labels=9)) is None
+    found = slots.place(cached("v1"))
+    assert found is not None
+    assert not found[1]
+
+
 def test_asked_for_many_times_by_one_batch_is_asked_for_once() -> None:
     slots = table(2)
     for version in ("v1", "v1", "v1", "v2"):

@@ -83,6 +83,33 @@ async def test_a_tenant_that_holds_all_room_makes_way_for_another_and_loses_noth
     await studio.until(studio.empty)
 
 
+async def test_a_tenant_whose_profiles_hold_all_slots_makes_way_for_another_and_loses_nothing(open_studio: Any) -> None:
+    studio = await open_studio(slots=4)
+    loud = [await studio.put(f"p{number}", number, tenant="loud") for number in range(4)]
+    quiet = await studio.put("p", 9, tenant="quiet")
+    alone = [(await studio.told(key, PROMPT, 150)).text for key in loud]
+    crowd = [asyncio.create_task(studio.told(key, PROMPT, 150)) for key in loud * 2]
+    running = studio.engine._generation.generator._running
+    await studio.until(lambda: len(running) == 8 and all(each.generated > 10 for each in running))
+    await studio.told(quiet, PROMPT, 1)
+    assert not any(task.done() for task in crowd)
+    assert [told.text for told in await asyncio.gather(*crowd)] == alone * 2
+    await studio.until(studio.empty)
+
+
+async def test_who_gets_the_room_of_all_others_gets_a_slot_too(open_studio: Any) -> None:
+    studio = await open_studio(slots=1, max_sequences=1)
+    loud, quiet = await studio.put("p", 1, tenant="loud"), await studio.put("p", 2, tenant="quiet")
+    alone = (await studio.told(loud, PROMPT, 150)).text
+    crowd = [asyncio.create_task(studio.told(loud, PROMPT, 150)) for _ in range(2)]
+    running = studio.engine._generation.generator._running
+    await studio.until(lambda: len(running) == 1 and running[0].generated > 10)
+    await studio.told(quiet, PROMPT, 1)
+    assert not any(task.done() for task in crowd)
+    assert [told.text for told in await asyncio.gather(*crowd)] == [alone] * 2
+    await studio.until(studio.empty)
+
+
 async def test_a_cache_that_nobody_has_used_yet_is_free(open_studio: Any) -> None:
     studio = await open_studio(kv_tokens=1024)
     gauges = studio.engine.metrics.kv_tokens
@@ -183,6 +210,17 @@ async def test_a_head_wider_than_the_server_holds_is_refused_and_others_go_on(op
     )
     assert isinstance(answers[1], WrongBank)
     assert answers[0].text == answers[2].text != ""
+
+
+async def test_a_head_wider_than_the_server_holds_is_refused_while_others_write(open_studio: Any) -> None:
+    studio = await open_studio()
+    good, wide = await studio.put("good", 1), await studio.put("wide", 2, labels=600)
+    writer = asyncio.create_task(studio.told(good, PROMPT, 150))
+    await studio.until(lambda: len(studio.engine._generation.generator._running) == 1)
+    with pytest.raises(WrongBank):
+        await studio.told(wide, PROMPT, 1)
+    assert not writer.done()
+    await writer
 
 
 @pytest.mark.parametrize("victim", [0, 3, 7])

@@ -33,6 +33,7 @@ class SlotTable:
     def __init__(self, *, slots: int, head_rows: int, metrics: Metrics) -> None:
         self._free_slots = list(range(slots - 1, -1, -1))
         self._free_rows = list(range(head_rows - 1, -1, -1))
+        self._most_rows = head_rows
         self._placed: SegmentedLru[Placement] = SegmentedLru(slots)
         self._pinned: set[str] = set()
         self._asked: set[str] = set()  # counted as a hit or a miss of this batch
@@ -42,6 +43,10 @@ class SlotTable:
         """Nothing is pinned any more."""
         self._pinned.clear()
         self._asked.clear()
+
+    def may_hold(self, profile: CachedProfile) -> bool:
+        """Whether its head has no more labels than there are rows."""
+        return _labels(profile) <= self._most_rows
 
     def pin(self, version: str) -> Placement | None:
         """Its placement, pinned for this batch, if it is still there: a use, but no hit of the tier, and no miss."""
@@ -62,9 +67,8 @@ class SlotTable:
             self._metrics.cache_hits["device"].inc(version not in self._asked)
             self._asked.add(version)
             return found, False
-        head = profile.profile.head_weight
-        rows = 0 if head is None else head.shape[0]
-        if not self._make_room(rows):
+        rows = _labels(profile)
+        if not self.may_hold(profile) or not self._make_room(rows):
             return None
         taken = [self._free_rows.pop() for _ in range(rows)]
         placement = Placement(self._free_slots.pop(), np.array(taken, np.int64))
@@ -96,3 +100,9 @@ class SlotTable:
             self._free_rows.extend(placement.head_rows.tolist())
             self._pinned.discard(version)
             self._metrics.profiles_resident["device"].set(len(self._placed))
+
+
+def _labels(profile: CachedProfile) -> int:
+    """Of its own head."""
+    head = profile.profile.head_weight
+    return 0 if head is None else head.shape[0]

@@ -125,8 +125,7 @@ class Generation:
             try:
                 over = sequence.answer.advance(advance)
             except Exception as error:
-                labels = {"request_id": sequence.request_id, "tenant": sequence.tenant}
-                logger.exception("an answer could not be told", extra=labels)
+                logger.exception("an answer could not be told", extra=sequence.labels)
                 sequence.answer.fail_unexpectedly(error)
                 over = True
             sequence.withdrawn |= over

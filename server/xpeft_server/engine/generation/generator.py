@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 
 from xpeft_server.model.batches.step_packing import Chunk
 from xpeft_server.model.classifier import Classifier
@@ -93,8 +94,7 @@ class Generator:
         self._part_with_the_gone()
         self._make_room()
         self._pin_slots()
-        refused = self._admit()
-        advances = refused + self._compute(share_budget(self._running, self._max_tokens))
+        advances = self._admit() + self._compute(share_budget(self._running, self._max_tokens))
         for advance in advances:
             if advance.finish_reason or advance.error:
                 self._release(advance.sequence)
@@ -131,6 +131,10 @@ class Generator:
         refused: list[Advance] = []
 
         def accept(sequence: Sequence) -> bool:
+            if sequence.profile is not None and not self._slots.may_hold(sequence.profile):
+                error = WrongBank("the profile's head has more labels than this server holds", param="profile")
+                refused.append(Advance(sequence, time.monotonic(), counted=False, error=error))
+                return True
             row = self._row_for(sequence)
             while row is None and self._make_way(sequence):
                 row = self._row_for(sequence)
@@ -138,11 +142,8 @@ class Generator:
                 return False
             if self._place(sequence.profile) is None:
                 self._decoder.cache.release(row)
-                if self._running:
-                    return False
-                error = WrongBank("the profile's head has more labels than this server holds", param="profile")
-                refused.append(Advance(sequence, time.monotonic(), counted=False, error=error))
-                return True
+                self._make_slot(sequence)
+                return False
             sequence.row = row
             sequence.to_read = len(sequence.ids)
             sequence.taken = sequence.taken or time.monotonic()
@@ -159,25 +160,35 @@ class Generator:
         return cache.claim(len(sequence.ids), spare=cache.tokens // _SPARE if self._running else 0)
 
     def _make_way(self, sequence: Sequence) -> bool:
-        """Preempt the latest sequence of a tenant that is ahead of its share, for one of a tenant that is not.
+        """Preempt the latest of those who yield to this one."""
+        latest = next(self._yielding(sequence), None)
+        if latest is not None:
+            self._preempt(latest)
+        return latest is not None
 
-        It must have paid for what is read again: to be taken in is charged at once, so that two tenants could take
+    def _make_slot(self, sequence: Sequence) -> None:
+        """Preempt all sequences of a profile, if all yield to this one: at the next step its slot is pinned no more."""
+        yielding = list(self._yielding(sequence))
+        staying = {None, *(each.version for each in set(self._running).difference(yielding))}
+        leaving = [each for each in yielding if each.version not in staying]
+        for each in leaving:
+            if each.version == leaving[0].version:
+                self._preempt(each)
+
+    def _yielding(self, sequence: Sequence) -> Iterator[Sequence]:
+        """Those of tenants that are ahead of their share, for one of a tenant that is not; who came last is first.
+
+        They must have paid for what is read again: to be taken in is charged at once, so that two tenants could take
         room from each other before either has written anything.
         """
-        if self._shares.is_ahead(sequence.tenant):
-            return False
-        paid = (each for each in reversed(self._running) if (len(each.ids) - each.to_read) * _PAID >= each.to_read)
-        latest = next((each for each in paid if self._shares.is_ahead(each.tenant)), None)
-        if latest is None:
-            return False
-        self._preempt(latest)
-        return True
+        running = [] if self._shares.is_ahead(sequence.tenant) else self._running
+        paid = (each for each in reversed(running) if (len(each.ids) - each.to_read) * _PAID >= each.to_read)
+        return (each for each in paid if self._shares.is_ahead(each.tenant))
 
     def _slot_of(self, sequence: Sequence) -> int | None:
         """As `_place`, for one that was taken in: its profile is asked for anew only where it lost its slot."""
-        profile = sequence.profile
-        kept = None if profile is None else self._slots.pin(profile.version)
-        return self._place(profile) if kept is None else kept.slot
+        kept = None if sequence.version is None else self._slots.pin(sequence.version)
+        return self._place(sequence.profile) if kept is None else kept.slot
 
     def _place(self, profile: CachedProfile | None) -> int | None:
         """The profile's slot, pinned for this step and filled before it computes; None if there is no room."""
@@ -194,6 +205,8 @@ class Generator:
     def _compute(self, parts: list[StepPart]) -> list[Advance]:
         """One step of these. If it fails, its halves are tried, until it is known whose fault it was."""
         if not parts:
+            self._slots.forget(self._fills)
+            self._fills = {}
             return []
         try:
             chosen = self._forward(parts)
@@ -206,7 +219,7 @@ class Generator:
         if is_out_of_memory(failure):
             return self._compute_with_less(parts, failure)
         if len(parts) == 1:
-            logger.error("a sequence could not be computed", exc_info=failure, extra=_labels(parts[0].sequence))
+            logger.error("a sequence could not be computed", exc_info=failure, extra=parts[0].sequence.labels)
             return [Advance(parts[0].sequence, time.monotonic(), counted=False, error=as_engine_error(failure))]
         half = len(parts) // 2
         logger.warning("a step of %d sequences failed and is halved: %r", len(parts), failure)
@@ -218,7 +231,7 @@ class Generator:
         tokens = sum(part.length for part in parts)
         if len(parts) == 1:
             message = "the device has no memory for %d tokens of one sequence: %s"
-            logger.error(message, tokens, failure, extra=_labels(parts[0].sequence))
+            logger.error(message, tokens, failure, extra=parts[0].sequence.labels)
             error = Unavailable(f"the device has no memory for {tokens} tokens of a text now")
             return [Advance(parts[0].sequence, time.monotonic(), counted=False, error=error)]
         half = len(parts) // 2
@@ -257,7 +270,7 @@ class Generator:
         ended = time.monotonic()
         self._metrics.profile_load["host"].observe(ended - began)
         for sequence in sequences:
-            if sequence.filled is None and sequence.profile is not None and sequence.profile.version in self._fills:
+            if sequence.filled is None and sequence.version in self._fills:
                 sequence.filled = began, ended
 
     def _advanced(self, sequence: Sequence, token: int, chosen: Chosen, row: int, now: float) -> Advance:
@@ -285,8 +298,3 @@ class Generator:
         cache = self._decoder.cache
         self._metrics.kv_tokens["used"].set(cache.used)
         self._metrics.kv_tokens["free"].set(cache.tokens - cache.used)
-
-
-def _labels(sequence: Sequence) -> dict[str, str]:
-    """For logs."""
-    return {"request_id": sequence.request_id, "tenant": sequence.tenant}

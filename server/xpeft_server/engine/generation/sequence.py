@@ -95,6 +95,16 @@ class Sequence:
         return not self.withdrawn
 
     @property
+    def labels(self) -> dict[str, str]:
+        """For logs."""
+        return {"request_id": self.request_id, "tenant": self.tenant}
+
+    @property
+    def version(self) -> str | None:
+        """Of its profile."""
+        return None if self.profile is None else self.profile.version
+
+    @property
     def generated(self) -> int:
         return len(self.ids) - self.prompt_length
 
