@@ -12,7 +12,7 @@ import pytest
 
 from xpeft_profiles import ProfileKey
 from xpeft_server.engine.requests import ChatMessage, ClassifyRequest, Prompt, TextInput
-from xpeft_server.engine.tokenizer_stage import SHORT, TokenizerStage, tokenizer_threads
+from xpeft_server.engine.tokenizer_stage import ROUND, SHORT, TokenizerStage, tokenizer_threads
 from xpeft_server.model.tokens.tokenizing import TokenizedText
 
 
@@ -47,7 +47,7 @@ class NamesThread:
 async def test_what_takes_long_has_a_thread_of_its_own(prompt: Prompt, long: bool) -> None:
     tokenizer = NamesThread()
     stage = TokenizerStage(tokenizer)  # type: ignore[arg-type]
-    await stage.encode_prompt(prompt)
+    await stage.encode_prompt("t", prompt)
     stage.close()
     assert tokenizer.thread.startswith("tokenizer-long") is long
 
@@ -108,6 +108,23 @@ async def test_who_waits_is_tokenised_together_and_each_gets_its_own(until: Any)
     answers = await asyncio.gather(*asked)
     assert tokenizer.calls == [["first"], ["a", "bb", "ccc"]]
     assert [[len(each) for each in answer] for answer in answers] == [[5], [1, 2], [3]]
+    stage.close()
+
+
+async def test_one_tenants_many_texts_leave_another_one_its_place(until: Any) -> None:
+    tokenizer = Picky()
+    stage = TokenizerStage(tokenizer)  # type: ignore[arg-type]
+    texts = [("loud", "first"), *[("loud", "a" * SHORT)] * 20, ("quiet", "short")]
+    asked = [
+        asyncio.create_task(stage.encode(ClassifyRequest(ProfileKey(tenant, "p"), (TextInput(text),))))
+        for tenant, text in texts
+    ]
+    await until(lambda: stage._short[0].queued() == len(texts))
+    tokenizer.free.set()
+    answers = await asyncio.gather(*asked)
+    assert "short" in tokenizer.calls[1]
+    assert max(sum(map(len, call)) for call in tokenizer.calls) <= ROUND
+    assert [len(answer[0]) for answer in answers] == [len(text) for _, text in texts]
     stage.close()
 
 

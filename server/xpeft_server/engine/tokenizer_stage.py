@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
@@ -18,6 +19,9 @@ from .requests import ClassifyRequest, Prompt
 SHORT = 16_384
 """Characters; longer requests go to a lane of their own, so that nobody's short text waits behind a book."""
 
+ROUND = 65_536
+"""Characters that a lane tokenises at once, for which whoever comes meanwhile waits; a longer request is alone."""
+
 PER_MESSAGE = 16
 """Characters that a chat's template puts around a message, about: sixty thousand empty ones are no short text."""
 
@@ -29,25 +33,30 @@ Result = list[TokenizedText] | Exception
 class _Waiting(NamedTuple):
     """Neighbours of the same ``encode`` are tokenised by one call of it."""
 
+    tenant: str
+    characters: int
     encode: Encode
     inputs: Inputs
     done: asyncio.Future[list[TokenizedText]]
 
 
 class _Lane:
-    """One thread; what comes while it works is its next round."""
+    """One thread; of what comes while it works the next round takes some, one request of each tenant in turn."""
 
     def __init__(self, name: str) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._waiting: list[_Waiting] = []
+        # Whose turn is next stands first, and so does a tenant's oldest request.
+        self._waiting: OrderedDict[str, deque[_Waiting]] = OrderedDict()
+        self._count = 0
         self._busy = False
 
     def queued(self) -> int:
         """Requests that wait, or are being worked on."""
-        return len(self._waiting) + self._busy
+        return self._count + self._busy
 
     def submit(self, waiting: _Waiting) -> None:
-        self._waiting.append(waiting)
+        self._waiting.setdefault(waiting.tenant, deque()).append(waiting)
+        self._count += 1
         if not self._busy:
             self._next_round(waiting.done.get_loop())
 
@@ -55,10 +64,29 @@ class _Lane:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _next_round(self, loop: asyncio.AbstractEventLoop) -> None:
-        round_, self._waiting = self._waiting, []
+        round_ = self._taken()
         self._busy = bool(round_)
         if round_:
             self._thread.submit(self._work, loop, round_)
+
+    def _taken(self) -> list[_Waiting]:
+        """Without those that nobody waits for any more."""
+        taken: list[_Waiting] = []
+        left = ROUND
+        while self._waiting:
+            tenant, line = self._waiting.popitem(last=False)
+            if taken and line[0].characters > left:
+                self._waiting[tenant] = line
+                self._waiting.move_to_end(tenant, last=False)
+                break
+            first = line.popleft()
+            self._count -= 1
+            if line:
+                self._waiting[tenant] = line
+            if not first.done.done():
+                taken.append(first)
+                left -= first.characters
+        return taken
 
     def _work(self, loop: asyncio.AbstractEventLoop, round_: list[_Waiting]) -> None:
         wanted = [waiting for waiting in round_ if not waiting.done.done()]
@@ -106,20 +134,20 @@ class TokenizerStage:
         """A token list a text, cut to the model's limit if the request says so."""
         characters = sum(len(text) + len(pair or "") for text, pair in request.inputs)
         encode = self._encode_cut if request.truncate else self.tokenizer.encode
-        return await self._on_lane(characters, encode, request.inputs)
+        return await self._on_lane(request.profile.tenant, characters, encode, request.inputs)
 
-    async def encode_prompt(self, prompt: Prompt) -> list[int]:
+    async def encode_prompt(self, tenant: str, prompt: Prompt) -> list[int]:
         """A prompt's tokens, with the special ones that the tokenizer adds, or the template where it is a chat.
 
         Raises: InvalidInput, which names the token that the vocabulary has not; NoChatTemplate.
         """
         if isinstance(prompt, str):
-            encoded = await self._on_lane(len(prompt), self.tokenizer.encode, [(prompt, None)])
+            encoded = await self._on_lane(tenant, len(prompt), self.tokenizer.encode, [(prompt, None)])
             return [int(token) for token in encoded[0].ids]
         messages = [(each.role, each.content) for each in prompt if not isinstance(each, int)]
         if messages:
             characters = sum(PER_MESSAGE + len(content) for _, content in messages)
-            encoded = await self._on_lane(characters, lambda _: self._encode_chat(messages), [("", None)])
+            encoded = await self._on_lane(tenant, characters, lambda _: self._encode_chat(messages), [("", None)])
             return [int(token) for token in encoded[0].ids]
         ids = [each for each in prompt if isinstance(each, int)]
         for token in ids:
@@ -145,10 +173,10 @@ class TokenizerStage:
         except ChatRefused as error:
             raise InvalidInput(f"the model's template refuses this chat: {error}", param="messages") from None
 
-    async def _on_lane(self, characters: int, encode: Encode, inputs: Inputs) -> list[TokenizedText]:
+    async def _on_lane(self, tenant: str, characters: int, encode: Encode, inputs: Inputs) -> list[TokenizedText]:
         done: asyncio.Future[list[TokenizedText]] = asyncio.get_running_loop().create_future()
         lane = min(self._short, key=_Lane.queued) if characters <= SHORT else self._long
-        lane.submit(_Waiting(encode, inputs, done))
+        lane.submit(_Waiting(tenant, characters, encode, inputs, done))
         return await done
 
 

@@ -92,7 +92,7 @@ class Generation:
         _check(request)
         with self._permit(request) as permit:
             with journey.stage("tokenise", texts=1):
-                prompt = await self._tokenizer.encode_prompt(request.prompt)
+                prompt = await self._tokenizer.encode_prompt(request.tenant, request.prompt)
             _check_length(prompt, self._limit)
             permit.admit_tokens(len(prompt))
             profile = (
