@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis
 
 from xpeft_profiles import (
     CursorInvalid,
@@ -16,6 +18,7 @@ from xpeft_profiles import (
     RecordDamaged,
     encode_record,
     listing,
+    open_store,
 )
 from xpeft_profiles.redis import store as redis_store
 
@@ -124,6 +127,28 @@ async def test_thousands_of_tenants_are_told(
     keys = [ProfileKey(f"t{n:04}", "p") for n in range(2300)]
     await store.put_many([KeyedRecord(key, profile.version, encode_record(profile)) for key in keys])
     assert sorted([tenant async for tenant in store.tenants()]) == [key.tenant for key in keys]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 9])
+async def test_what_cannot_be_a_name_is_left_out_and_no_page_ends_on_it(
+    shared_url: str, redis_client: redis.Redis, make_profile: MakeProfile, names_of: NamesOf, limit: int
+) -> None:
+    store = open_store(shared_url)
+    await store.open()
+    for name in ("a", "b", "c", "x"):
+        await store.put(ProfileKey("acme", name), make_profile())
+    foreign = [" ", "-", "a b", "b\n", *(f"bb {number}" for number in range(5)), "b" * 129, "ü", "\U0010fffe"]
+    if store.scheme == "redis":
+        redis_client.zadd("xpeft:{acme}:names", dict.fromkeys([*foreign, b"b\xff"], 0))
+    else:
+        with sqlite3.connect(shared_url.removeprefix("sqlite:///")) as connection:
+            columns = "version, created, updated, record FROM profiles WHERE name = 'a'"
+            for name in foreign:
+                connection.execute(f"INSERT INTO profiles SELECT tenant, ?, {columns}", (name,))
+        connection.close()
+    assert await names_of(store, "acme", limit) == ["a", "b", "c", "x"]
+    assert await names_of(store, "acme", limit, prefix="b") == ["b"]
+    await store.close()
 
 
 @pytest.mark.parametrize("cursor", ["", "!", "YQ==", "Y", "Li4vdXA", "w7w", "ü", "YR", "a" * 400, "YQ\n"])
