@@ -140,6 +140,9 @@ class Engine:
             permit.admit_tokens(sum(map(len, texts)))
             with permit.waiting():
                 profile = self._cache.get(request.profile) or await self._loader.load(request.profile, request.journey)
+                if profile.labels is None:
+                    # It is refused without a batch, in which it would be found out whether it has one by now.
+                    profile = await self._loader.current(request.profile, accepted, request.journey)
                 check_head(profile)
                 self._check_open()
                 return await self._classification.answer(request, texts, profile, accepted)

@@ -12,6 +12,7 @@ import pytest
 
 from xpeft_profiles import Profile, ProfileKey
 from xpeft_server.engine.engine import Engine
+from xpeft_server.engine.errors import ProfileHasNoHead, ProfileNotFound
 from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, Journey, TextInput
 
 MakeProfile = Callable[..., Profile]
@@ -38,6 +39,24 @@ class Late:
             self.asked.set()
             await self.arrives.wait()
         return answer
+
+
+async def test_a_profile_that_had_no_head_is_asked_about_before_it_is_refused_again(
+    start_engine: Any, store: Any, profile: MakeProfile
+) -> None:
+    engine = await start_engine()
+    await store.put(KEY, profile(engine.geometry, 1, labels=None))
+    for _ in range(2):
+        with pytest.raises(ProfileHasNoHead):
+            await ask(engine)
+    newer = (await store.put(KEY, profile(engine.geometry, 2))).version
+    assert (await ask(engine)).profile_version == newer
+    await store.put(KEY, profile(engine.geometry, 1, labels=None))
+    with pytest.raises(ProfileHasNoHead):
+        await ask(engine)
+    await store.delete(KEY)
+    with pytest.raises(ProfileNotFound):
+        await ask(engine)
 
 
 async def test_a_version_that_was_asked_for_before_a_request_came_does_not_count_for_it(
