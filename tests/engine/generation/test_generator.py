@@ -45,6 +45,28 @@ async def test_a_short_prompt_gets_its_first_token_within_five_steps_of_64_write
     await asyncio.gather(*writers, return_exceptions=True)
 
 
+async def test_a_short_prompt_is_read_before_the_long_ones_of_a_tenant_that_had_more_than_its_share(
+    open_studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio = await open_studio(max_batch_tokens=16)
+    loud, quiet = await studio.put("p", 1, tenant="loud"), await studio.put("p", 2, tenant="quiet")
+    alone = await studio.told(loud, PROMPT * 12, 8)
+    readers = [asyncio.create_task(studio.told(loud, PROMPT * 12, 8)) for _ in range(20)]
+    await studio.until(lambda: len(studio.engine._generation.generator._running) == 20)
+    steps = 0
+    step = studio.decoder.step
+
+    def counted(chunks: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return step(chunks)
+
+    monkeypatch.setattr(studio.decoder, "step", counted)
+    await studio.told(quiet, PROMPT, 1)
+    assert steps <= 5
+    assert {told.text for told in await asyncio.gather(*readers)} == {alone.text}
+
+
 async def test_a_tenant_with_a_hundred_prompts_does_not_keep_out_another_with_one(open_studio: Any) -> None:
     studio = await open_studio(max_sequences=2)
     loud, quiet = await studio.put("p", 1, tenant="loud"), await studio.put("p", 2, tenant="quiet")

@@ -94,7 +94,7 @@ class Generator:
         self._part_with_the_gone()
         self._make_room()
         self._pin_slots()
-        advances = self._admit() + self._compute(share_budget(self._running, self._max_tokens))
+        advances = self._admit() + self._compute(share_budget(self._running, self._max_tokens, self._shares.is_ahead))
         for advance in advances:
             if advance.finish_reason or advance.error:
                 self._release(advance.sequence)
