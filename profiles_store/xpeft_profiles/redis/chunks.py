@@ -42,10 +42,10 @@ class Chunk:
         self.bytes += len(name) + len(version) + len(record)
 
     def outcomes(
-        self, answer: tuple[bytes, bytes, list[bytes]], records: Sequence[KeyedRecord]
+        self, answer: tuple[bytes, bytes, list[bytes], int], records: Sequence[KeyedRecord]
     ) -> Iterator[tuple[int, PutOutcome]]:
         """Place and outcome, of what the script returned."""
-        letters, times, kept = answer
+        letters, times, kept, _ = answer
         versions = iter(kept)
         for place, letter, (created, updated) in zip(self.places, letters, TIMES.iter_unpack(times), strict=True):
             status = _STATUS[letter]

@@ -1,7 +1,8 @@
 """The scripts that write: Redis runs each as a whole, so the precondition and the write are one step.
 
 A profile's value is ``created, updated`` as two little-endian doubles, the version's 32 bytes, then the record.
-A put brings its name back into a set of names that has lost it, though the record is there already.
+A tenant that has profiles has a key that says so, beside the set of their names: where the set is gone, or lacks the
+name of a profile that is there, names were lost. A put finds that out, and `NAMES_BACK` puts all of them into it again.
 All reading stands before all writing: a script that fails has changed nothing.
 """
 
@@ -32,7 +33,8 @@ local function refused(first, current, damaged)
 end
 """
 
-# KEYS: profile, version, names. ARGV: name, version, its digest, record, most profiles (-1: any number), precondition.
+# KEYS: profile, version, names, written. ARGV: name, version, its digest, record, most profiles (-1: any number),
+# 1 where names that were lost have been looked for, precondition.
 PUT = (
     _PRECONDITION
     + """
@@ -43,9 +45,11 @@ local kept = redis.call('GET', KEYS[1])
 local listed = redis.call('ZSCORE', KEYS[3], ARGV[1])
 local same = current == ARGV[2]
 local whole = same and kept and string.sub(kept, 17) == ARGV[3] .. ARGV[4]
-if refused(6, current, same and not whole) then return {'refused', current or ''} end
-local most = tonumber(ARGV[5])
-if not current and most >= 0 and redis.call('ZCARD', KEYS[3]) >= most then return {'full', ''} end
+if refused(7, current, same and not whole) then return {'refused', current or ''} end
+local most, names = tonumber(ARGV[5]), redis.call('ZCARD', KEYS[3])
+local lost = current and not listed or names == 0 and redis.call('EXISTS', KEYS[4]) == 1
+if lost and ARGV[6] == '0' then return {'lost', ''} end
+if not current and most >= 0 and names >= most then return {'full', ''} end
 local status, created = 'created', now
 if current then
     status = 'replaced'
@@ -59,13 +63,15 @@ local times = struct.pack('<dd', created, now)
 redis.call('SET', KEYS[1], times .. ARGV[3] .. ARGV[4])
 redis.call('SET', KEYS[2], ARGV[2])
 redis.call('ZADD', KEYS[3], 0, ARGV[1])
+redis.call('SET', KEYS[4], '')
 return {status, times}
 """
 )
 
-# KEYS: names. ARGV: how a version's key begins, how a profile's begins, 1 to replace or 0 to keep what is there, then
-# of each profile its name, version, and digest and record in one. The keys that are made of them are the tenant's, too.
-# Returns a letter of the outcome for each profile, the times for each, and the versions that were kept.
+# KEYS: names, written. ARGV: how a version's key begins, how a profile's begins, 1 to replace or 0 to keep what is
+# there, then of each profile its name, version, and digest and record in one. The keys that are made of them are the
+# tenant's, too. Returns a letter of the outcome for each profile, the times for each, the versions that were kept, and
+# 1 if the tenant had lost names.
 PUT_MANY = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -75,7 +81,7 @@ for i = 4, #ARGV, 3 do
     profile_keys[#profile_keys + 1] = ARGV[2] .. ARGV[i]
 end
 local versions = redis.call('MGET', unpack(version_keys))
-redis.call('ZSCORE', KEYS[1], ARGV[4])
+local lost = redis.call('ZCARD', KEYS[1]) == 0 and redis.call('EXISTS', KEYS[2]) == 1
 -- A key of another type is absent to MGET; GET refuses it.
 local absent = {}
 for i = 1, #version_keys do
@@ -110,17 +116,29 @@ for i = 1, #version_keys do
         values[at + 1], values[at + 2] = profile_keys[i], times[i] .. content
         values[at + 3], values[at + 4] = version_keys[i], version
     end
-    if letters[i] == 'c' or letters[i] == 'r' or not redis.call('ZSCORE', KEYS[1], name) then
+    local unlisted = current and not redis.call('ZSCORE', KEYS[1], name)
+    if letters[i] == 'c' or unlisted then
         names[#names + 1] = 0
         names[#names + 1] = name
     end
+    lost = lost or unlisted
 end
-if #values > 0 then redis.call('MSET', unpack(values)) end
+if #values > 0 then
+    redis.call('MSET', unpack(values))
+    redis.call('SET', KEYS[2], '')
+end
 if #names > 0 then redis.call('ZADD', KEYS[1], unpack(names)) end
-return {table.concat(letters), table.concat(times), kept}
+return {table.concat(letters), table.concat(times), kept, lost and 1 or 0}
 """
 
-# KEYS: profile, version, names. ARGV: name, precondition.
+# KEYS: names. ARGV: how a version's key begins, then names. Those whose version is still there are put into the set.
+NAMES_BACK = """
+for i = 2, #ARGV do
+    if redis.call('EXISTS', ARGV[1] .. ARGV[i]) == 1 then redis.call('ZADD', KEYS[1], 0, ARGV[i]) end
+end
+"""
+
+# KEYS: profile, version, names, written. ARGV: name, precondition.
 DELETE = (
     _PRECONDITION
     + """
@@ -128,7 +146,7 @@ local current = redis.call('GET', KEYS[2])
 redis.call('ZSCORE', KEYS[3], ARGV[1])
 if refused(2, current) then return {'refused', current or ''} end
 local removed = redis.call('DEL', KEYS[1], KEYS[2])
-redis.call('ZREM', KEYS[3], ARGV[1])
+if redis.call('ZREM', KEYS[3], ARGV[1]) == 1 and redis.call('ZCARD', KEYS[3]) == 0 then redis.call('DEL', KEYS[4]) end
 return {removed > 0 and 'deleted' or 'absent', ''}
 """
 )

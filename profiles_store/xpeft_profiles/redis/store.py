@@ -21,7 +21,7 @@ from ..record.writer import encode_record
 from ..store import NO_CONDITION, KeyedRecord, ListPage, Match, ProfileListing, PutOutcome, StoredProfile
 from .chunks import Chunk, chunks_of
 from .job_store import RedisJobStore
-from .scripts import DELETE, PUT, PUT_MANY, TIMES, open_envelope, precondition_arguments
+from .scripts import DELETE, NAMES_BACK, PUT, PUT_MANY, TIMES, open_envelope, precondition_arguments
 
 T = TypeVar("T")
 # So many records a list has in memory at a time; of large ones fewer, once it has seen the first few.
@@ -34,8 +34,8 @@ SCANNED = 5_000  # keys that one step of the search for tenants looks at
 class RedisStore:
     """Profiles in a Redis server; its own persistence (``appendfsync always``) makes them durable.
 
-    Keys: ``xpeft:{TENANT}:profile:NAME``, ``xpeft:{TENANT}:version:NAME`` and the sorted set
-    ``xpeft:{TENANT}:names``; the braces are Redis's hash tag, so a tenant lives in one cluster slot.
+    Keys: ``xpeft:{TENANT}:profile:NAME``, ``xpeft:{TENANT}:version:NAME``, the sorted set ``xpeft:{TENANT}:names`` and
+    ``xpeft:{TENANT}:written``; the braces are Redis's hash tag, so a tenant lives in one cluster slot.
 
     A read whose connection broke is sent once more. A write never is: it may have happened, and done again it
     would be judged by its own result. A Redis that lets nobody write, as a master that was demoted, is away: what it
@@ -67,6 +67,7 @@ class RedisStore:
         self._put_script = self._client.register_script(PUT)
         self._put_many_script = self._client.register_script(PUT_MANY)
         self._delete_script = self._client.register_script(DELETE)
+        self._names_script = self._client.register_script(NAMES_BACK)
         where = pool.connection_kwargs
         self._place = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
 
@@ -97,8 +98,12 @@ class RedisStore:
         version = profile.version
         digest = bytes.fromhex(version.removeprefix("sha256:"))
         limit = -1 if most is None else most
-        arguments = [key.name, version, digest, encode_record(profile), limit, *precondition_arguments(match)]
+        arguments = [key.name, version, digest, encode_record(profile), limit, 0, *precondition_arguments(match)]
         status, times = await self._run(self._put_script, key, arguments)
+        if status == "lost":
+            await self._bring_names_back(key.tenant)
+            arguments[5] = 1
+            status, times = await self._run(self._put_script, key, arguments)
         if status == "full":
             raise TooManyProfiles(limit)
         return PutOutcome(version, status, *TIMES.unpack(times))
@@ -112,6 +117,8 @@ class RedisStore:
             answers = await self._put_chunks(chunks, replace=replace, script_known=bool(outcomes))
             for chunk, answer in zip(chunks, answers, strict=True):
                 outcomes.update(chunk.outcomes(answer, records))
+            for tenant in {chunk.tenant for chunk, answer in zip(chunks, answers, strict=True) if answer[-1]}:
+                await self._bring_names_back(tenant)
         return [outcomes[place] for place in range(len(records))]
 
     async def _put_chunks(self, chunks: Sequence[Chunk], *, replace: bool, script_known: bool) -> Sequence[Any]:
@@ -124,8 +131,9 @@ class RedisStore:
                     begin = f"xpeft:{{{chunk.tenant}}}:"
                     pipe.evalsha(
                         script.sha,
-                        1,
+                        2,
                         f"{begin}names",
+                        f"{begin}written",
                         f"{begin}version:",
                         f"{begin}profile:",
                         int(replace),
@@ -137,6 +145,15 @@ class RedisStore:
                 return answers
 
         return await self._once(write)
+
+    async def _bring_names_back(self, tenant: str) -> None:
+        """Into the tenant's set of names, from its versions' keys, which are found among all that the database has."""
+        begin = f"xpeft:{{{tenant}}}:version:"
+        async for keys in self._found(f"{begin}*"):
+            names = [key[len(begin) :] for key in keys]
+            await self._once(
+                lambda some=names: self._names_script(keys=[f"xpeft:{{{tenant}}}:names"], args=[begin, *some])  # type: ignore[misc]
+            )
 
     async def delete(self, key: ProfileKey, *, match: Match = NO_CONDITION) -> bool:
         status, _ = await self._run(self._delete_script, key, [key.name, *precondition_arguments(match)])
@@ -176,14 +193,19 @@ class RedisStore:
         """Found by their sets of names, among all keys that the database has."""
         begin, end = "xpeft:{", "}:names"
         seen: set[str] = set()
-        cursor = 0
-        while True:
-            cursor, keys = await self._read(
-                lambda at=cursor: self._client.scan(at, match=f"{begin}*{end}", count=SCANNED)  # type: ignore[misc]
-            )
+        async for keys in self._found(f"{begin}*{end}"):
             for tenant in {key.decode()[len(begin) : -len(end)] for key in keys} - seen:
                 seen.add(tenant)
                 yield tenant
+
+    async def _found(self, pattern: str) -> AsyncIterator[Sequence[bytes]]:
+        """Keys of the database, some at a time; one may come twice."""
+        cursor = 0
+        while True:
+            cursor, keys = await self._read(
+                lambda at=cursor: self._client.scan(at, match=pattern, count=SCANNED)  # type: ignore[misc]
+            )
+            yield keys
             if not cursor:
                 return
 
@@ -231,7 +253,7 @@ class RedisStore:
     async def _run(self, script: Any, key: ProfileKey, arguments: Sequence[Any]) -> tuple[Any, bytes]:
         """Raises: PreconditionFailed, StoreUnavailable."""
         tenant, name = key
-        keys = [f"xpeft:{{{tenant}}}:{kind}" for kind in (f"profile:{name}", f"version:{name}", "names")]
+        keys = [f"xpeft:{{{tenant}}}:{kind}" for kind in (f"profile:{name}", f"version:{name}", "names", "written")]
         status, rest = await self._once(lambda: script(keys=keys, args=arguments))
         if status == b"refused":
             raise PreconditionFailed(rest.decode("ascii", "replace") or None)

@@ -25,8 +25,10 @@ from xpeft_profiles import (
     RecordDamaged,
     RedisStore,
     StoreUnavailable,
+    TooManyProfiles,
     encode_record,
 )
+from xpeft_profiles.redis import store as redis_store
 from xpeft_profiles.transfer import FolderTarget, export_profiles
 
 KEY = ProfileKey("acme", "support")
@@ -150,7 +152,7 @@ async def test_a_tenants_keys_share_a_cluster_slot(
     calm_store: RedisStore, redis_client: redis.Redis, make_profile: MakeProfile
 ) -> None:
     await calm_store.put(KEY, make_profile())
-    keys = {b"xpeft:{acme}:profile:support", b"xpeft:{acme}:version:support", b"xpeft:{acme}:names"}
+    keys = {f"xpeft:{{acme}}:{each}".encode() for each in ("profile:support", "version:support", "names", "written")}
     assert set(redis_client.keys()) == keys
     assert len({key_slot(key) for key in keys}) == 1
     assert redis_client.get("xpeft:{acme}:version:support") == make_profile().version.encode()
@@ -355,6 +357,48 @@ async def test_a_name_that_a_list_lost_is_back_with_the_next_put_of_any_kind(
             statuses.append((await calm_store.put(ProfileKey("acme", name), profile)).status)
     assert statuses == ["identical", ("replaced" if replace else "kept") if many else "identical"]
     assert [line.name for line in (await calm_store.list("acme", limit=9)).profiles] == ["a", "b"]
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(("lost", "name"), [(50, "old7"), (50, "new"), (45, "old7")])
+async def test_names_that_were_lost_are_all_back_and_counted_with_the_next_put(
+    calm_store: RedisStore,
+    redis_client: redis.Redis,
+    make_profile: MakeProfile,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: int,
+    name: str,
+    many: bool,
+) -> None:
+    monkeypatch.setattr(redis_store, "SCANNED", 10)
+    profile = make_profile()
+    names = [f"old{number}" for number in range(50)]
+    records = [
+        KeyedRecord(ProfileKey("acme", each), profile.version, encode_record(profile)) for each in [*names, name]
+    ]
+    await calm_store.put_many(records[:-1])
+    await calm_store.put(ProfileKey("acme-2", "other"), profile)
+    redis_client.zrem("xpeft:{acme}:names", *names[-lost:])
+    redis_client.zrem("xpeft:{acme}:names", "old7")
+    if many:
+        await calm_store.put_many(records[-1:])
+    elif name == "new":
+        with pytest.raises(TooManyProfiles):
+            await calm_store.put(records[-1].key, profile, most=50)
+    else:
+        await calm_store.put(records[-1].key, profile, most=50)
+    listed = [line.name for line in (await calm_store.list("acme", limit=99)).profiles]
+    assert listed == sorted({*names, *([name] if many else [])})
+
+
+async def test_a_tenant_that_has_deleted_everything_has_lost_no_names(
+    calm_store: RedisStore, redis_client: redis.Redis, make_profile: MakeProfile
+) -> None:
+    redis_client.config_resetstat()
+    for _ in range(2):
+        await calm_store.put(KEY, make_profile(), most=1)
+        await calm_store.delete(KEY)
+    assert "cmdstat_scan" not in redis_client.info("commandstats")
 
 
 async def test_what_is_there_already_is_found_by_a_full_server(
