@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from xpeft_profiles import BankGeometry, Profile, ProfileKey
@@ -25,3 +26,12 @@ def test_a_version_that_is_found_stale_leaves_and_a_newer_one_in_its_place_stays
     assert cache.get(KEY) is newer
     cache.invalidate(newer)
     assert cache.get(KEY) is None
+
+
+def test_long_labels_take_room_like_anything_else(profile: Any) -> None:
+    cache, made = ProfileCache(1 << 20, Metrics()), profile(GEOMETRY, 1, labels=2)
+    long = replace(made, labels=("a" * 200_000, "\U0001f600" + "b" * 50_000))
+    for number in range(10):
+        cache.put(CachedProfile(ProfileKey("t", f"p{number}"), long.version, long, long.labels, 0.0))
+    there = [cache.get(ProfileKey("t", f"p{number}")) is not None for number in range(10)]
+    assert there == [False] * 8 + [True] * 2

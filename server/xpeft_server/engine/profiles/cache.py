@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 
 from xpeft_profiles import Profile, ProfileKey
@@ -9,7 +10,7 @@ from xpeft_profiles import Profile, ProfileKey
 from ..metrics import Metrics
 
 OVERHEAD = 2048
-"""Bytes of Python objects that a decoded profile costs beside its arrays, rounded up."""
+"""Bytes of Python objects that a decoded profile costs beside its arrays and labels, rounded up."""
 
 
 class CachedProfile:
@@ -33,6 +34,7 @@ class CachedProfile:
         self.asked_at = asked_at
         arrays = (profile.mask_a, profile.mask_b, profile.ln_weight, profile.ln_bias, profile.head_weight)
         self.size = OVERHEAD + sum(array.nbytes for array in arrays if array is not None)
+        self.size += sum(map(sys.getsizeof, profile.labels or ()))
 
 
 class ProfileCache:
