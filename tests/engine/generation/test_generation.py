@@ -368,3 +368,17 @@ async def test_metrics_count_what_was_written(open_studio: Any) -> None:
     assert 'xpeft_kv_tokens{state="used"} 0.0' in page
     assert "xpeft_requests_running 0.0" in page
     assert all(isinstance(each.finished, Finished) and each.finished.inference_time > 0 for each in told)
+
+
+async def test_who_reads_slowly_makes_no_inference_slow_and_leaves_the_device(open_studio: Any) -> None:
+    studio = await open_studio()
+    key = await studio.put("p", 1)
+    running = studio.engine.metrics.requests_running.collect
+    async with aclosing(studio.engine.generate(studio.request(key, PROMPT, 3))) as news:
+        await anext(news)
+        await studio.until(lambda: running()[0].samples[0].value == 0)
+        await asyncio.sleep(0.1)
+        *_, finished = [each async for each in news]
+    assert isinstance(finished, Finished)
+    told = studio.engine.metrics.request_inference_time._sum.get()
+    assert told == pytest.approx(finished.inference_time)

@@ -111,11 +111,6 @@ class Answer:
         else:
             self._journey.note("queue", self._queued, now)
 
-    @property
-    def inference_time(self) -> float:
-        """Seconds since the device thread took it."""
-        return time.monotonic() - self._accepted - self._queue_time
-
     def _start(self, advance: Advance) -> None:
         self._started_at = advance.at
         taken = advance.sequence.taken or advance.at
@@ -133,7 +128,8 @@ class Answer:
 
     def _finish(self, reason: FinishReason) -> None:
         self.done = True
-        self._news.put_nowait(Finished(reason, self._prompt_tokens, self._tokens, self.inference_time))
+        inference_time = time.monotonic() - self._accepted - self._queue_time
+        self._news.put_nowait(Finished(reason, self._prompt_tokens, self._tokens, inference_time))
 
     def _told(self, token: int, logprobs: RowLogprobs) -> ChosenToken:
         likeliest = zip(logprobs.ids.tolist(), logprobs.logprobs.tolist(), strict=True)

@@ -20,7 +20,7 @@ from ..fairness.shares import Shares
 from ..metrics import Metrics
 from ..profiles.cache import CachedProfile
 from ..profiles.loader import ProfileLoader
-from ..requests import GenerateRequest, News, Started
+from ..requests import Finished, GenerateRequest, News, Started
 from ..tokenizer_stage import TokenizerStage
 from .advance import Advance
 from .answer import Answer
@@ -78,12 +78,12 @@ class Generation:
 
     @property
     def running(self) -> int:
-        """Answers that the device thread has begun."""
-        return sum(sequence.taken is not None for sequence in self._sequences)
+        """Answers that the device thread has begun, and that are not over."""
+        return sum(each.taken is not None and not each.answer.done for each in self._sequences)
 
     @property
     def waiting(self) -> int:
-        return len(self._sequences) - self.running
+        return sum(each.taken is None for each in self._sequences)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[News, None]:
         """See `EnginePort.generate`."""
@@ -109,9 +109,10 @@ class Generation:
                         self._metrics.time_to_first_token.observe(time.monotonic() - accepted)
                         self._metrics.request_queue_time.observe(news.queue_time)
                         self._metrics.unverified_answers.inc(not news.verified)
+                    elif isinstance(news, Finished):
+                        self._metrics.prompt_tokens.inc(news.prompt_tokens)
+                        self._metrics.request_inference_time.observe(news.inference_time)
                     yield news
-                self._metrics.prompt_tokens.inc(sequence.prompt_length)
-                self._metrics.request_inference_time.observe(sequence.answer.inference_time)
             finally:
                 sequence.answer.leave(sequence)
                 sequence.withdrawn = True
