@@ -320,6 +320,24 @@ def test_training_starts_from_another_bank(train: Call, out: Path, tmp_path: Pat
     assert json.loads(many.provenance)["start"] == one.fingerprint
 
 
+def test_rows_that_bring_the_labels_in_another_order_go_on_with_the_head_to_start_from(
+    train: Call, out: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "one.safetensors"
+    assert train("--by", "user", "--adapters", "1", out=first).exit_code == 0
+    later = write(tmp_path / "later.jsonl", rows(48, swapped=True))
+    still = ("--lr-bank", "0", "--lr-head", "0", "--weight-decay", "0")
+    result = train("--by", "user", "--start", first, *still, data=later)
+    assert result.exit_code == 0, result.output
+    one, many = (read_bank_file(file).heads["shared"] for file in (first, out))
+    assert many.labels == one.labels == ("yes", "no")
+    assert (many.weight == one.weight).all()
+    other = write(tmp_path / "other.jsonl", [*rows(48, swapped=True), *rows(8, label="maybe")])
+    refused = train("--by", "user", "--start", first, "--force", data=other)
+    assert refused.exit_code == 1
+    assert "has the labels ['yes', 'no'], and the rows have ['no', 'yes', 'maybe']" in refused.output
+
+
 def test_a_bank_that_names_no_pooling_has_the_models(train: Call, out: Path, tmp_path: Path) -> None:
     named, unnamed = tmp_path / "named.safetensors", tmp_path / "unnamed.safetensors"
     assert train("--by", "user", "--pooling", "cls", out=named).exit_code == 0

@@ -71,9 +71,10 @@ class TrainingRows:
         return sum(each.cut for each in (*self.train, *self.held_out))
 
 
-def with_all_labels(datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """Every dataset with the labels of all, in the order in which datasets and their rows bring them."""
-    labels = tuple(dict.fromkeys(label for each in datasets.values() for label in each.labels))
+def with_all_labels(datasets: Mapping[str, Dataset], order: Sequence[str] = ()) -> dict[str, Dataset]:
+    """Every dataset with the labels of all: as ``order`` has them, if it has just these, else as rows bring them."""
+    found = dict.fromkeys(label for each in datasets.values() for label in each.labels)
+    labels = tuple(order) if found.keys() == {*order} else tuple(found)
     return {name: replace(each, labels=labels) for name, each in datasets.items()}
 
 

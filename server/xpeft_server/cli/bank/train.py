@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -74,7 +74,8 @@ MethodName = Annotated[
 Labels = Annotated[
     str | None,
     typer.Option(
-        help="All labels, in the order the head shall have them: a,b,c. Else as the data has them.", show_default=False
+        help="All labels, in the order the head shall have them: a,b,c. Else as --start or the data has them.",
+        show_default=False,
     ),
 ]
 Start = Annotated[
@@ -128,7 +129,9 @@ def train(  # the options that follow are the settings' (see `setting_options`)
         settings = _settings(context, options, chosen)
         check_out_file(out, force=force)
         beginning = None if start is None else read_bank_file(start)
-        datasets = _datasets(data, by, None if labels is None else labels.split(","))
+        head = None if beginning is None else beginning.heads.get(settings.head)
+        order = () if head is None else head.labels
+        datasets = _datasets(data, by, None if labels is None else labels.split(","), order)
         trained = _train(_plm(plm, device, dtype), datasets, settings, chosen, beginning)
         write_bank_file(trained.bank, out, overwrite=force)
     except (ModelError, TuningError, SettingsInvalid) as error:
@@ -159,15 +162,16 @@ def _settings(context: typer.Context, options: Mapping[str, Any], method: Method
     return BankTrainingSettings(**{name: value for name, value in options.items() if value is not None})
 
 
-def _datasets(data: Path, by: str | None, labels: list[str] | None) -> dict[str, Dataset]:
-    """Of each user, or of all under one name, with the same labels. Raises: DatasetInvalid."""
+def _datasets(data: Path, by: str | None, labels: list[str] | None, order: Sequence[str]) -> dict[str, Dataset]:
+    """Of each user, or of all under one name, with the same labels. Args: order: that they have in the head to start
+    from. Raises: DatasetInvalid."""
     from xpeft_tuning.bank_training.training_rows import with_all_labels
     from xpeft_tuning.dataset import read_datasets
 
     datasets = read_datasets(data, by, labels)
     if ignored := next(iter(datasets.values())).ignored:
         typer.echo(plain(f"fields of {data} that nobody reads: {', '.join(ignored)}"), err=True)
-    return with_all_labels(datasets) if labels is None else datasets
+    return with_all_labels(datasets, order) if labels is None else datasets
 
 
 def _plm(name: str, device: str, dtype: str) -> Plm:
