@@ -66,7 +66,8 @@ def test_where_the_output_tells_the_input_a_lora_gives_the_hidden_states_of_peft
 def test_ranks_alphas_and_blocks_may_differ(make_source: Any, save: Any, fit_texts: FitTexts) -> None:
     source = square(make_source)
     root = "base_model.model."
-    first = save.lora("first", source=source, inner=32, blocks=(1,), use_rslora=True, layers_to_transform=[1])
+    of_others = {"layers_to_transform": [1], "ensure_weight_tying": True}
+    first = save.lora("first", source=source, inner=32, blocks=(1,), use_rslora=True, **of_others)
     patterns = {"rank_pattern": {r"2\.output\.dense": 2}, "alpha_pattern": {r"encoder.layer.[02].output.dense": 5}}
     narrow = {
         "base_model.model.encoder.layer.2.output.dense.lora_A.weight": save.values(2, 32),

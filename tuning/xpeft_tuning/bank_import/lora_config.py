@@ -15,7 +15,10 @@ HEADS = ("classifier", "pre_classifier", "score", "qa_outputs")
 """Modules on top of a language model in transformers, which a bank's adapter does not need."""
 
 _READ = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save", "bias")
-_SEEN_IN_THE_TENSORS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+_SEEN_IN_THE_TENSORS = (
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    "ensure_weight_tying",  # of embeddings and a vocabulary's head alone
+)
 _OF_TRAINING = ("lora_dropout", "inference_mode", "eva_config", "loftq_config", "corda_config", "lora_ga_config")
 _OF_WHAT_IS_OFF = ("megatron_core", "qalora_group_size")
 _OF_THE_MODEL = ("base_model_name_or_path", "revision", "auto_mapping", "task_type", "peft_version", "fan_in_fan_out")
