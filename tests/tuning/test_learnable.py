@@ -59,7 +59,7 @@ def test_a_head_has_the_labels_of_its_data_or_of_the_shared_head() -> None:
     settings = TuningSettings(shared_head="x")
     assert head_labels(_counted(2, 2), settings, None) == ("l0", "l1")
     assert head_labels(_counted(2, 2), settings, ("l1", "l9", "l0")) == ("l1", "l9", "l0")
-    with pytest.raises(DatasetInvalid, match=r"label 'l1' is not one of shared head 'x' \(\('l0', 'l9'\)\)"):
+    with pytest.raises(DatasetInvalid, match=r"label 'l1' is not one of shared head 'x' \(l0, l9\)"):
         head_labels(_counted(2, 2), settings, ("l0", "l9"))
 
 

@@ -33,7 +33,8 @@ def head_labels(dataset: Dataset, settings: TuningSettings, shared: tuple[str, .
         )
     for label in dataset.labels:
         if label not in shared:
-            raise DatasetInvalid(f"label {label!r} is not one of shared head {settings.shared_head!r} ({shared})")
+            there = ", ".join(shared)
+            raise DatasetInvalid(f"label {label!r} is not one of shared head {settings.shared_head!r} ({there})")
     return shared
 
 
