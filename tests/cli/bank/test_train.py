@@ -104,6 +104,14 @@ def test_with_by_a_bank_is_trained_on_users_and_says_what_was_asked(
     assert result.stdout.endswith("Users that are left out because they have no train row: 1.\n")
 
 
+def test_rows_of_users_who_teach_nothing_do_not_measure_and_this_is_said(train: Call, tmp_path: Path) -> None:
+    learn = [row for row in rows(48) if row["split"] == "train"]
+    unseen = [{**row, "split": "test", "user": "bob"} for row in rows(8)]
+    result = train("--by", "user", "--epochs", "1", data=write(tmp_path / "unseen.jsonl", [*learn, *unseen]))
+    assert result.exit_code == 0, result.output
+    assert table(result)["on held-out rows"] == "not measured: no row's split is dev or test, but of users left out"
+
+
 def test_without_by_a_mixture_is_trained_on_all_rows(train: Call, out: Path, tiny_bert: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "one.jsonl.gz", rows(64))
     result = train("--epochs", "8", "--batch-rows", "8", "--share-up", data=file)

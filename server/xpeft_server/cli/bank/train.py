@@ -205,7 +205,7 @@ def _train(
 
 
 def _report(trained: TrainedBank) -> None:
-    measured = "not measured: no row's split is dev or test"
+    measured = f"not measured: no row's split is dev or test{', but of users left out' if trained.skipped else ''}"
     if trained.held_out is not None:
         measured = f"{shown_score(trained.held_out)} ({trained.held_out.rows} rows)"
     facts = {"rows": f"{trained.rows} trained on", "on held-out rows": measured}
