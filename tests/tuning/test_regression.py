@@ -69,6 +69,11 @@ def test_numbers_have_no_accuracy_to_stop_on_but_a_loss(plm: Plm, bank: Bank, li
     assert tune_profile(plm, bank, linear, TuningSettings(**FEW, stop_on="loss")).epoch <= 2
 
 
+def test_numbers_have_no_labels_to_balance(plm: Plm, bank: Bank, linear: Dataset) -> None:
+    with pytest.raises(TuningSettingsInvalid, match="class_weights is 'balanced', but the task is to regress"):
+        tune_profile(plm, bank, linear, TuningSettings(class_weights="balanced"))
+
+
 def test_numbers_beyond_float16_make_no_profile(plm: Plm, bank: Bank, linear: Dataset) -> None:
     rows = tuple(replace(row, label=1e6 * float(row.label)) for row in linear.examples)
     with pytest.raises(Unservable, match=r"what was learned makes no profile: head\.\w+: .* beyond float16's range"):

@@ -173,6 +173,10 @@ def _check_task(plm: Plm, settings: TuningSettings, dataset: Dataset) -> None:
         raise TuningSettingsInvalid(
             f"stop_on is 'accuracy', but the task is to {dataset.task}: it must be loss or none"
         )
+    if dataset.task != "classify" and settings.class_weights is not None:
+        raise TuningSettingsInvalid(
+            f"class_weights is {settings.class_weights!r}, but the task is to {dataset.task}: it must be none"
+        )
     if dataset.completions and plm.vocabulary_head is None:
         raise DatasetInvalid(f"the rows have completions, and {plm.name} has no language-model head to learn them with")
     if dataset.completions and settings.shared_head is not None:

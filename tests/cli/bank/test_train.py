@@ -346,6 +346,21 @@ def test_rows_that_bring_the_labels_in_another_order_go_on_with_the_head_to_star
     assert "has the labels ['yes', 'no'], and the rows have ['no', 'yes', 'maybe']" in refused.output
 
 
+def test_a_head_that_the_bank_to_start_from_has_not_is_told_to_start_from_zero(
+    train: Call, out: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "one.safetensors"
+    assert train("--by", "user", "--adapters", "1", out=first).exit_code == 0
+    still = ("--lr-bank", "0", "--lr-head", "0", "--weight-decay", "0")
+    result = train("--by", "user", "--start", first, "--head", "other", *still)
+    assert result.exit_code == 0, result.output
+    assert "the bank to start from has no head 'other' (it has: shared): it starts from zero\n" in result.stderr
+    assert not read_bank_file(out).heads["other"].weight.any()
+    refused = train("--by", "user", "--method", "branches", "--start", first, "--head", "other", "--force")
+    assert refused.exit_code == 1
+    assert "from zero" not in refused.stderr
+
+
 def test_a_bank_that_names_no_pooling_has_the_models(train: Call, out: Path, tmp_path: Path) -> None:
     named, unnamed = tmp_path / "named.safetensors", tmp_path / "unnamed.safetensors"
     assert train("--by", "user", "--pooling", "cls", out=named).exit_code == 0

@@ -81,6 +81,12 @@ def test_what_can_be_tuned_passes(examples: tuple[TuningExample, ...], options: 
         (rows("a", "b"), {"labels": ("a", "b", "c")}, "examples", "'c' has no train row"),
         (rows(1.0, 1.0), {}, "examples", "the train rows have 1 label"),
         (rows(1.0, 2.0), {"stop_on": "accuracy"}, "settings.stop_on", "labels are numbers"),
+        (
+            rows(1.0, 2.0),
+            {"class_weights": "balanced"},
+            "settings.class_weights",
+            "labels are numbers: it must be none",
+        ),
         (rows("a", "b", split="test"), {}, "examples", "there are no train rows"),
         (rows("a", "b", split="train") + rows("c", split="test"), {}, "examples", "'c' has no train row"),
         (rows("a", "b"), {"stop_on": "loss"}, "examples", "rows enough to choose an epoch"),

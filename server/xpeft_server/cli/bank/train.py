@@ -129,8 +129,7 @@ def train(  # the options that follow are the settings' (see `setting_options`)
         settings = _settings(context, options, chosen)
         check_out_file(out, force=force)
         beginning = None if start is None else read_bank_file(start)
-        head = None if beginning is None else beginning.heads.get(settings.head)
-        order = () if head is None else head.labels
+        order = _order_to_start_from(beginning, settings.head, chosen)
         datasets = _datasets(data, by, None if labels is None else labels.split(","), order)
         trained = _train(_plm(plm, device, dtype), datasets, settings, chosen, beginning)
         write_bank_file(trained.bank, out, overwrite=force)
@@ -160,6 +159,19 @@ def _settings(context: typer.Context, options: Mapping[str, Any], method: Method
             which = f"method{'s' if len(only) > 1 else ''} {' and '.join(only)}"
             raise TuningSettingsInvalid(f"{option_name(setting.name)} is of the {which}, and this is {method}")
     return BankTrainingSettings(**{name: value for name, value in options.items() if value is not None})
+
+
+def _order_to_start_from(beginning: Bank | None, head: str, method: Method) -> Sequence[str]:
+    """The labels of the head that training goes on with; of a bank without it none."""
+    if beginning is None:
+        return ()
+    if head in beginning.heads:
+        return beginning.heads[head].labels
+    if method != "branches":  # which refuses that
+        there = ", ".join(beginning.heads) or "none"
+        message = f"the bank to start from has no head {head!r} (it has: {there}): it starts from zero"
+        typer.echo(plain(message), err=True)
+    return ()
 
 
 def _datasets(data: Path, by: str | None, labels: list[str] | None, order: Sequence[str]) -> dict[str, Dataset]:

@@ -60,9 +60,11 @@ class TuningChecks:
         self._check_profile(settings, labels)
 
     def _check_task(self, dataset: Dataset, settings: TuningSettings) -> None:
+        what = "the labels are numbers" if dataset.task == "regress" else "the examples have completions"
         if dataset.task != "classify" and settings.stop_on == "accuracy":
-            what = "the labels are numbers" if dataset.task == "regress" else "the examples have completions"
             raise _wrong_setting("stop_on", "accuracy", f"{what}: it must be loss or none")
+        if dataset.task != "classify" and settings.class_weights is not None:
+            raise _wrong_setting("class_weights", settings.class_weights, f"{what}: it must be none")
         if not dataset.completions:
             return
         if not self._generates:
