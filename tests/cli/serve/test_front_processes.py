@@ -20,7 +20,9 @@ import pytest
 from xpeft_profiles import BankGeometry
 from xpeft_server.api.tuning.tuner_port import TunerPort
 from xpeft_server.cli.serve import front_processes
-from xpeft_server.cli.serve.front_processes import FrontFailed, FrontProcesses
+from xpeft_server.cli.serve.front import FrontFailed
+from xpeft_server.cli.serve.front_processes import FrontProcesses
+from xpeft_server.cli.serve.server_socket import bind
 from xpeft_server.engine.errors import Unavailable
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, EngineStatus, GenerateRequest, News
@@ -112,6 +114,21 @@ async def test_one_that_cannot_use_a_file_says_which(tmp_path: Path, caplog: pyt
     with caplog.at_level(logging.ERROR), pytest.raises(FrontFailed):
         await serve(settings)
     assert str(keys) in caplog.text
+
+
+async def test_an_address_at_which_another_program_listens_by_now_ends_the_server(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It could be bound, as that program did not listen yet."""
+    settings = Settings(http_processes=1, store=f"sqlite:///{tmp_path}/profiles.db")
+    with bind("127.0.0.1", 0) as other:
+        address = other.getsockname()
+        with bind(*address) as listening:
+            other.listen()
+            with caplog.at_level(logging.ERROR), pytest.raises(FrontFailed):
+                async with asyncio.timeout(60):
+                    await processes(settings, listening).serve(lambda: None)
+    assert f"cannot listen at http://127.0.0.1:{address[1]}: Address already in use" in caplog.text
 
 
 def speakers(caplog: pytest.LogCaptureFixture) -> list[int]:

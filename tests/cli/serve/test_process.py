@@ -89,6 +89,22 @@ running_server.build_engine = load
 main.app()
 """
 
+# Another program bound the same port while neither listened, and does so first.
+OVERTAKEN = f"""{WITHOUT_TORCH}
+import socket
+from xpeft_server.cli.serve import http_server
+startup = http_server.HttpServer.startup
+
+async def overtaken(self, sockets):
+    other = socket.socket()
+    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    other.bind(sockets[0].getsockname())
+    other.listen()
+    await startup(self, sockets)
+
+http_server.HttpServer.startup = overtaken
+{WITH_TORCH}"""
+
 
 class Process:
     def __init__(self, *arguments, program=PROGRAM):
@@ -158,6 +174,13 @@ def test_a_server_that_loads_its_model_ends_with_0_when_asked_to(start):
     assert server.line == "loading\n"
     server.popen.send_signal(signal.SIGTERM)
     assert server.ends()[0] == 0
+
+
+def test_a_server_that_another_one_overtook_at_its_port_says_so_in_a_line_and_ends_with_1(start):
+    code, out, err = start(program=OVERTAKEN).ends()
+    assert (code, out) == (1, "")
+    assert "cannot listen at http://127.0.0.1:" in err
+    assert "Traceback" not in err
 
 
 def test_what_is_in_flight_is_answered_and_nothing_new_is_taken(start, pool):

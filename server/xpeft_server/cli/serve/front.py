@@ -6,11 +6,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 
+class FrontFailed(Exception):
+    """HTTP could not be spoken from the start; the message says why."""
+
+
 class Front(Protocol):
     """For one event loop, and started once the engine is."""
 
     async def serve(self, announce: Callable[[], None]) -> None:
-        """Listen, say so, and answer until it is closed. Raises: FrontFailed if a process of it cannot start."""
+        """Listen, say so, and answer until it is closed. Raises: FrontFailed if it cannot listen."""
         ...
 
     def begin_drain(self) -> None:

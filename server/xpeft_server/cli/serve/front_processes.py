@@ -24,6 +24,7 @@ from xpeft_server.remote.peer import Peer
 from xpeft_server.remote.summed_metrics import EndedProcesses, Told
 from xpeft_server.settings import Settings
 
+from .front import FrontFailed
 from .worker_process import worker_environment
 
 log = logging.getLogger(__name__)
@@ -37,10 +38,6 @@ _SILENT_SECONDS: Final = 30.0
 
 _ENDING_SECONDS: Final = 2.0
 _METRICS_SECONDS: Final = 2.0
-
-
-class FrontFailed(Exception):
-    """A process that speaks HTTP could not start."""
 
 
 class FrontProcesses:

@@ -61,7 +61,8 @@ class FrontWorker:
         self._peer.close()
 
     async def _serve(self, settings: Settings, connections: int) -> None:
-        """Returns when it listens. Raises: what keeps it from that; Unavailable for a file that cannot be used now."""
+        """Returns when it listens. Raises: what keeps it from that; Unavailable for a file that cannot be used now, or
+        an address at which another program listens."""
         configure_server_logging(settings)
         self._metrics = ConnectedMetrics(self._peer, top_profiles=settings.metrics_top_profiles)
         try:
@@ -92,7 +93,11 @@ class FrontWorker:
         gc.freeze()
         listens = asyncio.Event()
         self._serving = asyncio.create_task(self._front.serve(listens.set))
+        self._serving.add_done_callback(lambda _: listens.set())
         await listens.wait()
+        if self._serving.done() and (problem := self._serving.exception()):
+            self._serving = None
+            raise Unavailable(str(problem))
 
     async def _drain(self) -> None:
         """Returns when what was inside has been answered."""

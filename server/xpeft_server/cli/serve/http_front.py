@@ -84,6 +84,7 @@ class HttpFront:
         )
 
     async def serve(self, announce: Callable[[], None]) -> None:
+        """Raises: FrontFailed if another program, which had bound the address too, listens by now."""
         watching = self._parts.watch()
         self._http.announce = announce
         try:

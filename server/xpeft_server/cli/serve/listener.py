@@ -12,6 +12,8 @@ from typing import Final
 from xpeft_server.api.connection.connections import Connections
 from xpeft_server.api.connection.http_protocol import HttpProtocol
 
+from .front import FrontFailed
+from .server_socket import address_of
 from .visitor import SECONDS, Visitor
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class Listener:
         connect: makes the protocol of a connection from its socket.
         no_room: makes what a client is told where there is no room, unless it is a probe.
         shared: other processes listen on the socket too, and shall have their part of those who come at once.
+    Raises: FrontFailed if another program, which had bound the address too, listens by now.
     """
 
     def __init__(
@@ -56,7 +59,10 @@ class Listener:
         self._beginning: set[asyncio.Task[None]] = set()
         self._visitors: set[Visitor] = set()
         self._pause: asyncio.TimerHandle | None = None
-        listening.listen(_BACKLOG)
+        try:
+            listening.listen(_BACKLOG)
+        except OSError as error:
+            raise FrontFailed(f"cannot listen at {address_of(listening)}: {error.strerror or error}") from None
         listening.setblocking(False)
         self._loop.add_reader(listening.fileno(), self._accept)
 

@@ -23,8 +23,8 @@ from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import LimitsFile, LimitsOfTenants
 
 from .assembly import build_engine
-from .front import Front
-from .front_processes import FrontFailed, FrontProcesses
+from .front import Front, FrontFailed
+from .front_processes import FrontProcesses
 from .http_front import CLOSING_SECONDS, HttpFront
 from .http_parts import HttpParts
 from .server_socket import address_of
