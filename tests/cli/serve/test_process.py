@@ -215,8 +215,9 @@ def test_who_still_waits_at_the_end_of_the_drain_is_told(start, pool):
     assert "Traceback" not in err
 
 
-def test_whose_body_is_not_there_at_the_end_of_the_drain_is_told(start):
-    server = start("--drain-seconds", "1")
+@pytest.mark.parametrize("seconds", ["0", "1"])
+def test_whose_body_is_not_there_at_the_end_of_the_drain_is_told(start, seconds):
+    server = start("--drain-seconds", seconds)
     with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=30) as client:
         client.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
         client.sendall(b"Content-Length: 100\r\nExpect: 100-continue\r\n\r\n")

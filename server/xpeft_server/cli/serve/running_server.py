@@ -147,7 +147,8 @@ class RunningServer:
     async def _leave(self) -> None:
         """Let what is inside finish, tell whoever still waits, close."""
         seconds = self._settings.drain_seconds
-        _end_by_force_after(seconds + CLOSING_SECONDS)
+        # To tell and to close takes its time, however little there is to drain.
+        _end_by_force_after(max(seconds, CLOSING_SECONDS) + CLOSING_SECONDS)
         self._front.begin_drain()
         grace = seconds - min(CLOSING_SECONDS, seconds * _CLOSING_SHARE)
         # Who follows a tuning job is inside until it is over, and this ends them all.
