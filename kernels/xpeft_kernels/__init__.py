@@ -8,6 +8,7 @@ from .attend import attend_packed, attend_packed_ref, query_rows
 from .attend_cache import PlacedSteps, StepRoom, attend_cache, attend_cache_ref, cut_steps, spare_pieces, step_rows
 from .dispatch import Impl, ImplUnavailable, chosen_implementations
 from .form import AdapterForm
+from .fused_attention import without_cudnn
 from .heads import apply_heads, apply_heads_ref
 from .padding import Padding
 from .pool import mean_rows, mean_rows_ref
@@ -50,4 +51,5 @@ __all__ = [
     "query_rows",
     "spare_pieces",
     "step_rows",
+    "without_cudnn",
 ]

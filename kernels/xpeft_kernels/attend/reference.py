@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..fused_attention import without_cudnn
 from ..sequences import PlacedSequences, Sequences
 from .checks import check_attend
 
@@ -28,15 +29,16 @@ def attend_packed_ref(
     parts = []
     for q, k, v in zip(*(torch.split(each, lengths) for each in (query, key, value)), strict=True):
         mask = _near(len(q), window, causal, query.device) if window is not None and window < len(q) else None
-        out = scaled_dot_product_attention(
-            q.transpose(0, 1)[None],
-            k.transpose(0, 1)[None],
-            v.transpose(0, 1)[None],
-            attn_mask=mask,
-            is_causal=causal and mask is None,
-            scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+        with without_cudnn(query.device):
+            out = scaled_dot_product_attention(
+                q.transpose(0, 1)[None],
+                k.transpose(0, 1)[None],
+                v.transpose(0, 1)[None],
+                attn_mask=mask,
+                is_causal=causal and mask is None,
+                scale=scale,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
         parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..fused_attention import without_cudnn
 from .checks import check_attend_cache
 from .steps import PlacedSteps
 
@@ -22,14 +23,15 @@ def attend_cache_ref(
             continue
         end = past + count
         rows, seen = slice(first, first + count), slice(base, base + end)
-        attended = scaled_dot_product_attention(
-            query[rows].transpose(0, 1)[None],
-            keys[seen].transpose(0, 1)[None],
-            values[seen].transpose(0, 1)[None],
-            attn_mask=_seen(past, end, window, query.device),
-            scale=scale,
-            enable_gqa=query.shape[1] != keys.shape[1],
-        )
+        with without_cudnn(query.device):
+            attended = scaled_dot_product_attention(
+                query[rows].transpose(0, 1)[None],
+                keys[seen].transpose(0, 1)[None],
+                values[seen].transpose(0, 1)[None],
+                attn_mask=_seen(past, end, window, query.device),
+                scale=scale,
+                enable_gqa=query.shape[1] != keys.shape[1],
+            )
         out[rows] = attended[0].transpose(0, 1)
     return out
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+
+from xpeft_kernels import without_cudnn
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class PaddedSequences:
         if repeats > 1:
             k, v = (each.repeat_interleave(repeats, dim=1) for each in (k, v))
         seen = self._seen(window, causal)
-        with _backends(query.device):
+        # A capture would fail by a kernel that cannot be had.
+        with without_cudnn(query.device):
             out = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling)
         return out.transpose(1, 2).flatten(0, 1)[None]
 
@@ -62,11 +63,3 @@ class PaddedSequences:
                 seen = seen & (near & (distance >= 0) if causal else near) | (distance == 0)
             self._masks[window, causal] = seen
         return self._masks[window, causal]
-
-
-def _backends(device: torch.device) -> AbstractContextManager[object]:
-    """Which kernels attention may take."""
-    if device.type != "cuda":
-        return nullcontext()
-    # cuDNN's, which PyTorch may prefer, may have no plan for a mask that all queries share: a capture would fail by it.
-    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
