@@ -16,7 +16,11 @@ from .problems import problem_of
 from .replies import Headers
 
 DONE: Final = b"data: [DONE]\n\n"
-_HEADERS: Final = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"))
+_HEADERS: Final = (
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx would keep events until it has some kilobytes of them
+)
 # A comment now and then, so that no proxy takes a long silence for a dead connection.
 _SILENCE: Final = b": still there\n\n"
 _SILENT_SECONDS: Final = 15.0

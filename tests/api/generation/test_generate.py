@@ -54,6 +54,7 @@ async def test_a_stream_carries_its_version_and_its_time_in_the_queue(client):
     headers = (await client.post(URL, json={"profile": "p", "prompt": "a", "stream": True})).headers
     assert headers["content-type"] == "text/event-stream"
     assert headers["cache-control"] == "no-store"
+    assert headers["x-accel-buffering"] == "no"
     assert headers["x-profile-version"] == VERSION
     assert float(headers["x-queue-time"]) == 0.001
     assert "x-inference-time" not in headers
