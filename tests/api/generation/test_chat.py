@@ -69,6 +69,13 @@ async def test_an_answers_message_can_be_sent_back(client, script):
     assert script.asked[1].prompt[1] == ChatMessage("assistant", "Hello")
 
 
+@pytest.mark.parametrize("fields", [{"refusal": None}, {}, None])
+async def test_an_answers_message_can_be_sent_back_by_litellm(client, script, fields):
+    message = {"role": "assistant", "content": "Hello", "provider_specific_fields": fields}
+    assert (await client.post(URL, json={**BODY, "messages": [*MESSAGES, message]})).status_code == 200
+    assert script.asked[0].prompt[1] == ChatMessage("assistant", "Hello")
+
+
 async def test_base_asks_for_the_bare_model(client, script):
     answer = await client.post(URL, json={**BODY, "model": "base"})
     assert (answer.json()["model"], script.asked[0].profile) == ("base", None)

@@ -120,6 +120,10 @@ async def test_an_ignored_field_still_has_a_type(client, path):
         ({"role": "assistant", "content": None, "refusal": "No."}, "refusal"),
         ({"role": "assistant", "content": "a", "audio": {"id": "x"}}, "audio"),
         ({"role": "assistant", "content": "a", "annotations": [{}]}, "annotations"),
+        (
+            {"role": "assistant", "content": "a", "provider_specific_fields": {"refusal": "No."}},
+            "provider_specific_fields",
+        ),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "content[0]"),
         ({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "input_audio"}]}, "content[1]"),
         ({"role": "user", "content": [{"type": "file", "file": {}}]}, "content[0]"),

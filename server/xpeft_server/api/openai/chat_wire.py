@@ -73,6 +73,8 @@ class MessageBody(NullableBody):
     tool_calls: Annotated[object, Unsupported([])] = None
     tool_call_id: Annotated[object, Unsupported()] = None
     function_call: Annotated[object, Unsupported()] = None
+    # Where LiteLLM keeps the ``refusal`` of our answers when it sends them back.
+    provider_specific_fields: Annotated[object, Unsupported({}, {"refusal": None})] = None
     content: ContentBody
 
     def message(self) -> ChatMessage:
