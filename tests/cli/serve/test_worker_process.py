@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from xpeft_profiles import ProfileKey
 from xpeft_server.cli.serve import worker_process
@@ -140,6 +141,33 @@ async def test_a_worker_that_dies_fails_its_job_and_the_next_gets_a_new_one(
     for _ in range(2):
         with pytest.raises(WorkerDied, match=how):
             await tune(worker)
+
+
+def test_a_worker_that_is_killed_before_it_was_told_anything_fails_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On uvloop, as in a server: to write to a process whose pipe was found closed is no OSError there."""
+    started = asyncio.create_subprocess_exec
+
+    async def short(*command: Any, **options: Any) -> Any:
+        process = await started(*command, **options)
+        process.kill()
+        assert process.stdin is not None
+        while not process.stdin.transport.is_closing():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        return process
+
+    async def job() -> None:
+        command = [sys.executable, "-c", BEGIN + ECHO]
+        worker = WorkerProcess({"plm": "tiny"}, environ=dict(os.environ), command=command)
+        with pytest.raises(WorkerDied, match="by signal 9"):
+            await tune(worker)
+        monkeypatch.undo()
+        assert (await tune(worker))["setup"] == {"plm": "tiny"}
+        await worker.close()
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", short)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(job())
 
 
 async def test_a_killed_worker_fails_its_job(start: StartWorker) -> None:

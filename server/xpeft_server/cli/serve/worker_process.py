@@ -68,12 +68,12 @@ class WorkerProcess:
             self._idle.cancel()
         try:
             frame = await asyncio.to_thread(lambda: encode_frame(Frame(_job(request))))
-            process = await self._running()
+            process, greeting = await self._running()
         except BaseException:
             self._rest()
             raise
         try:
-            tuned = await self._tuned(process, frame, progress)
+            tuned = await self._tuned(process, greeting + frame, progress)
         except (asyncio.IncompleteReadError, OSError) as error:
             raise await self._death(process) from error
         except TuningFailed:
@@ -95,10 +95,13 @@ class WorkerProcess:
                 process.kill()
             await process.wait()
 
-    async def _tuned(self, process: Process, frame: bytes, progress: Callable[[Progress], None]) -> Tuned:
+    async def _tuned(self, process: Process, said: bytes, progress: Callable[[Progress], None]) -> Tuned:
         assert process.stdin is not None  # noqa: S101
         assert process.stdout is not None  # noqa: S101
-        process.stdin.write(frame)
+        try:
+            process.stdin.write(said)
+        except RuntimeError as error:  # uvloop's, for a process that ended before it was told anything
+            raise BrokenPipeError(str(error)) from None
         await process.stdin.drain()
         while True:
             message, attached = await receive_frame(process.stdout)
@@ -111,16 +114,15 @@ class WorkerProcess:
             else:
                 return Tuned(attached, message["report"])
 
-    async def _running(self) -> Process:
+    async def _running(self) -> tuple[Process, bytes]:
+        """The process, and what it has to be told before a job."""
         if self._process is not None and self._process.returncode is None:
-            return self._process
+            return self._process, b""
         await self.close()
         process = await asyncio.create_subprocess_exec(*self._command, stdin=PIPE, stdout=PIPE, env=self._environ)
         self._process = process
         logger.info("tuning worker %d started", process.pid)
-        assert process.stdin is not None  # noqa: S101
-        process.stdin.write(encode_frame(self._setup))
-        return process
+        return process, encode_frame(self._setup)
 
     async def _death(self, process: Process) -> WorkerDied:
         """Its pipes broke: it has ended, or does so now. To kill it would hide how."""
