@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import Final
 
 from .errors import CursorInvalid, RecordDamaged, shown
-from .names import NAME_PATTERN
 from .record.reader import read_summary
 from .store import ListPage, ProfileListing, StoredProfile
 
@@ -23,15 +22,18 @@ def encode_cursor(last_name: str) -> str:
 
 
 def decode_cursor(cursor: str | None) -> str:
-    """The name after which the page begins, "" for the first. Raises: CursorInvalid."""
+    """The name after which the page begins, "" for the first. Raises: CursorInvalid.
+
+    It may be one that no profile can have: a store also lists what another program has put into it.
+    """
     if cursor is None:
         return ""
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        name = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
+        name = base64.b64decode(padded, altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeError) as error:
         raise CursorInvalid(f"cursor: {shown(cursor)} is not a cursor of this server") from error
-    if NAME_PATTERN.fullmatch(name) is None or encode_cursor(name) != cursor:
+    if not name or encode_cursor(name) != cursor:
         raise CursorInvalid(f"cursor: {shown(cursor)} is not a cursor of this server")
     return name
 

@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from ..errors import PreconditionFailed, StoreUnavailable, TooManyProfiles
 from ..jobs.store import JobStore
 from ..listing import PAGE_BYTES, check_limit, decode_cursor, encode_cursor, listing_of
-from ..names import NAME_PATTERN, ProfileKey, check_keys, check_name
+from ..names import ProfileKey, check_keys, check_name
 from ..portions import PORTION_BYTES, portions
 from ..profile import Profile
 from ..record.writer import encode_record
@@ -161,7 +161,13 @@ class RedisStore:
 
     async def list(self, tenant: str, *, limit: int, cursor: str | None = None, prefix: str = "") -> ListPage:
         check_limit(limit)
-        names = await self._names(tenant, decode_cursor(cursor), prefix, limit + 1)
+        after, first = decode_cursor(cursor), prefix.encode()
+        lowest = b"(" + after.encode() if after >= prefix and after else b"[" + first
+        highest = b"(" + first + b"\xff"
+        found = await self._read(
+            lambda: self._client.zrangebylex(f"xpeft:{{{tenant}}}:names", lowest, highest, 0, limit + 1)
+        )
+        names = [name.decode() for name in found]
         lines: list[ProfileListing] = []
         done = size = 0
         while done < min(limit, len(names)) and size < PAGE_BYTES:
@@ -173,21 +179,6 @@ class RedisStore:
             done += len(chunk)
             size = sum(line.bytes for line in lines)
         return ListPage(tuple(lines), encode_cursor(names[done - 1]) if len(names) > done else None)
-
-    async def _names(self, tenant: str, after: str, prefix: str, count: int) -> Sequence[str]:
-        """The first that can be one; a cursor cannot stand on what somebody else has put between them."""
-        lowest = (f"({after}" if after >= prefix and after else f"[{prefix}").encode()
-        highest = b"(" + prefix.encode() + b"\xff"
-        names: list[str] = []
-        while len(names) < count:
-            found = await self._read(
-                lambda at=lowest: self._client.zrangebylex(f"xpeft:{{{tenant}}}:names", at, highest, 0, count)  # type: ignore[misc]
-            )
-            names += [name for each in found if NAME_PATTERN.fullmatch(name := each.decode("ascii", "replace"))]
-            if len(found) < count:
-                break
-            lowest = b"(" + found[-1]
-        return names[:count]
 
     async def tenants(self) -> AsyncIterator[str]:
         """Found by their sets of names, among all keys that the database has."""

@@ -45,11 +45,10 @@ ON tenant = json_extract(asked.value, '$[0]') AND name = json_extract(asked.valu
 """
 COUNT = "SELECT count(*) FROM (SELECT 1 FROM profiles WHERE tenant = ? LIMIT ?)"
 DELETE = "DELETE FROM profiles WHERE tenant = ? AND name = ?"
-# Names are compared byte by byte; no character sorts behind U+10FFFF. A cursor cannot stand on what is no name.
+# Names are compared byte by byte; no character sorts behind U+10FFFF.
 PAGE = """
 SELECT name, version, record, created, updated FROM profiles
-WHERE tenant = ? AND name > ? AND name >= ? AND name < ? || char(0x10FFFF)
-AND name GLOB '[A-Za-z0-9]*' AND name NOT GLOB '*[^A-Za-z0-9._-]*' AND length(name) <= 128 ORDER BY name LIMIT ?
+WHERE tenant = ? AND name > ? AND name >= ? AND name < ? || char(0x10FFFF) ORDER BY name LIMIT ?
 """
 
 
