@@ -8,7 +8,6 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +24,7 @@ from ..results import Result
 from ..rounds import ratio
 from ..stretches import RequestsFailed
 from ..texts import sample_texts
+from .plan import TenantsPlan
 from .results import Flood, Neighbours, due_within, flood_results, neighbour_results
 
 RESIDENT: Final = 32
@@ -35,38 +35,6 @@ _TO_FILL: Final = 3600.0  # seconds at most
 _COLD: Final = 100  # requests a round for profiles that nobody asked for before
 _FLOOD: Final = 5.0  # times what the server can do
 _GREED: Final = 10.0  # times the neighbour's share
-
-
-@dataclass(frozen=True, slots=True)
-class TenantsPlan:
-    """What to measure.
-
-    Args:
-        store: URL of an empty store, which keeps the profiles; None for a temporary SQLite file.
-        registered: profiles in it.
-        tenants: who share the server, the first of them the neighbour.
-        load: what all tenants together ask for in quiet times, as a part of what the server can do.
-        seconds: of a stretch; flood_seconds: of the flood.
-    """
-
-    plm: str
-    bank: str
-    device: str
-    dtype: str
-    store: str | None
-    registered: int
-    tenants: int
-    load: float
-    seconds: float
-    flood_seconds: float
-    rounds: int
-    texts: int
-    slots: int | None = None
-    http_processes: int = 0
-    seed: int = 0
-
-    def settings(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def run_tenants(plan: TenantsPlan, pool: Sequence[str], *, on_step: Callable[[str], None]) -> list[Result]:

@@ -7,7 +7,8 @@ import pytest
 
 from xpeft_benchmarks.registered import register, registered_key
 from xpeft_benchmarks.results import Result
-from xpeft_benchmarks.tenants.measurement import TenantsPlan, run_tenants
+from xpeft_benchmarks.tenants.measurement import run_tenants
+from xpeft_benchmarks.tenants.plan import TenantsPlan
 from xpeft_benchmarks.tenants.results import (
     Flood,
     Neighbours,

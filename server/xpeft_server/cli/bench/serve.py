@@ -135,7 +135,8 @@ def tenants(
 
     Example: xpeft bench tenants --registered 1000000 --data reviews.jsonl.gz --json tenants.jsonl
     """
-    from xpeft_benchmarks.tenants.measurement import TenantsPlan, run_tenants
+    from xpeft_benchmarks.tenants.measurement import run_tenants
+    from xpeft_benchmarks.tenants.plan import TenantsPlan
 
     with failures_told():
         device_name, dtype_name = chosen(device, dtype)
