@@ -16,7 +16,8 @@ def test_engine_shows_a_table_and_writes_lines(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "engine.jsonl"
-    options = "--profiles 1,40 --popularity distinct --slots 20 --rounds 1 --turn-seconds 0.1 --inputs 2"
+    # The 8 requests before the measured ones are all that slots can answer, however slow the machine.
+    options = "--profiles 1,40 --popularity distinct --slots 8 --rounds 1 --turn-seconds 0.1 --inputs 2"
     words = ["engine", "--plm", str(tiny_bert), *BRIEF.split(), *options.split(), "--json", str(out)]
     monkeypatch.setattr(sys, "argv", ["xpeft", "bench", *words])
     done = CliRunner().invoke(app, words)
@@ -30,7 +31,7 @@ def test_engine_shows_a_table_and_writes_lines(
     asked = lines[f"{name} engine 40 profiles"]
     assert asked["benchmark"] == "engine"
     assert asked["ratios"][0]["to"] == f"{name} bare"
-    assert (asked["details"]["slots"], asked["details"]["in_flight"]) == (20, 4)
+    assert (asked["details"]["slots"], asked["details"]["in_flight"]) == (8, 4)
     assert asked["details"]["made_share"] > 0.1
     assert asked["settings"]["plm"] == tiny_bert.name
     assert (asked["settings"]["seconds"], asked["settings"]["gpu"]) == (0.1, None)
