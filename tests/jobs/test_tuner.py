@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from xpeft_profiles import JobKey, JobRecord, ProfileKey, RecordDamaged, StoreUnavailable, new_job_id
+from xpeft_server.jobs import tuner
 from xpeft_server.jobs.errors import JobFinished, JobNotFound
 from xpeft_server.jobs.process_identity import this_process
 from xpeft_server.jobs.records import LEASE
@@ -281,6 +282,42 @@ async def test_a_job_that_could_not_be_written_down_is_not_worked_on(server: Any
         await server.submit()
     await asyncio.sleep(0)
     assert server.worker.seen == []
+
+
+async def test_a_job_that_was_written_down_without_an_answer_takes_nobodys_place(server: Any, jobs: Any) -> None:
+    """The store did what it was asked, and the connection broke before it could say so."""
+    add = jobs.add
+
+    async def tell_nothing(record: JobRecord, **limits: Any) -> None:
+        await add(record, **limits)
+        raise StoreUnavailable("the store went away")
+
+    jobs.add = tell_nothing
+    for _ in range(4):
+        with pytest.raises(StoreUnavailable):
+            await server.submit()
+    jobs.add = add
+    await server.round()
+    records, _ = await server.tuner.list("acme", limit=9, cursor=None)
+    assert {(record.status, record.error["code"]) for record in records} == {("failed", "interrupted")}
+    await server.submit("another")
+    await server.worker.begins()
+    assert server.worker.seen == ["another"]
+
+
+async def test_what_may_have_been_written_down_is_not_kept_for_ever(
+    server: Any, jobs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(record: JobRecord, **limits: Any) -> None:
+        raise StoreUnavailable("the store is down")
+
+    monkeypatch.setattr(tuner, "LEASE", 0.01)
+    jobs.add, jobs.down = refuse, True
+    with pytest.raises(StoreUnavailable):
+        await server.submit()
+    async with asyncio.timeout(20):
+        while server.tuner._records.own:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_job_whose_record_was_dropped_is_stopped(server: Any, jobs: Any) -> None:

@@ -91,7 +91,11 @@ class Tuner:
         )
         if self._closed.is_set():
             raise Unavailable("the server is stopping")
-        await self._store.add(record, lease=LEASE, most=self._most, keep=_KEPT)
+        try:
+            await self._store.add(record, lease=LEASE, most=self._most, keep=_KEPT)
+        except StoreUnavailable:
+            self._take_back(record, request)
+            raise
         job = self._records.own[record.key] = Job(record, request, on_end=self._ended)
         if self._closed.is_set():
             await self._interrupt(job)
@@ -213,6 +217,13 @@ class Tuner:
         if job.task is not None and job.task is not asyncio.current_task():
             job.task.cancel()
         self._outcomes[job.record.status].inc()
+
+    def _take_back(self, record: JobRecord, request: TuningRequest) -> None:
+        """It may have been written all the same, and would count as the tenant's until its lease is over."""
+        job = Job(record, replace(request, examples=()), on_end=lambda _: None)
+        job.become(interrupted(record))
+        self._records.own[job.key] = job
+        asyncio.get_running_loop().call_later(LEASE, self._records.own.pop, job.key, None)
 
     async def _interrupt(self, job: Job) -> None:
         async with job.deciding:
