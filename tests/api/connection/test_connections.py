@@ -231,7 +231,7 @@ async def test_who_leaves_without_a_word_was_refused_and_takes_nobodys_place(ful
 @pytest.mark.parametrize("connection_limits", [FEW])
 async def test_who_sends_all_of_a_long_request_reads_that_there_is_no_room(full, connect):
     reader, writer = await connect()
-    writer.write(b"POST /v1/classify HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n" + b"a" * 1_000_000)
+    writer.write(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"a" * 1_000_000)
     with contextlib.suppress(ConnectionError):
         async with asyncio.timeout(20):
             await writer.drain()

@@ -185,6 +185,28 @@ async def test_without_the_access_log_what_cannot_be_read_logs_nothing(send, acc
     assert access_lines == []
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health HTTP/1.1\r\n",
+        GET + b"HOST: y\r\n",
+        GET + b"Host: x\r\n",
+        b"GET /health HTTP/1.0\r\nHost: x\r\nHost: y\r\n",
+    ],
+)
+async def test_a_request_for_no_host_or_for_two_is_refused(send, head):
+    answer = await send(head + CLOSE + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"code":"invalid_http"' in answer
+
+
+@pytest.mark.parametrize(
+    "head", [GET, b"GET /health HTTP/1.1\r\nhost:\r\n", b"GET /health HTTP/1.0\r\n", b"GET /health HTTP/1.0\r\nHost: x\r\n"]
+)
+async def test_a_request_for_one_host_is_answered_and_an_older_client_need_not_name_it(send, head):
+    assert (await send(head + CLOSE + b"\r\n")).startswith(b"HTTP/1.1 200 ")
+
+
 async def test_so_many_headers_are_read(send):
     answer = await send(GET + CLOSE + b"X: y\r\n" * (HEADERS - 2) + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 200")

@@ -149,6 +149,7 @@ class HttpProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if version not in _VERSIONS:
             raise self._refused(ApiError(505, "http_version_not_supported", "this server speaks HTTP/1.1"))
+        self._check_host(version)
         answering = self._answering
         self.scope[DEPARTURE] = Departure()  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
@@ -217,6 +218,13 @@ class HttpProtocol(HttpToolsProtocol):
     @property
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    def _check_host(self, version: str) -> None:
+        """Nothing here reads it, but a proxy between may have taken the other one. Source: RFC 9112, 3.2."""
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (version == "1.1" and not hosts):
+            message = f"the request has {hosts or 'no'} host headers, it needs one"
+            raise self._refused(ApiError(400, "invalid_http", message))
 
     def _refused(self, error: ApiError) -> ApiError:
         """To be raised in the parser, which forgets what it was."""
