@@ -13,6 +13,7 @@ import torch
 
 from xpeft_server.engine.errors import EngineError, InternalError, Unavailable, WrongBank
 from xpeft_server.engine.requests import SamplingRule
+from xpeft_server.model.kv.cache import KvCache, KvPool
 from xpeft_server.tenant_limits import TenantTable
 
 PROMPT = tuple(range(10, 22))
@@ -344,6 +345,32 @@ async def test_a_step_that_the_device_has_no_memory_for_is_halved_and_changes_no
         await studio.told(keys[0], (8, 9, 10, 11, 12), 20)
     assert re.search(r"the device has no memory for \d sequences, \d+ tokens: they are halved", caplog.text)
     assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT * 6], ids=["that grows", "that is long at once"])
+async def test_a_sequence_whose_keys_and_values_the_machine_has_no_memory_for_ends_alone(
+    open_studio: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, prompt: Any
+) -> None:
+    studio = await open_studio(cache=KvCache)
+    key = await studio.put("p", 1)
+    expected = (await studio.told(key, prompt, 90)).text
+    zeros = KvPool._zeros
+
+    def short_rows_only(pool: KvPool, rows: int) -> torch.Tensor:
+        if rows and pool.length > 64:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes.")
+        return zeros(pool, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KvPool, "_zeros", short_rows_only)
+        long, short = await asyncio.gather(
+            studio.told(key, prompt, 90), studio.told(key, PROMPT, 40), return_exceptions=True
+        )
+        assert isinstance(long, Unavailable)
+        assert short.finished.completion_tokens == 40
+    assert re.search(r"the device has no memory for \d+ tokens of one sequence", caplog.text)
+    assert (await studio.told(key, prompt, 90)).text == expected
+    await studio.until(studio.empty)
 
 
 async def test_a_bug_in_telling_an_answer_ends_that_one(open_studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:

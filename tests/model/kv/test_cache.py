@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xpeft_server.model.kv.cache import KvCache, KvRow, KvShape
+from xpeft_server.model.kv.cache import KvCache, KvPool, KvRow, KvShape
 
 SHAPE = KvShape(blocks=2, heads=3, size=4, dtype=torch.float32, device=torch.device("cpu"))
 
@@ -73,6 +73,36 @@ def test_without_room_to_grow_the_row_stays_as_it_is() -> None:
     assert read(row) == {7.0}
     cache.release(other)
     assert cache.lengthen(row, 65) is not None
+
+
+def test_a_row_that_there_is_no_memory_for_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = cache_of(64 * 100, 128)
+    rows = [cache.claim(64) for _ in range(8)]
+    for number, row in enumerate(rows, start=1):
+        assert row is not None
+        write(row, float(number))
+
+    def nothing(pool: KvPool, rows: int) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KvPool, "_zeros", nothing)
+        for take in (lambda: cache.claim(64), lambda: cache.claim(65), lambda: cache.lengthen(rows[0], 65)):
+            with pytest.raises(RuntimeError, match="can't allocate"):
+                take()
+        assert cache.used == 8 * 64
+        for row in rows[1:]:
+            assert row is not None
+            cache.release(row)
+    assert rows[0] is not None
+    assert read(rows[0]) == {1.0}
+    assert cache.used == 64
+    newcomer = cache.claim(64)
+    assert newcomer is not None
+    assert read(newcomer) == {0.0}
+    cache.release(newcomer)
+    cache.release(rows[0])
+    assert cache.bytes == 0
 
 
 @settings(deadline=None, max_examples=60)

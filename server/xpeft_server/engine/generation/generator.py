@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from functools import partial
 
 from xpeft_server.model.batches.step_packing import Chunk
 from xpeft_server.model.classifier import Classifier
@@ -18,23 +18,22 @@ from xpeft_server.model.slots import SlotFill
 
 from ..device.faults import is_device_lost
 from ..device.slot_table import SlotTable
-from ..errors import InternalError, Unavailable, WrongBank, as_engine_error
+from ..errors import InternalError, WrongBank, as_engine_error
 from ..fairness.queue import FairQueue
 from ..fairness.shares import Shares
 from ..metrics import Metrics
 from ..profiles.cache import CachedProfile
 from ..requests import FinishReason
 from .advance import Advance
+from .no_memory import end_for_memory, row_or_end
 from .sequence import Sequence
 from .step_budget import StepPart, share_budget
+from .yielding import yielding
 
 logger = logging.getLogger(__name__)
 
 _SPARE = 32
 """Who comes leaves one part in so many of the cache free, for those who are there and grow."""
-
-_PAID = 8
-"""Who is ahead makes way for another once it has written a token for so many that it would read again."""
 
 
 class Generator:
@@ -92,9 +91,10 @@ class Generator:
         Returns: at most one advance a sequence.
         """
         self._part_with_the_gone()
-        self._make_room()
+        advances = self._make_room()
         self._pin_slots()
-        advances = self._admit() + self._compute(share_budget(self._running, self._max_tokens, self._shares.is_ahead))
+        advances += self._admit()
+        advances += self._compute(share_budget(self._running, self._max_tokens, self._shares.is_ahead))
         for advance in advances:
             if advance.finish_reason or advance.error:
                 self._release(advance.sequence)
@@ -105,15 +105,23 @@ class Generator:
         for sequence in [each for each in self._running if each.withdrawn]:
             self._release(sequence)
 
-    def _make_room(self) -> None:
-        """A row for everybody's next tokens; who came last goes first where that is not possible."""
+    def _make_room(self) -> list[Advance]:
+        """A row for everybody's next tokens; who came last goes first where that is not possible. Returns: whose row
+        the device has no memory for."""
+        cache: KvStore[KvRow | ArenaRow] = self._decoder.cache
+        ended: list[Advance] = []
         for sequence in list(self._running):
             while sequence.row is not None:
-                longer = self._decoder.cache.lengthen(sequence.row, len(sequence.ids))
-                if longer is not None:
+                longer = row_or_end(sequence, partial(cache.lengthen, sequence.row, len(sequence.ids)))
+                if isinstance(longer, Advance):
+                    self._release(sequence)
+                    ended.append(longer)
+                elif longer is not None:
                     sequence.row = longer
                     break
-                self._preempt(self._running[-1])
+                else:
+                    self._preempt(self._running[-1])
+        return ended
 
     def _preempt(self, sequence: Sequence) -> None:
         self._release(sequence)
@@ -140,6 +148,9 @@ class Generator:
                 row = self._row_for(sequence)
             if row is None:
                 return False
+            if isinstance(row, Advance):
+                refused.append(row)
+                return True
             if self._place(sequence.profile) is None:
                 self._decoder.cache.release(row)
                 self._make_slot(sequence)
@@ -153,37 +164,28 @@ class Generator:
         self._waiting.offer(accept)
         return refused
 
-    def _row_for(self, sequence: Sequence) -> KvRow | ArenaRow | None:
+    def _row_for(self, sequence: Sequence) -> KvRow | ArenaRow | Advance | None:
         if len(self._running) >= self._max_sequences:
             return None
         cache: KvStore[KvRow | ArenaRow] = self._decoder.cache
-        return cache.claim(len(sequence.ids), spare=cache.tokens // _SPARE if self._running else 0)
+        spare = cache.tokens // _SPARE if self._running else 0
+        return row_or_end(sequence, partial(cache.claim, len(sequence.ids), spare=spare))
 
     def _make_way(self, sequence: Sequence) -> bool:
         """Preempt the latest of those who yield to this one."""
-        latest = next(self._yielding(sequence), None)
+        latest = next(yielding(sequence, self._running, self._shares), None)
         if latest is not None:
             self._preempt(latest)
         return latest is not None
 
     def _make_slot(self, sequence: Sequence) -> None:
         """Preempt all sequences of a profile, if all yield to this one: at the next step its slot is pinned no more."""
-        yielding = list(self._yielding(sequence))
-        staying = {None, *(each.version for each in set(self._running).difference(yielding))}
-        leaving = [each for each in yielding if each.version not in staying]
+        candidates = list(yielding(sequence, self._running, self._shares))
+        staying = {None, *(each.version for each in set(self._running).difference(candidates))}
+        leaving = [each for each in candidates if each.version not in staying]
         for each in leaving:
             if each.version == leaving[0].version:
                 self._preempt(each)
-
-    def _yielding(self, sequence: Sequence) -> Iterator[Sequence]:
-        """Those of tenants that are ahead of their share, for one of a tenant that is not; who came last is first.
-
-        They must have paid for what is read again: to be taken in is charged at once, so that two tenants could take
-        room from each other before either has written anything.
-        """
-        running = [] if self._shares.is_ahead(sequence.tenant) else self._running
-        paid = (each for each in reversed(running) if (len(each.ids) - each.to_read) * _PAID >= each.to_read)
-        return (each for each in paid if self._shares.is_ahead(each.tenant))
 
     def _slot_of(self, sequence: Sequence) -> int | None:
         """As `_place`, for one that was taken in: its profile is asked for anew only where it lost its slot."""
@@ -230,10 +232,7 @@ class Generator:
         reclaim_memory(failure)
         tokens = sum(part.length for part in parts)
         if len(parts) == 1:
-            message = "the device has no memory for %d tokens of one sequence: %s"
-            logger.error(message, tokens, failure, extra=parts[0].sequence.labels)
-            error = Unavailable(f"the device has no memory for {tokens} tokens of a text now")
-            return [Advance(parts[0].sequence, time.monotonic(), counted=False, error=error)]
+            return [end_for_memory(parts[0].sequence, tokens, failure)]
         half = len(parts) // 2
         logger.warning("the device has no memory for %d sequences, %d tokens: they are halved", len(parts), tokens)
         return self._compute(parts[:half]) + self._compute(parts[half:])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..device_memory import is_out_of_memory
 from .attention import KvStep, Row, Run
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class KvShape(NamedTuple):
 class KvStore(Protocol[Row]):
     """Where sequences have their keys and values: `KvCache` on CPU, `KvArena` where a step is to be a CUDA graph.
 
-    A row is a sequence's place; only the store that it is of looks inside. One thread's own.
+    A row is a sequence's place; only the store that it is of looks inside. One thread's own. Where the device
+    has no memory for a row, torch's error is raised, and all is as it was.
 
     Attributes:
         tokens: room, in tokens; rows count with all their length.
@@ -134,7 +136,15 @@ class KvPool:
         self._states[:, :, row.index].zero_()
         capacity = self._states.shape[2]
         if 4 * len(self.rows) < capacity:
-            self._resize(capacity // 2 if self.rows else 0)
+            self._shrink(capacity // 2 if self.rows else 0)
+
+    def _shrink(self, capacity: int) -> None:
+        """Where there is no memory for the copy, all stays as it is."""
+        try:
+            self._resize(capacity)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
 
     def _resize(self, capacity: int) -> None:
         states = self._zeros(capacity)
@@ -177,8 +187,9 @@ class KvCache:
         length = self._row_length(tokens)
         if self.used + length + spare > self.tokens:
             return None
+        row = self.pools[length].add()
         self.used += length
-        return self.pools[length].add()
+        return row
 
     def lengthen(self, row: KvRow, tokens: int) -> KvRow | None:
         """The same row where it is long enough, else a longer one with all that was in it; None if there is no room."""
