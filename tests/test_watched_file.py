@@ -67,6 +67,21 @@ def test_a_change_that_could_not_be_read_for_a_moment_is_read_at_the_next_look(
     assert len(caplog.records) == 2
 
 
+def test_where_something_is_in_force_already_a_file_need_not_be_good_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "words"
+    with pytest.raises(OSError, match="No such file"):
+        WatchedFile(path, read=Path.read_text, invalid=OSError, content="words")
+    watched = WatchedFile(path, read=Path.read_text, invalid=OSError, content="words", in_force="first")
+    watched.refresh()
+    assert watched.value == "first"
+    path.write_text("second")
+    watched.refresh()
+    assert watched.value == "second"
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
 def test_a_file_that_fails_again_after_it_was_good_is_logged_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -67,10 +67,17 @@ ONE_TENANT: Final = TenantTable(TenantLimits(queue_share=1.0))
 
 
 class LimitsFile:
-    """The limits in a file, kept in step with it. Raises: LimitsInvalid if it cannot be used at the start."""
+    """The limits in a file, kept in step with it.
 
-    def __init__(self, path: Path) -> None:
-        self.file = WatchedFile(path, read=read_limits, invalid=LimitsInvalid, content="limits of tenants")
+    Args:
+        in_force: what counts where the file cannot be used at the start, until it can.
+    Raises: LimitsInvalid if it cannot be used at the start, and nothing is in force.
+    """
+
+    def __init__(self, path: Path, *, in_force: TenantTable | None = None) -> None:
+        self.file = WatchedFile(
+            path, read=read_limits, invalid=LimitsInvalid, content="limits of tenants", in_force=in_force
+        )
 
     def of(self, tenant: str) -> TenantLimits:
         return self.file.value.of(tenant)
@@ -80,10 +87,10 @@ class LimitsFile:
         await self.file.watch()
 
 
-def choose_tenant_limits(settings: Settings) -> LimitsOfTenants:
-    """Those of the file; without one, a fair share for each. Raises: LimitsInvalid."""
+def choose_tenant_limits(settings: Settings, *, in_force: TenantTable | None = None) -> LimitsOfTenants:
+    """Those of the file; without one, a fair share for each. Raises: as `LimitsFile`."""
     if settings.tenant_limits is not None:
-        return LimitsFile(settings.tenant_limits)
+        return LimitsFile(settings.tenant_limits, in_force=in_force)
     return ONE_TENANT if settings.api_keys is None else TenantTable()
 
 

@@ -22,19 +22,29 @@ class WatchedFile(Generic[T]):
         paths: the files; read at once.
         read: paths → what they say; raises ``invalid`` if they cannot be used.
         content: what they hold, for the log.
-    Raises: ``invalid`` if they cannot be used at the start.
+        in_force: what counts where they cannot be used at the start, until they can.
+    Raises: ``invalid`` if they cannot be used at the start, and nothing is in force.
 
     Attributes:
         value: what they said when they could last be used.
     """
 
-    def __init__(self, *paths: Path, read: Callable[..., T], invalid: type[Exception], content: str) -> None:
+    def __init__(
+        self, *paths: Path, read: Callable[..., T], invalid: type[Exception], content: str, in_force: T | None = None
+    ) -> None:
         self._paths = paths
         self._read = read
         self._invalid = invalid
         self._content = content
-        self._stamps = self._last = self._look()  # of what is used, and of the last look
-        self.value = read(*paths)
+        self._last = self._look()
+        self._stamps: list[FileStamp | None] | None = self._last  # of what is used
+        try:
+            self.value = read(*paths)
+        except invalid as error:
+            if in_force is None:
+                raise
+            log.error("the %s stay as they were: %s", content, error)
+            self.value, self._stamps = in_force, None
 
     def refresh(self) -> None:
         """Read the files again if one changed. What cannot be used is logged once, changes nothing and is read again

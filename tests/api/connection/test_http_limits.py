@@ -201,7 +201,13 @@ async def test_a_request_for_no_host_or_for_two_is_refused(send, head):
 
 
 @pytest.mark.parametrize(
-    "head", [GET, b"GET /health HTTP/1.1\r\nhost:\r\n", b"GET /health HTTP/1.0\r\n", b"GET /health HTTP/1.0\r\nHost: x\r\n"]
+    "head",
+    [
+        GET,
+        b"GET /health HTTP/1.1\r\nhost:\r\n",
+        b"GET /health HTTP/1.0\r\n",
+        b"GET /health HTTP/1.0\r\nHost: x\r\n",
+    ],
 )
 async def test_a_request_for_one_host_is_answered_and_an_older_client_need_not_name_it(send, head):
     assert (await send(head + CLOSE + b"\r\n")).startswith(b"HTTP/1.1 200 ")

@@ -12,16 +12,23 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import pytest
+import trustme
 
 from xpeft_profiles import BankGeometry
+from xpeft_server.api.access.auth import Role
+from xpeft_server.api.access.key_file import new_key, write_keys
+from xpeft_server.api.access.key_ring import KeyRing
 from xpeft_server.api.tuning.tuner_port import TunerPort
 from xpeft_server.cli.serve import front_processes
 from xpeft_server.cli.serve.front import FrontFailed
 from xpeft_server.cli.serve.front_processes import FrontProcesses
+from xpeft_server.cli.serve.in_force import InForce, in_force
 from xpeft_server.cli.serve.server_socket import bind
 from xpeft_server.engine.errors import Unavailable
 from xpeft_server.engine.metrics import Metrics
@@ -29,6 +36,7 @@ from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, Engine
 from xpeft_server.remote.peer import Peer
 from xpeft_server.remote.summed_metrics import ConnectedMetrics, Told, summed
 from xpeft_server.settings import Settings
+from xpeft_server.tenant_limits import LimitsFile
 
 
 class Idle:
@@ -59,7 +67,9 @@ class NoJobs:
 async def nothing() -> None: ...
 
 
-def processes(settings: Settings, listening: socket.socket, *command: str) -> FrontProcesses:
+def processes(
+    settings: Settings, listening: socket.socket, *command: str, in_force: Callable[[], InForce] = InForce
+) -> FrontProcesses:
     return FrontProcesses(
         settings,
         engine=Idle(),
@@ -68,6 +78,7 @@ def processes(settings: Settings, listening: socket.socket, *command: str) -> Fr
         listening=listening,
         connections=8,
         environ=os.environ,
+        in_force=in_force,
         command=command,
     )
 
@@ -206,25 +217,71 @@ async def test_one_that_cannot_use_a_file_when_it_starts_again_says_so_in_a_line
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(front_processes, "_PAUSE_SECONDS", 0.05)
-    limits = tmp_path / "limits.json"
-    limits.write_text("{}")
-    settings = Settings(http_processes=1, store=f"sqlite:///{tmp_path}/profiles.db", tenant_limits=limits)
+    certificate, key = tmp_path / "server.pem", tmp_path / "server.key"
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    issued.private_key_pem.write_to_path(key)
+    good = certificate.read_bytes()
+    settings = Settings(
+        http_processes=1, store=f"sqlite:///{tmp_path}/profiles.db", tls_certificate=certificate, tls_key=key
+    )
 
     async def mistaken() -> None:
-        limits.write_text("{")
+        certificate.write_text("none")
         os.kill(speakers(caplog)[0], signal.SIGKILL)
         while "another one takes its place" not in caplog.text.partition("does not speak HTTP: ")[2]:
             await asyncio.sleep(0.01)
-        limits.write_text("{}")
+        certificate.write_bytes(good)
         while len(speakers(caplog)) < 2:
             await asyncio.sleep(0.01)
 
     with caplog.at_level(logging.INFO):
         await serve(settings, meanwhile=mistaken)
-    assert f"does not speak HTTP: {limits}: not JSON: " in caplog.text
+    assert re.search(f"does not speak HTTP: tls_certificate = .*{certificate}", caplog.text)
     said = capfd.readouterr().err
     assert "Traceback" not in said
     assert "the process that has the engine went away" not in said
+
+
+async def test_one_that_takes_anothers_place_while_keys_and_limits_cannot_be_read_goes_on_with_those_in_force(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys, limits = tmp_path / "keys.json", tmp_path / "limits.json"
+    secret, entry = new_key(id="k", tenant="acme", role=Role.ADMIN, expires=None)
+    write_keys(keys, [entry])
+    limits.write_text('{"default": {"requests_per_second": 1e-5}}')
+    settings = Settings(
+        http_processes=1, store=f"sqlite:///{tmp_path}/profiles.db", api_keys=keys, tenant_limits=limits
+    )
+    ring, tenants = KeyRing(keys), LimitsFile(limits)
+
+    async def status(secret: str) -> int:
+        async with httpx.AsyncClient(headers={"authorization": f"Bearer {secret}"}, timeout=30) as client:
+            return (await client.get(f"{address}/v1/profiles")).status_code
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, caplog.at_level(logging.INFO):
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        fronts = processes(settings, listening, in_force=partial(in_force, ring, tenants))
+        serving = asyncio.create_task(fronts.serve(lambda: None))
+        async with asyncio.timeout(60):
+            while not speakers(caplog):
+                await asyncio.sleep(0.01)
+            keys.write_text("{")
+            limits.unlink()
+            os.kill(speakers(caplog)[0], signal.SIGKILL)
+            while len(speakers(caplog)) < 2:
+                await asyncio.sleep(0.01)
+            assert await status(secret) == 200
+            assert await status("xp_another") == 401
+            keys.write_text('{"keys": []}')
+            while await status(secret) != 401:
+                await asyncio.sleep(0.05)
+            fronts.close()
+            await serving
+    said = capfd.readouterr().err
+    assert f"the keys stay as they were: {keys}: not JSON" in said
+    assert f"the limits of tenants stay as they were: {limits}: No such file" in said
+    assert len(speakers(caplog)) == 2
 
 
 async def test_one_that_does_not_tell_its_metrics_in_time_counts_for_what_it_told_last(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +14,13 @@ from .auth import Principal
 from .key_file import KeysInvalid, read_keys
 
 
-class _Known(NamedTuple):
+class KnownKey(NamedTuple):
     principal: Principal
     expires_at: float | None
+
+
+KnownKeys = Mapping[bytes, KnownKey]
+"""By the SHA-256 of the secret."""
 
 
 class KeyRing:
@@ -27,14 +31,15 @@ class KeyRing:
     Args:
         path: the file of keys; read at once.
         now: clock in unix seconds.
-    Raises: KeysInvalid if the file cannot be used at the start.
+        in_force: the keys that count where the file cannot be used at the start, until it can.
+    Raises: KeysInvalid if the file cannot be used at the start, and nothing is in force.
     """
 
     required = True
 
-    def __init__(self, path: Path, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, *, now: Callable[[], float] = time.time, in_force: KnownKeys | None = None) -> None:
         self._now = now
-        self.file = WatchedFile(path, read=_known_keys, invalid=KeysInvalid, content="keys")
+        self.file = WatchedFile(path, read=_known_keys, invalid=KeysInvalid, content="keys", in_force=in_force)
 
     def find(self, secret: bytes) -> Principal | None:
         known = self.file.value.get(hashlib.sha256(secret).digest())
@@ -49,5 +54,5 @@ class KeyRing:
         await self.file.watch()
 
 
-def _known_keys(path: Path) -> dict[bytes, _Known]:
-    return {bytes.fromhex(entry.sha256): _Known(entry.principal, entry.expires_at) for entry in read_keys(path)}
+def _known_keys(path: Path) -> KnownKeys:
+    return {bytes.fromhex(entry.sha256): KnownKey(entry.principal, entry.expires_at) for entry in read_keys(path)}

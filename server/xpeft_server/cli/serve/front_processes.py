@@ -25,6 +25,7 @@ from xpeft_server.remote.summed_metrics import EndedProcesses, Told
 from xpeft_server.settings import Settings
 
 from .front import FrontFailed
+from .in_force import InForce
 from .worker_process import worker_environment
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,10 @@ class FrontProcesses:
     """A `Front` of ``settings.http_processes`` processes that share a socket. One that ends is started anew.
 
     What they know of engine and tuner comes from here; they read the store, and the files of the settings, themselves.
+    One that begins while the file of keys or limits cannot be used is given what is in force.
 
     Args:
+        in_force: tells that.
         metrics: of this process, shown with theirs.
         listening: bound.
         connections: how many each of them may have open.
@@ -63,6 +66,7 @@ class FrontProcesses:
         listening: socket.socket,
         connections: int,
         environ: Mapping[str, str],
+        in_force: Callable[[], InForce] = InForce,
         command: Sequence[str] = (),
     ) -> None:
         self._settings = settings
@@ -70,6 +74,7 @@ class FrontProcesses:
         self._metrics = metrics
         self._listening = listening
         self._connections = connections
+        self._in_force = in_force
         self._environ = worker_environment(environ)
         # -P: the folder that the server was started in is no place to import from.
         self._command = command or (sys.executable, "-P", "-m", "xpeft_server.cli.serve.front_worker")
@@ -141,7 +146,7 @@ class FrontProcesses:
         self._peers.add(peer)
         try:
             if not self._closing.is_set():
-                await peer.call("serve", self._settings, self._connections)
+                await peer.call("serve", self._settings, self._connections, self._in_force())
                 self._listeners.add(peer)
                 listens.set()
                 log.info("process %d speaks HTTP", process.pid)

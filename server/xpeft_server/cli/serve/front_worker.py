@@ -26,6 +26,7 @@ from xpeft_server.tenant_limits import LimitsFile, LimitsInvalid, choose_tenant_
 
 from .http_front import HttpFront
 from .http_parts import build_http_parts
+from .in_force import InForce
 from .server_logging import configure_server_logging
 
 log = logging.getLogger(__name__)
@@ -60,14 +61,14 @@ class FrontWorker:
         await self._over.wait()
         self._peer.close()
 
-    async def _serve(self, settings: Settings, connections: int) -> None:
+    async def _serve(self, settings: Settings, connections: int, in_force: InForce) -> None:
         """Returns when it listens. Raises: what keeps it from that; Unavailable for a file that cannot be used now, or
         an address at which another program listens."""
         configure_server_logging(settings)
         self._metrics = ConnectedMetrics(self._peer, top_profiles=settings.metrics_top_profiles)
         try:
-            tenants = choose_tenant_limits(settings)
-            parts = build_http_parts(settings, os.environ, self._metrics)
+            tenants = choose_tenant_limits(settings, in_force=in_force.limits)
+            parts = build_http_parts(settings, os.environ, self._metrics, keys_in_force=in_force.keys)
         except (SettingsInvalid, KeysInvalid, LimitsInvalid) as error:
             raise Unavailable(str(error)) from None
         self._store = open_store(settings.store)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xpeft_server.api.access.auth import Keys, NoKeys
-from xpeft_server.api.access.key_ring import KeyRing
+from xpeft_server.api.access.key_ring import KeyRing, KnownKeys
 from xpeft_server.api.audit.log import AuditLog
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.settings import Settings
@@ -38,11 +38,13 @@ class HttpParts:
             self.tracing.close(seconds)
 
 
-def build_http_parts(settings: Settings, environ: Mapping[str, str], metrics: Metrics) -> HttpParts:
+def build_http_parts(
+    settings: Settings, environ: Mapping[str, str], metrics: Metrics, *, keys_in_force: KnownKeys | None = None
+) -> HttpParts:
     """Raises: SettingsInvalid, KeysInvalid."""
     return HttpParts(
         tls=server_tls(settings),
         audit=build_audit(settings),
-        keys=NoKeys() if settings.api_keys is None else KeyRing(settings.api_keys),
+        keys=NoKeys() if settings.api_keys is None else KeyRing(settings.api_keys, in_force=keys_in_force),
         tracing=build_tracing(settings, environ, metrics),
     )

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
+from functools import partial
 from socket import socket
 from typing import Final
 
@@ -17,6 +18,7 @@ import typer
 import uvloop
 
 from xpeft_profiles import ProfileStore
+from xpeft_server.api.access.key_ring import KeyRing
 from xpeft_server.engine.engine import Engine
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.settings import Settings
@@ -27,6 +29,7 @@ from .front import Front, FrontFailed
 from .front_processes import FrontProcesses
 from .http_front import CLOSING_SECONDS, HttpFront
 from .http_parts import HttpParts
+from .in_force import in_force
 from .server_socket import address_of
 from .tuner_assembly import build_tuner
 
@@ -66,14 +69,16 @@ class RunningServer:
     ) -> None:
         self._settings = settings
         self._store = store
-        self._tenants = tenants
         self._stop = asyncio.Event()
         self._engine: Engine = build_engine(settings, store, metrics, tenants=tenants, on_death=self._engine_died)
         self._tuner = build_tuner(settings, self._engine, store, metrics, tenants=tenants, environ=environ)
         self._address = address_of(listening, "http" if parts.tls is None else "https")
         self._keys = "on" if parts.keys.required else "off"
+        self._watched: list[LimitsFile | KeyRing] = [tenants] if isinstance(tenants, LimitsFile) else []
         self._front: Front
         if settings.http_processes:
+            # They are for a process that takes another one's place.
+            self._watched += [parts.keys] if isinstance(parts.keys, KeyRing) else []
             # Nothing waits in them.
             parts.close(CLOSING_SECONDS)
             self._front = FrontProcesses(
@@ -84,6 +89,7 @@ class RunningServer:
                 listening=listening,
                 connections=connections,
                 environ=environ,
+                in_force=partial(in_force, parts.keys, tenants),
             )
         else:
             self._front = HttpFront(
@@ -107,7 +113,7 @@ class RunningServer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
-        watching = [loop.create_task(self._tenants.watch())] if isinstance(self._tenants, LimitsFile) else []
+        watching = [loop.create_task(each.watch()) for each in self._watched]
         try:
             await self._engine.start()
             await self._tuner.start()

@@ -1,0 +1,24 @@
+"""The keys and limits of a running server, for a process that begins while their files cannot be used."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from xpeft_server.api.access.auth import Keys
+from xpeft_server.api.access.key_ring import KeyRing, KnownKeys
+from xpeft_server.tenant_limits import LimitsFile, LimitsOfTenants, TenantTable
+
+
+class InForce(NamedTuple):
+    """What the files said when they could last be used; None where there is no file."""
+
+    keys: KnownKeys | None = None
+    limits: TenantTable | None = None
+
+
+def in_force(keys: Keys, tenants: LimitsOfTenants) -> InForce:
+    """As they are now."""
+    return InForce(
+        keys.file.value if isinstance(keys, KeyRing) else None,
+        tenants.file.value if isinstance(tenants, LimitsFile) else None,
+    )
