@@ -23,7 +23,7 @@ def output_file(path: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
     Raises: FileExistsError if there is a file at the start or at the end, unless ``overwrite``; OSError.
     """
     if not overwrite and path.exists():
-        raise FileExistsError(f"{path} is there already")
+        raise FileExistsError(errno.EEXIST, "it is there already", str(path))
     path = Path(os.path.realpath(path))
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.draft")
     try:
@@ -40,9 +40,12 @@ def output_file(path: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
         draft.unlink(missing_ok=True)
 
 
-def check_writable(path: Path) -> None:
-    """Raises: OSError if `output_file` could not write the file, as far as that can be known before the work."""
+def check_writable(path: Path, size: int = 1) -> None:
+    """Raises: OSError if `output_file` could not write so many bytes, as far as that can be known before the work."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
-        pass
+    path = Path(os.path.realpath(path))
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as file:
+        disk = os.fstatvfs(file.fileno())
+    if disk.f_blocks and disk.f_bavail * disk.f_frsize < size:  # some file systems do not tell, and have 0 of all
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

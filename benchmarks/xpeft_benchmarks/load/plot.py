@@ -30,7 +30,7 @@ def check_plot(path: Path) -> None:
 
 
 def write_plot(path: Path, sweep: Sweep, plan: LoadPlan) -> None:
-    """A picture, or a page with the same picture in it, which needs no network. Raises: PlotInvalid."""
+    """A picture, or a page with the same picture in it, which needs no network. Raises: OSError."""
     from matplotlib import rc_context
 
     from .figure import load_figure
@@ -44,10 +44,7 @@ def write_plot(path: Path, sweep: Sweep, plan: LoadPlan) -> None:
         else:
             figure.savefig(drawn, format="svg", metadata={"Date": None})
     content = drawn.getvalue() if path.suffix == ".png" else _page(title, drawn.getvalue().decode()).encode()
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise PlotInvalid(f"{path} cannot be written: {error.strerror or error}") from None
+    path.write_bytes(content)
 
 
 def _title(sweep: Sweep, plan: LoadPlan) -> str:

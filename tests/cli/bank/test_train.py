@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from xpeft_server.cli import out_option
 from xpeft_server.cli.bank.commands import app
 from xpeft_server.model.banks.file import read_bank_file, write_bank_file
 from xpeft_server.model.banks.source import open_bank
@@ -273,6 +277,46 @@ def test_where_nothing_can_be_written_is_found_out_before_anything_is_trained(
     assert train(out=tmp_path).stderr == f"xpeft: {tmp_path} cannot be written: it is a folder\n"
     below = tmp_path / "data.jsonl" / "bank"
     assert train(out=below).stderr == f"xpeft: {below} cannot be written: Not a directory\n"
+
+
+def test_a_bank_for_which_there_is_no_room_is_not_trained(
+    train: Call, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MixtureTrainer, "train", _no_training)
+    needed: list[int] = []
+
+    def check(path: Path, size: int) -> None:
+        needed.append(size)
+        if len(needed) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(out_option, "check_writable", check)
+    refused = train("--biases").stderr
+    assert refused.splitlines()[-1] == f"xpeft: {out} cannot be written: No space left on device"
+    monkeypatch.undo()
+    assert train("--biases", "--epochs", "1").exit_code == 0
+    bank = read_bank_file(out)
+    assert needed[1] == sum(each.nbytes for each in bank.adapter_tensors().values())
+
+
+def test_a_bank_that_cannot_be_written_in_the_end_is_in_a_file_that_is_named(
+    train: Call, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn = MixtureTrainer.train
+
+    def trained(self: MixtureTrainer, *arguments: Any) -> Any:
+        out.write_bytes(b"somebody else's")
+        return learn(self, *arguments)
+
+    monkeypatch.setattr(MixtureTrainer, "train", trained)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    result = train("--epochs", "1")
+    assert result.exit_code == 1
+    assert out.read_bytes() == b"somebody else's"
+    (kept,) = tmp_path.glob("xpeft-*/bank.safetensors")
+    said = result.stderr.splitlines()[-1]
+    assert said == f"xpeft: {out} cannot be written: it is there already; what was made is in {kept}"
+    assert read_bank_file(kept).adapters == 4
 
 
 def test_a_file_is_never_replaced_without_force(train: Call, out: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,24 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(
     with pytest.raises(typer.Exit):
         report("x", {}, measure, tmp_path / name)
     assert reason.format(tmp_path) in capsys.readouterr().err
+
+
+def test_what_a_run_measured_is_kept_elsewhere_where_its_place_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def measure() -> list[Result]:
+        folder.rmdir()
+        return [Result("one", "a meaning", "texts", [2.0])]
+
+    with pytest.raises(typer.Exit):
+        report("x", {}, measure, folder / "out.jsonl")
+    (kept,) = tmp_path.glob("xpeft-*/out.jsonl")
+    assert '"variant": "one"' in kept.read_text()
+    assert capsys.readouterr().err.endswith(f"No such file or directory; what was made is in {kept}\n")
 
 
 def test_what_a_run_measured_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -291,6 +292,20 @@ def test_what_cannot_be_uploaded_is_still_in_the_file(xpeft: Call, server: Serve
         "xpeft: 409 Conflict (bank_mismatch): another bank",
     )
     assert out.exists()
+
+
+def test_what_cannot_be_uploaded_and_has_no_file_is_in_one_that_is_named(
+    xpeft: Call, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.refusal["put"] = "http://host cannot be reached"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    result = xpeft("--url", "http://host", "--profile", "polar", "--epochs", "1")
+    (kept,) = tmp_path.glob("xpeft-*/polar.safetensors")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        1,
+        f"xpeft: http://host cannot be reached; what was made is in {kept}",
+    )
+    assert read_profile_file(kept.read_bytes()).version in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from xpeft_server.model.banks.bank import Bank, SharedHead
-from xpeft_server.model.banks.errors import BankExists, BankInvalid
+from xpeft_server.model.banks.errors import BankInvalid
 from xpeft_server.model.banks.file import read_bank_file, write_bank_file
 
 PLM = "sha256:" + "ab" * 32
@@ -258,7 +258,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_there_is_not_replaced_unasked(path: Path) -> None:
     path.write_bytes(b"precious")
-    with pytest.raises(BankExists, match=r"bank\.safetensors is there already"):
+    with pytest.raises(FileExistsError, match=r"it is there already: .*bank\.safetensors"):
         write_bank_file(full_bank(), path)
     assert path.read_bytes() == b"precious"
     write_bank_file(full_bank(), path, overwrite=True)

@@ -13,6 +13,7 @@ from xpeft_kernels import AdapterForm
 from xpeft_server.model.banks.bank import Bank, SharedHead
 from xpeft_server.model.banks.checks import check_head
 from xpeft_server.model.plm import Plm
+from xpeft_server.model.plm_facts import PlmFacts
 from xpeft_server.model.pooling import Pooling
 
 from ..bank_parts import BankParts
@@ -48,14 +49,7 @@ class TrainableBank:
         if start is not None:
             check_beginning(start, plm, settings, labels)
             self.pooling = start.pooling
-        self.form = AdapterForm(
-            hidden=plm.facts.hidden,
-            width=settings.width,
-            activation=settings.activation,
-            layer_norm=settings.layer_norm,
-            down_bias=settings.biases,
-            up_bias=settings.biases,
-        )
+        self.form = _form(settings, plm.facts.hidden)
         generator = torch.Generator().manual_seed(settings.seed)
         blocks, hidden = plm.facts.blocks, plm.facts.hidden
         ups = 1 if settings.share_up else settings.adapters
@@ -134,6 +128,22 @@ class TrainableBank:
     def head_logits(self, pooled: Tensor) -> Tensor:
         """``[Q, H]`` → ``[Q, C]`` of the shared head."""
         return nn.functional.linear(pooled, self.head_weight, self.head_bias)
+
+
+def bank_bytes(settings: BankTrainingSettings, facts: PlmFacts) -> int:
+    """Bytes of the adapters that are trained for this model; its head and the file's header come on top."""
+    return facts.blocks * settings.adapters * _form(settings, facts.hidden).bank_row * torch.float32.itemsize
+
+
+def _form(settings: BankTrainingSettings, hidden: int) -> AdapterForm:
+    return AdapterForm(
+        hidden=hidden,
+        width=settings.width,
+        activation=settings.activation,
+        layer_norm=settings.layer_norm,
+        down_bias=settings.biases,
+        up_bias=settings.biases,
+    )
 
 
 def share_of_rate(done: float) -> float:

@@ -10,7 +10,7 @@ import typer
 from xpeft_server.settings import Settings
 from xpeft_tuning.bank_import.fit_texts import MIN_FIT
 
-from ..out_option import check_out_file
+from ..out_option import check_out_file, write_out_file
 from ..screen import fail, say, show_facts, show_json, show_rows
 from . import train as bank_train
 from .facts import bank_facts, bank_record
@@ -123,11 +123,9 @@ def import_bank(
     try:
         texts = None if fit_texts is None else read_fit_texts(fit_texts)
         bank, adapters = imported_bank.import_bank(sources, load_plm(plm), fit_texts=texts, min_fit=min_fit)
-        write_bank_file(bank, out, overwrite=force)
     except (ModelError, BankImportError) as error:
         fail(str(error))
-    except OSError as error:
-        fail(f"{out} cannot be written: {error.strerror or error}")
+    write_out_file(out, lambda path: write_bank_file(bank, path, overwrite=force))
     say(f"wrote {out}")
     show_facts(bank_facts(bank).items())
     columns = ("adapter", "source", "kind", "width", "blocks", "explained variance by block", "skipped")

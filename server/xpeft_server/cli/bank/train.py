@@ -14,7 +14,7 @@ from xpeft_tuning.bank_training.settings import BankTrainingSettings, Method
 from xpeft_tuning.errors import TuningSettingsInvalid
 
 from ..epoch_bar import epoch_bar, shown_score
-from ..out_option import check_out_file
+from ..out_option import check_out_file, write_out_file
 from ..screen import fail, plain, say, show_facts
 from ..setting_options import add_options, check_variables, is_typed, option_name, setting_options
 from .facts import bank_facts
@@ -121,6 +121,7 @@ def train(  # the options that follow are the settings' (see `setting_options`)
     """
     from xpeft_server.model.banks.file import read_bank_file, write_bank_file
     from xpeft_server.model.errors import ModelError
+    from xpeft_tuning.bank_training.trainable_bank import bank_bytes
     from xpeft_tuning.errors import TuningError
 
     check_variables(context, _VARIABLES)
@@ -131,12 +132,12 @@ def train(  # the options that follow are the settings' (see `setting_options`)
         beginning = None if start is None else read_bank_file(start)
         order = _order_to_start_from(beginning, settings.head, chosen)
         datasets = _datasets(data, by, None if labels is None else labels.split(","), order)
-        trained = _train(_plm(plm, device, dtype), datasets, settings, chosen, beginning)
-        write_bank_file(trained.bank, out, overwrite=force)
+        model = _plm(plm, device, dtype)
+        check_out_file(out, force=force, size=bank_bytes(settings, model.facts))
+        trained = _train(model, datasets, settings, chosen, beginning)
     except (ModelError, TuningError, SettingsInvalid) as error:
         fail(str(error))
-    except OSError as error:
-        fail(f"{out} cannot be written: {error.strerror or error}")
+    write_out_file(out, lambda path: write_bank_file(trained.bank, path, overwrite=force))
     say(f"wrote {out}")
     _report(trained)
 

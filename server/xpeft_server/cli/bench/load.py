@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..https_options import https_options, take_https_options
+from ..out_option import write_out_file
 from ..screen import say, show_rows
 from ..setting_options import add_options, field_options
 from .load_asked import AskedLoad
@@ -47,7 +48,7 @@ def load(context: typer.Context, **options: Any) -> None:  # of `AskedLoad` and 
 
         run("load", plan.settings(), measure, asked.data, asked.json, show=_show)
         if asked.plot is not None:
-            write_plot(asked.plot, sweeps[0], plan)
+            write_out_file(asked.plot, lambda path: write_plot(path, sweeps[0], plan))
             say(f"wrote {asked.plot}")
 
 

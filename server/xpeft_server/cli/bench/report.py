@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from ..out_option import write_out_file
 from ..screen import fail, say, show_rows
 from .options import Device, Dtype
 
@@ -59,10 +60,7 @@ def report(
     (show or _show)(results)
     say(f"{context.machine['cpu']}, {context.machine['cores']} cores, {context.date}")
     if json is not None:
-        try:
-            write_lines(json, results, context)
-        except OSError as error:
-            fail(f"{json} cannot be written: {error.strerror or error}")
+        write_out_file(json, lambda path: write_lines(path, results, context))
         say(f"wrote {json}")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from xpeft_profiles import Profile, write_profile_file
 from xpeft_server.model.errors import ModelError
 from xpeft_server.settings import SettingsInvalid
 from xpeft_tuning.errors import TuningError
@@ -11,11 +13,12 @@ from xpeft_tuning.learnable import learnable_parts
 from xpeft_tuning.mask_tuner import tune_profile
 
 from ..epoch_bar import epoch_bar
+from ..out_option import kept_elsewhere
 from ..screen import fail, say, show_facts
 from .destinations import Destinations
 from .input import TuningInput
 from .names import NamesInvalid, check_profile_name
-from .sinks import SinkFailed, check_bank
+from .sinks import Sink, SinkFailed, check_bank
 
 if TYPE_CHECKING:
     from xpeft_tuning.dataset import Task
@@ -43,10 +46,22 @@ def tune_one(given: TuningInput, where: Destinations) -> None:
             with epoch_bar() as show:
                 tuned = tune_profile(plm, bank, dataset, given.settings, show)
             _report(tuned, dataset.task)
-            for sink in sinks:
-                say(sink.put(where.profile or "", tuned.profile))
+            _deliver(tuned.profile, where, sinks)
     except (NamesInvalid, SinkFailed, ModelError, TuningError, SettingsInvalid) as error:
         fail(str(error))
+
+
+def _deliver(profile: Profile, where: Destinations, sinks: Sequence[Sink]) -> None:
+    """Raises: SinkFailed; then the profile is in an earlier sink, or in a file that the message names."""
+    for number, sink in enumerate(sinks):
+        try:
+            say(sink.put(where.profile or "", profile))
+        except SinkFailed as error:
+            if number:
+                raise
+            name = where.out.name if where.out else f"{where.profile}.safetensors"
+            kept = kept_elsewhere(name, lambda path: path.write_bytes(write_profile_file(profile)))
+            raise SinkFailed(f"{error}; {kept}") from None
 
 
 def _report(tuned: TunedProfile, task: Task) -> None:

@@ -3,7 +3,6 @@
 BankError              a ModelError: the model with this bank in it cannot be had
 ├── BankInvalid        its tensors or metadata contradict themselves, or its file cannot be read
 ├── BankSpecInvalid    a text like ``random:N=100`` names an unknown key or an impossible value
-├── BankExists         a file is there already and was not to be replaced
 └── ForeignBank        it was made for another language model
 """
 
@@ -21,10 +20,6 @@ class BankInvalid(BankError):
 
 
 class BankSpecInvalid(BankError):
-    pass
-
-
-class BankExists(BankError):
     pass
 
 

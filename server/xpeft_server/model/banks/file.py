@@ -13,7 +13,7 @@ from xpeft_server.output_file import output_file
 
 from ..fingerprint import tensor_bytes
 from .bank import Activation, Bank, Pooling, SharedHead
-from .errors import BankExists, BankInvalid
+from .errors import BankInvalid
 from .header import BankHeader, format_header, read_header
 
 
@@ -42,16 +42,13 @@ def read_bank_file(path: str | Path) -> Bank:
 def write_bank_file(bank: Bank, path: str | Path, *, overwrite: bool = False) -> None:
     """Write a bank; equal banks with equal provenance give equal bytes.
 
-    Raises: BankExists if the file is there and ``overwrite`` is false; OSError.
+    Raises: FileExistsError if the file is there and ``overwrite`` is false; OSError.
     """
     start, tensors = format_header(bank)
-    try:
-        with output_file(Path(path), overwrite=overwrite) as file:
-            file.write(start)
-            for tensor in tensors:
-                file.write(tensor_bytes(tensor))
-    except FileExistsError:
-        raise BankExists(f"{path} is there already") from None
+    with output_file(Path(path), overwrite=overwrite) as file:
+        file.write(start)
+        for tensor in tensors:
+            file.write(tensor_bytes(tensor))
 
 
 def _bank(header: BankHeader, tensors: dict[str, Tensor]) -> Bank:
