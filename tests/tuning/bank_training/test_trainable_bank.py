@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -116,12 +117,34 @@ def test_a_loss_that_is_no_number_ends_the_training_by_name(plm: Plm, small: Sma
         bank.check_epoch(2, Score(loss, 5))
 
 
+@pytest.mark.parametrize(
+    ("settings", "said", "hint"),
+    [
+        ({}, "lr_bank is 0.0005, and ", ": try a lower one (--lr-bank)"),
+        ({"lr_head": 1e30}, "lr_head is 1e+30, and ", ": try a lower one (--lr-head)"),
+        ({"lr_head": 1e30, "lr_bank": 0.05}, "lr_head is 1e+30, and ", ": try a lower one (--lr-head)"),
+        (
+            *({"lr_head": 0.04, "lr_bank": 0.05}, "lr_bank is 0.05, lr_head is 0.04, and "),
+            ": try lower ones (--lr-bank, --lr-head)",
+        ),
+        ({"lr_norm": 1e30}, "lr_norm is 1e+30, and ", ": try a lower one (--lr-norm)"),
+        ({"lr_masks": 1e30}, "lr_bank is 0.0005, and ", ": try a lower one (--lr-bank)"),
+    ],
+)
+def test_what_is_furthest_above_its_default_is_blamed(plm: Plm, settings: dict[str, Any], said: str, hint: str) -> None:
+    small = BankTrainingSettings(adapters=2, width=2, **settings)
+    with pytest.raises(TuningSettingsInvalid) as refused:
+        TrainableBank(plm, LABELS, small, others=("lr_norm",)).check_step(math.nan, 1, 2)
+    assert str(refused.value) == f"{said}the loss of step 2 in epoch 1 is nan{hint}"
+
+
 @pytest.mark.parametrize("part", ["_down", "_up", "head_weight", "head_bias"])
 def test_values_that_are_not_finite_end_the_training_after_the_epoch(plm: Plm, small: Small, part: str) -> None:
     bank = TrainableBank(plm, LABELS, small())
     with torch.no_grad():
         getattr(bank, part).view(-1)[-1] = float("inf")
     with pytest.raises(
-        TuningSettingsInvalid, match=r"lr_bank is 0\.01, and after epoch 3 the bank has values that are no"
+        TuningSettingsInvalid,
+        match=r"lr_bank is 0\.01, lr_head is 0\.03, and after epoch 3 the bank has values that are no",
     ):
         bank.check_epoch(3, None)

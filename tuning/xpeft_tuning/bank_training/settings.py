@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 from ..errors import TuningSettingsInvalid
@@ -131,6 +132,14 @@ class BankTrainingSettings:
                 raise TuningSettingsInvalid(f"{name} is {value}, it must be a number from 0 up")
         if not 0 <= self.dropout < 1:
             raise TuningSettingsInvalid(f"dropout is {self.dropout}, it must be from 0 up and below 1")
+
+    def too_high(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Which of these settings a training most likely diverged by: those that are furthest above their defaults,
+        by a tenth of the furthest's factor at least; the first if none is above."""
+        factors = {each.name: getattr(self, each.name) / each.default for each in fields(self) if each.name in names}
+        high = {name: factor for name, factor in factors.items() if factor > 1}
+        furthest = max(high.values(), default=1.0)
+        return tuple(name for name in names if high.get(name, 0.0) >= furthest / 10) or (names[0],)
 
 
 _COUNTS = (

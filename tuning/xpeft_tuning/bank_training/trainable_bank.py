@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class TrainableBank:
     Args:
         labels: C labels of the head, or one where they are numbers.
         start: adapters and head to begin with, over and over if there are fewer; None for random ones.
+        others: settings besides its own by which what learns along with it can diverge.
 
     Attributes:
         parts: ``[L, N, split]`` and ``[L, N, D - split]`` rows of the form, as tuning multiplies masks with them.
@@ -40,11 +42,18 @@ class TrainableBank:
     """
 
     def __init__(
-        self, plm: Plm, labels: tuple[str, ...], settings: BankTrainingSettings, start: Bank | None = None
+        self,
+        plm: Plm,
+        labels: tuple[str, ...],
+        settings: BankTrainingSettings,
+        start: Bank | None = None,
+        *,
+        others: Sequence[str] = (),
     ) -> None:
         self._plm = plm
         self._labels = labels
         self._settings = settings
+        self._divergence = ("lr_bank", "lr_head", *others)
         self.pooling: Pooling = settings.pooling or ("last" if plm.facts.decoder else "mean")
         if start is not None:
             check_beginning(start, plm, settings, labels)
@@ -104,7 +113,12 @@ class TrainableBank:
             raise self._diverged(f"after epoch {epoch} the bank has values that are not finite")
 
     def _diverged(self, what: str) -> TuningSettingsInvalid:
-        return TuningSettingsInvalid(f"lr_bank is {self._settings.lr_bank}, and {what}: try a lower one (--lr-bank)")
+        names = self._settings.too_high(self._divergence)
+        values = ", ".join(f"{name} is {getattr(self._settings, name)}" for name in names)
+        options = ", ".join("--" + name.replace("_", "-") for name in names)
+        return TuningSettingsInvalid(
+            f"{values}, and {what}: try {'a lower one' if len(names) == 1 else 'lower ones'} ({options})"
+        )
 
     @torch.no_grad()
     def bank(self, provenance: str) -> Bank:

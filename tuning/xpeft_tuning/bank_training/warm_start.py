@@ -32,6 +32,8 @@ from .training_rows import TrainingRows
 
 _MOST_SCORED = 4000
 """Held-out rows that are looked at after an epoch, drawn from all."""
+_DIVERGENCE = ("lr_norm", "lr_own_head", "own_head_penalty")
+"""Not the masks' rate: what is chosen by the largest logits stays a choice, however large they are."""
 
 
 class WarmStart:
@@ -65,7 +67,7 @@ class WarmStart:
         self._rows = users if isinstance(users, TrainingRows) else TrainingRows.of(plm, users)
         self._train, self._held_out = self._rows.train, self._rows.held_out
         self._start = start
-        self._bank = TrainableBank(plm, self._rows.labels, settings, start)
+        self._bank = TrainableBank(plm, self._rows.labels, settings, start, others=_DIVERGENCE)
         self._generator = np.random.Generator(np.random.PCG64(settings.seed))
         self._noise = torch.Generator().manual_seed(settings.seed)
         self._users = ProfileStack(
