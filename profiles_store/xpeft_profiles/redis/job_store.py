@@ -14,6 +14,7 @@ from ..jobs.store import KEPT_SECONDS, JobPage, StoredJob
 from ..listing import check_limit, decode_cursor, encode_cursor
 from ..names import check_name
 from .job_scripts import ADD, RENEW, REPLACE
+from .name_reader import NameReader
 
 Argument = str | bytes | float
 Ask = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
@@ -28,8 +29,9 @@ class RedisJobStore:
             StoreUnavailable.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, *, read: Ask, once: Ask) -> None:
+    def __init__(self, client: redis.asyncio.Redis, names: NameReader, *, read: Ask, once: Ask) -> None:
         self._client = client
+        self._names = names
         self._read = read
         self._once = once
         self._reader = JobReader()
@@ -75,7 +77,7 @@ class RedisJobStore:
         for tenant in await self._busy_tenants():
             key = _unfinished_key(tenant)
             ids = await self._read(lambda key=key: self._client.zrange(key, 0, -1))  # type: ignore[misc]
-            found = await self._snapshot(tenant, [id_.decode() for id_ in ids])
+            found = await self._snapshot(tenant, self._names.readable(ids, _a_job(tenant)))
             jobs += [job for job in self._reader.readable(found) if job.record.finished is None]
         return jobs
 
@@ -88,7 +90,7 @@ class RedisJobStore:
             cursor, keys = await self._read(
                 lambda at=cursor: self._client.scan(at, match=f"{begin}*{end}", count=_SCANNED)  # type: ignore[misc]
             )
-            tenants |= {key.decode()[len(begin) : -len(end)] for key in keys}
+            tenants |= {*self._names.readable((key[len(begin) : -len(end)] for key in keys), "a tenant")}
             if not cursor:
                 return tenants
 
@@ -106,9 +108,9 @@ class RedisJobStore:
 
         records, leases, (seconds, micros) = await self._read(ask)
         now = seconds + micros / 1e6
-        lapsed = {id_.decode() for id_, until in leases if until <= now}
+        lapsed = {id_ for id_, until in leases if until <= now}
         return [
-            FoundJob(JobKey(tenant, id_), record, id_ in lapsed)
+            FoundJob(JobKey(tenant, id_), record, id_.encode() in lapsed)
             for id_, record in zip(ids, records, strict=True)
             if record is not None
         ]
@@ -116,11 +118,13 @@ class RedisJobStore:
     async def list(self, tenant: str, *, limit: int, cursor: str | None = None) -> JobPage:
         check_limit(limit)
         before = decode_cursor(cursor)
-        highest = "(" + before if before else "+"
-        found = await self._read(
-            lambda: self._client.zrevrangebylex(_jobs_key(tenant), highest, "-", start=0, num=limit + 1)
-        )
-        ids = [id_.decode() for id_ in found]
+        highest = b"(" + before.encode() if before else b"+"
+
+        async def page(begin: bytes, count: int) -> Any:
+            key = _jobs_key(tenant)
+            return await self._read(lambda: self._client.zrevrangebylex(key, begin, b"-", start=0, num=count))
+
+        ids = await self._names.first(page, highest, limit + 1, _a_job(tenant))
         jobs = self._reader.readable(await self._snapshot(tenant, ids[:limit]))
         return JobPage(tuple(jobs), encode_cursor(ids[limit - 1]) if len(ids) > limit else None)
 
@@ -131,6 +135,10 @@ def _job_key(tenant: str, id_: str) -> str:
 
 def _jobs_key(tenant: str) -> str:
     return f"xpeft:{{{tenant}}}:jobs"
+
+
+def _a_job(tenant: str) -> str:
+    return f"a tuning job of tenant {tenant!r}"
 
 
 def _unfinished_key(tenant: str) -> str:

@@ -21,6 +21,7 @@ from ..record.writer import encode_record
 from ..store import NO_CONDITION, KeyedRecord, ListPage, Match, ProfileListing, PutOutcome, StoredProfile
 from .chunks import Chunk, chunks_of
 from .job_store import RedisJobStore
+from .name_reader import NameReader
 from .scripts import DELETE, NAMES_BACK, PUT, PUT_MANY, TIMES, open_envelope, precondition_arguments
 
 T = TypeVar("T")
@@ -63,7 +64,8 @@ class RedisStore:
             retry=Retry(NoBackoff(), 0),
         )
         self._client = redis.asyncio.Redis.from_pool(pool)
-        self.jobs: JobStore = RedisJobStore(self._client, read=self._read, once=self._once)
+        self._names = NameReader()
+        self.jobs: JobStore = RedisJobStore(self._client, self._names, read=self._read, once=self._once)
         self._put_script = self._client.register_script(PUT)
         self._put_many_script = self._client.register_script(PUT_MANY)
         self._delete_script = self._client.register_script(DELETE)
@@ -164,10 +166,12 @@ class RedisStore:
         after, first = decode_cursor(cursor), prefix.encode()
         lowest = b"(" + after.encode() if after >= prefix and after else b"[" + first
         highest = b"(" + first + b"\xff"
-        found = await self._read(
-            lambda: self._client.zrangebylex(f"xpeft:{{{tenant}}}:names", lowest, highest, 0, limit + 1)
-        )
-        names = [name.decode() for name in found]
+
+        async def page(begin: bytes, count: int) -> Any:
+            key = f"xpeft:{{{tenant}}}:names"
+            return await self._read(lambda: self._client.zrangebylex(key, begin, highest, 0, count))
+
+        names = await self._names.first(page, lowest, limit + 1, f"a name of tenant {tenant!r}")
         lines: list[ProfileListing] = []
         done = size = 0
         while done < min(limit, len(names)) and size < PAGE_BYTES:
@@ -185,7 +189,8 @@ class RedisStore:
         begin, end = "xpeft:{", "}:names"
         seen: set[str] = set()
         async for keys in self._found(f"{begin}*{end}"):
-            for tenant in {key.decode()[len(begin) : -len(end)] for key in keys} - seen:
+            found = self._names.readable((key[len(begin) : -len(end)] for key in keys), "a tenant")
+            for tenant in {*found} - seen:
                 seen.add(tenant)
                 yield tenant
 

@@ -28,10 +28,12 @@ from xpeft_profiles import (
     TooManyProfiles,
     encode_record,
 )
+from xpeft_profiles.jobs.record import JobRecord, new_job_id
 from xpeft_profiles.redis import store as redis_store
 from xpeft_profiles.transfer import FolderTarget, export_profiles
 
 KEY = ProfileKey("acme", "support")
+JOB = JobRecord(tenant="acme", id=new_job_id(1.0), profile="desk", owner="host 1", status="queued", created=1.0)
 MakeProfile = Callable[..., Any]
 # What a test may take for "in time", with read_seconds=0.2 and a busy machine.
 IN_TIME = 3.0
@@ -357,6 +359,45 @@ async def test_a_name_that_a_list_lost_is_back_with_the_next_put_of_any_kind(
             statuses.append((await calm_store.put(ProfileKey("acme", name), profile)).status)
     assert statuses == ["identical", ("replaced" if replace else "kept") if many else "identical"]
     assert [line.name for line in (await calm_store.list("acme", limit=9)).profiles] == ["a", "b"]
+
+
+async def test_a_name_that_is_no_text_is_left_out_of_every_page_and_logged_once(
+    calm_store: RedisStore, redis_client: redis.Redis, make_profile: MakeProfile, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in "abc":
+        await calm_store.put(ProfileKey("acme", name), make_profile())
+    redis_client.zadd("xpeft:{acme}:names", dict.fromkeys([b"a\xff", b"a\xfe", b"b\xff", b"c\xff"], 0))
+    for limit in (1, 2, 3, 9):
+        page = await calm_store.list("acme", limit=limit)
+        names = [line.name for line in page.profiles]
+        while page.next_cursor is not None:
+            page = await calm_store.list("acme", limit=limit, cursor=page.next_cursor)
+            names += [line.name for line in page.profiles]
+        assert names == ["a", "b", "c"]
+    said = [record.message for record in caplog.records]
+    assert sorted(said) == [
+        f"a name of tenant 'acme' is left out: {name!r} is not UTF-8"
+        for name in (b"a\xfe", b"a\xff", b"b\xff", b"c\xff")
+    ]
+
+
+async def test_a_tenant_and_a_job_whose_name_is_no_text_cost_others_nothing(
+    calm_store: RedisStore, redis_client: redis.Redis, make_profile: MakeProfile, caplog: pytest.LogCaptureFixture
+) -> None:
+    await calm_store.put(KEY, make_profile())
+    await calm_store.jobs.add(JOB, lease=100, most=9, keep=9)
+    redis_client.zadd(b"xpeft:{\xff}:names", {"a": 0})
+    redis_client.zadd(b"xpeft:{\xff}:jobs:unfinished", {"a": 0})
+    redis_client.zadd(f"xpeft:{{{JOB.tenant}}}:jobs", {b"\xff": 0})
+    redis_client.zadd(f"xpeft:{{{JOB.tenant}}}:jobs:unfinished", {b"\xff": 1})
+    assert [tenant async for tenant in calm_store.tenants()] == [KEY.tenant]
+    assert [job.record for job in await calm_store.jobs.unfinished()] == [JOB]
+    page = await calm_store.jobs.list(JOB.tenant, limit=1)
+    assert ([job.record for job in page.jobs], page.next_cursor) == ([JOB], None)
+    assert sorted(record.message for record in caplog.records) == [
+        r"a tenant is left out: b'\xff' is not UTF-8",
+        rf"a tuning job of tenant {JOB.tenant!r} is left out: b'\xff' is not UTF-8",
+    ]
 
 
 @pytest.mark.parametrize("many", [False, True])

@@ -1,0 +1,50 @@
+"""Names as Redis has them, where another program may have put bytes that are no text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+
+logger = logging.getLogger(__name__)
+
+_TOLD_MAX: Final = 10_000
+
+
+class NameReader:
+    """Remembers what it has logged. ``what``: such a name in words, for the log."""
+
+    def __init__(self) -> None:
+        self._told: set[tuple[str, bytes]] = set()
+
+    def readable(self, found: Iterable[bytes], what: str) -> list[str]:
+        """Without those that are not UTF-8, as no name of ours is: each is logged once."""
+        names: list[str] = []
+        for name in found:
+            try:
+                names.append(name.decode())
+            except UnicodeDecodeError:
+                self._tell(what, name)
+        return names
+
+    async def first(
+        self, page: Callable[[bytes, int], Awaitable[list[bytes]]], begin: bytes, count: int, what: str
+    ) -> list[str]:
+        """So many readable names, or all that there are. Args: page: from where, how many → names, by their order."""
+        names: list[str] = []
+        while len(names) < count:
+            wanted = count - len(names)
+            found = await page(begin, wanted)
+            names += self.readable(found, what)
+            if len(found) < wanted:
+                break
+            begin = b"(" + found[-1]
+        return names
+
+    def _tell(self, what: str, name: bytes) -> None:
+        if (what, name) in self._told:
+            return
+        if len(self._told) >= _TOLD_MAX:
+            self._told.clear()
+        self._told.add((what, name))
+        logger.error("%s is left out: %r is not UTF-8", what, name)
