@@ -166,12 +166,13 @@ class RedisServer:
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
+    def start(self, *more: str) -> None:
+        """Args: more: options."""
         program = shutil.which("redis-server")
         if program is None:
             pytest.fail("redis-server is not installed; these tests need a real one (apt install redis-server)")
         options = ["--port", str(self.port), "--dir", str(self.folder), "--bind", "127.0.0.1", "--save", ""]
-        options += ["--appendonly", "yes", "--appendfsync", "always"]
+        options += ["--appendonly", "yes", "--appendfsync", "always", *more]
         self.process = subprocess.Popen([program, *options], stdout=subprocess.PIPE, text=True)
         lines: IO[str] = self.output
         said = []

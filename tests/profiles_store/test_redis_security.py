@@ -156,6 +156,10 @@ async def test_a_user_without_the_rights_is_unavailable_for_what_it_may_not(
         assert PASSWORD not in str(refused.value)
     if user == "reader":
         assert await store.get(KEY) is None
+        await store.ping()
+    else:
+        with pytest.raises(StoreUnavailable, match="permission"):
+            await store.ping()
     await store.close()
 
 

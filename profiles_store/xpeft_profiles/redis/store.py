@@ -28,7 +28,7 @@ T = TypeVar("T")
 # So many records a list has in memory at a time; of large ones fewer, once it has seen the first few.
 LIST_CHUNK = 64
 LIST_FIRST = 2
-UNUSED = "xpeft:ping"  # a key that never is
+UNUSED = ("xpeft:ping", "xpeft:pong")  # keys that never are, of two slots of a cluster
 SCANNED = 5_000  # keys that one step of the search for tenants looks at
 
 
@@ -209,13 +209,16 @@ class RedisStore:
         await self._read(self._ping)
 
     async def _ping(self) -> None:
-        """Raises: ReadOnlyError where nobody may write, though nothing is written here."""
+        """Asks as a batch does: Sentinel, a cluster, or who refuses this server its reads, would answer a mere PING.
+
+        Raises: ReadOnlyError where nobody may write, though nothing is written here.
+        """
         async with self._client.pipeline(transaction=False) as pipe:
-            pipe.ping()
-            pipe.delete(UNUSED)
-            pong, deleted = await pipe.execute(raise_on_error=False)
-        if isinstance(pong, Exception):
-            raise pong
+            pipe.mget(UNUSED)
+            pipe.delete(UNUSED[0])
+            versions, deleted = await pipe.execute(raise_on_error=False)
+        if isinstance(versions, Exception):
+            raise versions
         # That a write would be refused for another reason does not make the records old.
         if isinstance(deleted, redis.ReadOnlyError):
             raise deleted

@@ -262,6 +262,21 @@ async def test_a_ping_is_answered_and_writes_nothing_where_a_write_would_be_refu
     assert redis_client.keys() == []
 
 
+async def test_a_redis_cluster_is_no_store_though_it_answers_a_ping(redis_in: Any, tmp_path: Path) -> None:
+    node = redis_in(tmp_path)
+    node.start("--cluster-enabled", "yes")
+    try:
+        with redis.Redis(port=node.port) as client:
+            client.execute_command("CLUSTER", "ADDSLOTS", *range(1 << 14))
+            assert client.ping()
+        store = RedisStore(node.url)
+        with pytest.raises(StoreUnavailable, match="hash to the same slot"):
+            await store.open()
+        await store.close()
+    finally:
+        node.kill()
+
+
 async def test_a_write_whose_answer_was_lost_is_not_sent_again(
     calm_store: RedisStore, make_profile: MakeProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
