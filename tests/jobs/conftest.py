@@ -38,7 +38,7 @@ class Clock:
 
 
 class FragileJobStore(MemoryJobStore):
-    """Can be down; counts what it is asked to write."""
+    """Can be down, which nobody notices who renews nothing; counts what it is asked to write."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
@@ -55,12 +55,24 @@ class FragileJobStore(MemoryJobStore):
         return await super().replace(record, lease=lease)
 
     async def renew(self, keys: Sequence[JobKey], *, lease: float) -> list[bool]:
-        self._answer()
+        if keys:
+            self._answer()
         return await super().renew(keys, lease=lease)
 
     async def unfinished(self) -> list[StoredJob]:
         self._answer()
         return await super().unfinished()
+
+
+class FragileStore(MemoryStore):
+    """Is down with its jobs."""
+
+    def __init__(self, clock: Clock, jobs: FragileJobStore) -> None:
+        super().__init__(clock)
+        self.jobs = self._fragile = jobs
+
+    async def ping(self) -> None:
+        self._fragile._answer()
 
 
 class WaitingWorker:
@@ -142,9 +154,7 @@ def jobs(clock: Clock) -> FragileJobStore:
 
 @pytest.fixture
 def store(clock: Clock, jobs: FragileJobStore) -> MemoryStore:
-    store = MemoryStore(clock)
-    store.jobs = jobs
-    return store
+    return FragileStore(clock, jobs)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from xpeft_profiles import JobKey, JobRecord, ProfileKey, RecordDamaged, StoreUnavailable, new_job_id
-from xpeft_server.jobs import tuner
+from xpeft_server.jobs import records, tuner
 from xpeft_server.jobs.errors import JobFinished, JobNotFound
 from xpeft_server.jobs.process_identity import this_process
 from xpeft_server.jobs.records import LEASE
@@ -170,6 +170,37 @@ async def test_while_the_store_is_down_work_goes_on_and_is_told_afterwards(
     jobs.down = False
     await server.round()
     assert await new_server().tuner.get(job.key) == done
+
+
+async def test_leases_that_lapsed_while_the_store_was_away_end_no_job_whose_server_is_still_there(
+    server: Any, new_server: Any, jobs: Any, clock: Any
+) -> None:
+    job = await server.submit()
+    await server.worker.begins()
+    other = new_server()
+    await other.tuner.start()
+    jobs.down = True
+    await other.round()
+    clock.now += 2 * LEASE
+    jobs.down = False
+    assert (await other.tuner.get(job.key)).status == "running"
+    await other.round()
+    (listed,), _ = await other.tuner.list("acme", limit=9, cursor=None)
+    assert listed.status == "running"
+    await server.round()
+    assert await jobs.renew([job.key], lease=LEASE) == [True]
+
+
+async def test_a_job_that_nobody_answers_for_when_the_store_is_back_is_interrupted_a_lease_later(
+    server: Any, jobs: Any, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = orphan(jobs, "elsewhere boot pid:[1] 7 99")
+    for jobs.down in (True, False):
+        await server.round()
+    clock.now += LEASE
+    assert (await server.tuner.get(job.key)).status == "running"
+    monkeypatch.setattr(records, "LEASE", 0.0)  # that long has the store been back
+    assert (await server.tuner.get(job.key)).error["code"] == "interrupted"
 
 
 async def test_an_outage_is_told_when_it_begins_and_when_it_is_over(

@@ -48,7 +48,10 @@ class JobStore(Protocol):
         """Write over an unfinished record, lapsed or not. False if it is finished or gone: nothing is written."""
 
     async def renew(self, keys: Sequence[JobKey], *, lease: float) -> list[bool]:
-        """From now on so many seconds; one answer a key, in their order: False if it is finished or gone."""
+        """From now on so many seconds; one answer a key, in their order: False if it is finished or gone.
+
+        Without keys SQLite still says whether it could be written to.
+        """
 
     async def unfinished(self) -> list[StoredJob]:
         """Of all tenants, without those that cannot be read: a question for the start of a server."""

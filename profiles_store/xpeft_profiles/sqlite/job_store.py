@@ -48,8 +48,6 @@ class SqliteJobStore:
         return await self._write(lambda connection: jobs.replace(connection, record, lease, self._clock()))
 
     async def renew(self, keys: Sequence[JobKey], *, lease: float) -> list[bool]:
-        if not keys:
-            return []
         return await self._write(lambda connection: jobs.renew(connection, keys, self._clock() + lease))
 
     async def unfinished(self) -> list[StoredJob]:

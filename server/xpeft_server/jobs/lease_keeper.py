@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from xpeft_profiles import JobRecord, JobStore, StoreUnavailable
@@ -20,10 +21,13 @@ class LeaseKeeper:
     """Saves records and renews leases; a job that was ended elsewhere, or is gone, is stopped here.
 
     A job that is finished and saved is no longer among the process's own.
+
+    Args: ping: asks the store whether it answers, which a server without jobs has to know of those of others.
     """
 
-    def __init__(self, store: JobStore, records: Records) -> None:
+    def __init__(self, store: JobStore, records: Records, *, ping: Callable[[], Awaitable[None]]) -> None:
         self._store = store
+        self._ping = ping
         self._records = records
         self._looked_for_orphans = False
         self._is_down = False
@@ -41,15 +45,18 @@ class LeaseKeeper:
         except StoreUnavailable as error:
             if not self._is_down:
                 logger.warning("the tuning jobs cannot be saved: %s", error.message)
+                self._records.store_is_away()
             self._is_down = True
         except Exception:
             logger.exception("the tuning jobs cannot be saved")
         else:
             if self._is_down:
                 logger.info("the tuning jobs are saved again")
+                self._records.store_is_back()
             self._is_down = False
 
     async def _renew(self) -> None:
+        await self._ping()
         jobs = list(self._records.own.values())
         unchanged = [job for job in jobs if job.record is job.saved]
         held = await self._store.renew([job.key for job in unchanged], lease=LEASE)

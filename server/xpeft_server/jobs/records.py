@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,13 +24,21 @@ LEASE = 10.0
 class Records:
     """Of its own jobs this process has the newest record, here in ``own``; of others the store has.
 
-    What nobody answers for any more is written down as failed when it is read, so that it stays so for everybody.
+    What nobody answers for any more is written down as failed when it is read, so that it stays so for everybody. While
+    the store was away nobody could: once it is back, owners have as long as a lease to say that they are there.
     """
 
     def __init__(self, store: JobStore, *, is_dead: Callable[[str], bool] = provably_dead) -> None:
         self._store = store
         self._is_dead = is_dead
+        self._answers_since = -math.inf  # monotonic seconds
         self.own: dict[JobKey, Job] = {}
+
+    def store_is_away(self) -> None:
+        self._answers_since = math.inf
+
+    def store_is_back(self) -> None:
+        self._answers_since = time.monotonic()
 
     async def get(self, key: JobKey) -> JobRecord:
         """Raises: JobNotFound, StoreUnavailable."""
@@ -68,16 +77,19 @@ class Records:
         return len(orphans)
 
     def _is_orphan(self, stored: StoredJob) -> bool:
-        return stored.record.key not in self.own and (stored.lapsed or self._is_dead(stored.record.owner))
+        return stored.record.key not in self.own and (self._is_left(stored) or self._is_dead(stored.record.owner))
 
     async def _judged(self, stored: StoredJob) -> JobRecord:
         own = self.own.get(stored.record.key)
         if own is not None:
             return own.record
-        if not stored.lapsed:
+        if not self._is_left(stored):
             return stored.record
         ended = interrupted(stored.record)
         return await self.end(ended) or ended
+
+    def _is_left(self, stored: StoredJob) -> bool:
+        return stored.lapsed and time.monotonic() - self._answers_since >= LEASE
 
 
 def interrupted(record: JobRecord) -> JobRecord:

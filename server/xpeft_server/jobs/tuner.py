@@ -59,7 +59,7 @@ class Tuner:
         self._most = most
         self._owner = this_process()
         self._records = Records(self._store)
-        self._keeper = LeaseKeeper(self._store, self._records)
+        self._keeper = LeaseKeeper(self._store, self._records, ping=store.ping)
         self._turns = Turns()
         self._closed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []

@@ -302,6 +302,16 @@ async def test_a_foreign_lock_refuses_writes_in_time_and_lets_reads_through(
     assert (await store.put(KEY, make_profile(2))).status == "replaced"
 
 
+async def test_who_renews_no_job_learns_all_the_same_that_nobody_can_write(store: SqliteStore, tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "profiles.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable, match="locked"):
+        await store.jobs.renew([], lease=10.0)
+    other.execute("ROLLBACK")
+    other.close()
+    assert await store.jobs.renew([], lease=10.0) == []
+
+
 async def test_a_refused_precondition_leaves_no_transaction_open(store: SqliteStore, make_profile: MakeProfile) -> None:
     with pytest.raises(PreconditionFailed):
         await store.put(KEY, make_profile(1), match=Match(if_match=("*",)))
