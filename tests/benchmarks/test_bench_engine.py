@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from xpeft_benchmarks import shapes
+from xpeft_benchmarks.engine.crowd import Crowd
 from xpeft_benchmarks.engine.measurement import run_engine
 from xpeft_benchmarks.engine.plan import EnginePlan, ProfilesInvalid, parse_profiles
 from xpeft_benchmarks.engine.results import BARE, Variant, results_of
@@ -60,7 +61,16 @@ def small_shape() -> object:
 
 
 @pytest.fixture(scope="module")
-def results(small_shape, one_thread) -> dict[str, Result]:
+def many_answers() -> object:
+    """A turn is as many as tell of means and shares, however few a slow machine gives within its seconds."""
+    wait = Crowd._answers
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Crowd, "_answers", lambda crowd, texts: wait(crowd, max(texts, 200)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def results(small_shape, one_thread, many_answers) -> dict[str, Result]:
     every = run_engine(PLAN, lambda form, plm: SLOTS, on_step=lambda said: None)
     found = {result.variant: result for result in every}
     assert len(found) == len(every)

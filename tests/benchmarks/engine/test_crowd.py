@@ -17,6 +17,7 @@ from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import ClassifyRequest, TextInput
 
 BATCH = 4
+_sleep = asyncio.sleep
 
 
 class Batches:
@@ -47,7 +48,7 @@ class Batches:
         while True:
             there = [each for each in self._waiting if not each.done()]
             batch, self._waiting = there[:BATCH], there[BATCH:]
-            await asyncio.sleep(0.01)
+            await _sleep(0.01)
             if batch:
                 self._end(batch)
 
@@ -76,7 +77,20 @@ def requests(inputs: int = 1) -> Iterator[ClassifyRequest]:
         yield ClassifyRequest(key, (TextInput("w"),) * inputs)
 
 
-async def test_a_turn_is_whole_batches_and_what_the_engine_did_meanwhile(batches: Batches) -> None:
+async def test_a_turn_lasts_as_long_as_it_is_to(batches: Batches) -> None:
+    turn = await Crowd(batches, 12).turn(requests(), 0.1, ramp=12)
+    assert turn.seconds >= 0.1
+
+
+async def test_a_turn_is_whole_batches_and_what_the_engine_did_meanwhile(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def five_batches(seconds: float) -> None:
+        end = batches.computed + 5 * BATCH
+        while batches.computed < end:
+            await _sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", five_batches)
     turn = await Crowd(batches, 12).turn(requests(), 0.1, ramp=12)
     assert turn.batches >= 5
     assert turn.texts == BATCH * turn.batches

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -95,24 +94,10 @@ async def test_every_request_is_sent_and_told_of() -> None:
     assert client.problem == ""
 
 
-async def test_requests_are_sent_when_due_though_nothing_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_client, "_DEADLINE", 0.05)
-    seen: list[float] = []
-
-    def reply(_: bytes) -> None:
-        seen.append(time.perf_counter())
-
-    async with client_of(reply) as client:
-        done = await client.at_rate(100.0, 0.3, (1,), first=0)
-    assert len(seen) == 30
-    assert seen[-1] - seen[0] > 0.1
-    assert [(each.status, each.tokens, each.stages) for each in done] == [(0, 0, {})] * 30
-
-
 class Clock:
     """Time that passes only while the client sleeps; one sleep takes ``held`` seconds more than it was to."""
 
-    def __init__(self, *, after: float, held: float) -> None:
+    def __init__(self, *, after: float = 0.0, held: float = 0.0) -> None:
         self.now = 0.0
         self._after = after
         self._held = held
@@ -127,6 +112,27 @@ class Clock:
         if self.now > self._after:
             self.now += self._held
             self._held = 0.0
+
+
+async def test_requests_are_sent_when_due_though_nothing_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, real, wait = Clock(), asyncio.sleep, asyncio.wait
+    seen: list[bytes] = []
+    monkeypatch.setattr(rate_client, "time", clock)
+    monkeypatch.setattr(asyncio, "sleep", clock.sleep)
+    async with client_of(seen.append) as client:
+
+        async def until_all_came(tasks: list[asyncio.Task[None]], *, timeout: float) -> object:
+            async with asyncio.timeout(timeout):
+                while len(seen) < len(tasks):
+                    await real(0.001)
+            return await wait(tasks, timeout=0.01)
+
+        monkeypatch.setattr(asyncio, "wait", until_all_came)
+        done = await client.at_rate(100.0, 0.3, (1,), first=0)
+    assert len(seen) == 30
+    assert clock.now == pytest.approx(rate_client._LEAD + max(arrivals_at(100.0, 0.3, (1,))))
+    assert [each.late for each in done] == pytest.approx([0.0] * 30, abs=1e-9)
+    assert [(each.status, each.tokens, each.stages) for each in done] == [(0, 0, {})] * 30
 
 
 async def test_a_client_that_is_held_up_says_how_late_it_was_and_latency_counts_from_when_it_was_due(
@@ -184,12 +190,20 @@ async def test_a_stream_that_breaks_off_is_no_answer() -> None:
     assert "ended before its last event" in client.problem
 
 
-async def test_a_closed_loop_has_so_many_in_flight_and_ends_after_so_many_requests() -> None:
-    async with client_of(lambda _: whole()) as client:
+async def test_a_closed_loop_has_so_many_in_flight_and_ends_after_so_many_requests_or_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(rate_client, "time", clock)
+
+    def reply(_: bytes) -> bytes:
+        clock.now += 0.25
+        return whole()
+
+    async with client_of(reply) as client:
         assert len(await client.at_once(2, 60.0, 10)) == 10
-        began = time.perf_counter()
-        assert len(await client.at_once(2, 0.05, None)) > 2
-    assert time.perf_counter() - began < 5
+        assert clock.now == 2.5
+        assert len(await client.at_once(2, 1.0, None)) in (4, 5)
 
 
 async def test_a_server_with_tls_is_asked_and_one_that_nobody_vouches_for_is_not(

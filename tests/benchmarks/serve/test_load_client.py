@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 
 from xpeft_benchmarks.processes.connection import ExchangeFailed
 from xpeft_benchmarks.processes.server_client import http_request
+from xpeft_benchmarks.serve import load_client
 from xpeft_benchmarks.serve.load_client import Drive, drive
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Queue-Time: 0.25\r\nx-inference-time: 0.5\r\n\r\n{}"
@@ -82,11 +84,19 @@ async def test_no_more_requests_are_in_flight_than_asked_for() -> None:
     assert 1 <= served.most_at_once <= 3
 
 
-async def test_a_stretch_ends_when_its_time_is_over() -> None:
-    async with server(lambda _: OK) as served:
-        outcome = await drive("127.0.0.1", served.port, requests(served.port, 1), Drive(2, 0.05))
-    assert outcome["answered"] > 0
-    assert outcome["seconds"] < 5
+async def test_a_stretch_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def reply(_: int) -> bytes:
+        nonlocal now
+        now += 0.25
+        return OK
+
+    monkeypatch.setattr(load_client, "time", SimpleNamespace(perf_counter=lambda: now, process_time=lambda: 0.0))
+    async with server(reply) as served:
+        outcome = await drive("127.0.0.1", served.port, requests(served.port, 1), Drive(2, 1.0))
+    assert outcome["answered"] in (4, 5)
+    assert outcome["seconds"] == outcome["answered"] / 4
 
 
 async def test_an_answer_in_chunks_is_understood() -> None:

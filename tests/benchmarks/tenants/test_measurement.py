@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from xpeft_benchmarks.registered import register, registered_key
 from xpeft_benchmarks.results import Result
-from xpeft_benchmarks.tenants.measurement import run_tenants
+from xpeft_benchmarks.tenants.measurement import _Run, run_tenants
 from xpeft_benchmarks.tenants.plan import TenantsPlan
 from xpeft_benchmarks.tenants.results import (
     Flood,
@@ -101,7 +102,21 @@ def test_a_time_in_which_nothing_is_answered_has_no_latency() -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tiny_bert: Path) -> dict[str, Result]:
+def same_load() -> Iterator[None]:
+    """What the server is asked for does not follow from how fast it was found to be: of a slow one that is nothing."""
+    measure = _Run._capacity
+
+    def capacity(run: _Run) -> float:
+        assert measure(run) > 0
+        return 150.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Run, "_capacity", capacity)
+        yield
+
+
+@pytest.fixture(scope="module")
+def results(tiny_bert: Path, same_load: None) -> dict[str, Result]:
     plan = TenantsPlan(
         plm=str(tiny_bert),
         bank="random:N=8,R=4,seed=0",
