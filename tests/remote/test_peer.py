@@ -399,7 +399,7 @@ async def test_when_the_other_end_goes_away_all_that_wait_are_told_and_later_cal
     assert items == [0]
     for asked in (ends.here.call("answer"), anext(ends.here.stream("items"))):
         with pytest.raises(Unavailable, match="went away"):
-            await asyncio.wait_for(asked, 1)
+            await asyncio.wait_for(asked, 10)
     ends.here.close()
     assert sorted(ends.lost) == ["here", "there"]
 

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import resource
+import socket
 
 import pytest
 
@@ -262,14 +263,16 @@ async def test_a_connection_on_which_nothing_comes_is_closed(port):
 @pytest.mark.parametrize("connection_limits", [HASTY])
 async def test_a_slow_answer_is_not_cut_by_the_limit_of_heads(port, engine):
     engine.hold = asyncio.Event()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(POST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY)
-    async with asyncio.timeout(10):
-        await engine.waiting.wait()
-        await asyncio.sleep(2 * HASTY.head_seconds)
-        engine.hold.set()
-        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-    writer.close()
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        # Its time begins only when the server knows of it, which it cannot yet.
+        client.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY)
+        reader, writer = await asyncio.open_connection(sock=client)
+        async with asyncio.timeout(10):
+            await engine.waiting.wait()
+            await asyncio.sleep(2 * HASTY.head_seconds)
+            engine.hold.set()
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.close()
 
 
 @pytest.mark.parametrize("length", [b"Content-Length: 1000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"])
