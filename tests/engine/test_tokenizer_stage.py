@@ -26,6 +26,9 @@ class NamesThread:
     def render(self, messages: Any) -> str:
         return "".join(content for _, content in messages)
 
+    def enough_of(self, text: str) -> str:
+        return text
+
     def encode(self, texts: Any, *, truncate: bool = False) -> list[TokenizedText]:
         self.thread = threading.current_thread().name
         return [TokenizedText(np.zeros(1, np.int32), np.zeros(1, np.int32)) for _ in texts]
@@ -125,6 +128,24 @@ async def test_one_tenants_many_texts_leave_another_one_its_place(until: Any) ->
     assert "short" in tokenizer.calls[1]
     assert max(sum(map(len, call)) for call in tokenizer.calls) <= ROUND
     assert [len(answer[0]) for answer in answers] == [len(text) for _, text in texts]
+    stage.close()
+
+
+async def test_a_request_of_many_texts_is_tokenised_a_round_at_a_time() -> None:
+    tokenizer = Picky()
+    tokenizer.free.set()
+    stage = TokenizerStage(tokenizer)  # type: ignore[arg-type]
+    texts = ["a" * size for size in (1, ROUND, ROUND // 2, ROUND // 2, ROUND // 2, 2 * ROUND, 3, 4)]
+    answer = await stage.encode(ClassifyRequest(ProfileKey("t", "p"), tuple(map(TextInput, texts))))
+    assert [len(each) for each in answer] == [len(text) for text in texts]
+    assert [[len(text) for text in call] for call in tokenizer.calls] == [
+        [1],
+        [ROUND],
+        [ROUND // 2, ROUND // 2],
+        [ROUND // 2],
+        [2 * ROUND],
+        [3, 4],
+    ]
     stage.close()
 
 

@@ -23,9 +23,22 @@ def check_lengths(request: ClassifyRequest, texts: list[TokenizedText], limit: i
             raise InvalidInput(f"input {index} has no tokens: {request.inputs[index].text[:40]!r}", param="input")
         if len(text) > limit:
             raise InputTooLong(
-                f"input {index} has {len(text)} tokens, the model takes {limit}; shorten it or set truncate",
+                f"input {index} has {_counted(text)} tokens, the model takes {limit}; shorten it or set truncate",
                 param="input",
             )
+
+
+def check_prompt(tokens: TokenizedText, limit: int) -> None:
+    if not len(tokens):
+        raise InvalidInput("prompt has no tokens", param="prompt")
+    if len(tokens) >= limit:
+        raise InputTooLong(
+            f"prompt has {_counted(tokens)} tokens; prompt and answer together have room for {limit}", param="prompt"
+        )
+
+
+def _counted(text: TokenizedText) -> str:
+    return f"{len(text)}" if text.is_whole else f"more than {len(text)}"
 
 
 def check_head(profile: CachedProfile) -> None:

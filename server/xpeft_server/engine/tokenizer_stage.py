@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import groupby, islice
 from typing import NamedTuple
+
+import numpy as np
 
 from xpeft_server.model.tokens.chat_template import ChatRefused
 from xpeft_server.model.tokens.tokenizing import TextTokenizer, TokenizedText
@@ -131,37 +134,43 @@ class TokenizerStage:
         self._long = _Lane("tokenizer-long")
 
     async def encode(self, request: ClassifyRequest) -> list[TokenizedText]:
-        """A token list a text, cut to the model's limit if the request says so."""
+        """A token list a text, cut to the model's limit if the request says so; of one far beyond it a beginning."""
         characters = sum(len(text) + len(pair or "") for text, pair in request.inputs)
-        encode = self._encode_cut if request.truncate else self.tokenizer.encode
+        encode = self._encode_cut if request.truncate else self._encode
         return await self._on_lane(request.profile.tenant, characters, encode, request.inputs)
 
-    async def encode_prompt(self, tenant: str, prompt: Prompt) -> list[int]:
+    async def encode_prompt(self, tenant: str, prompt: Prompt) -> TokenizedText:
         """A prompt's tokens, with the special ones that the tokenizer adds, or the template where it is a chat.
 
         Raises: InvalidInput, which names the token that the vocabulary has not; NoChatTemplate.
         """
         if isinstance(prompt, str):
-            encoded = await self._on_lane(tenant, len(prompt), self.tokenizer.encode, [(prompt, None)])
-            return [int(token) for token in encoded[0].ids]
+            encoded = await self._on_lane(tenant, len(prompt), self._encode, [(prompt, None)])
+            return encoded[0]
         messages = [(each.role, each.content) for each in prompt if not isinstance(each, int)]
         if messages:
             characters = sum(PER_MESSAGE + len(content) for _, content in messages)
             encoded = await self._on_lane(tenant, characters, lambda _: self._encode_chat(messages), [("", None)])
-            return [int(token) for token in encoded[0].ids]
+            return encoded[0]
         ids = [each for each in prompt if isinstance(each, int)]
         for token in ids:
             if not 0 <= token < self.tokenizer.size:
                 message = f"token {token} is not in the vocabulary, which has 0 to {self.tokenizer.size - 1}"
                 raise InvalidInput(message, param="prompt")
-        return ids
+        return TokenizedText(np.array(ids, np.int32), np.zeros(len(ids), np.int32))
 
     def close(self) -> None:
         for lane in (*self._short, self._long):
             lane.close()
 
+    def _encode(self, inputs: Inputs, *, truncate: bool = False) -> list[TokenizedText]:
+        enough = self.tokenizer.enough_of
+        read = [(enough(text), None if pair is None else enough(pair)) for text, pair in inputs]
+        encoded = [each for some in _portions(read) for each in self.tokenizer.encode(some, truncate=truncate)]
+        return [_told(*each) for each in zip(encoded, read, inputs, strict=True)]
+
     def _encode_cut(self, inputs: Inputs) -> list[TokenizedText]:
-        return self.tokenizer.encode(inputs, truncate=True)
+        return self._encode(inputs, truncate=True)
 
     def _encode_chat(self, messages: list[tuple[str, str]]) -> list[TokenizedText]:
         if self.tokenizer.chat is None:
@@ -169,15 +178,34 @@ class TokenizerStage:
                 "the model's tokenizer has no template for chats that works; ask /v1/completions", param="messages"
             )
         try:
-            return self.tokenizer.encode_bare([self.tokenizer.chat.render(messages)])
+            chat = self.tokenizer.chat.render(messages)
         except ChatRefused as error:
             raise InvalidInput(f"the model's template refuses this chat: {error}", param="messages") from None
+        read = self.tokenizer.enough_of(chat)
+        return [_told(self.tokenizer.encode_bare([read])[0], read, chat)]
 
     async def _on_lane(self, tenant: str, characters: int, encode: Encode, inputs: Inputs) -> list[TokenizedText]:
         done: asyncio.Future[list[TokenizedText]] = asyncio.get_running_loop().create_future()
         lane = min(self._short, key=_Lane.queued) if characters <= SHORT else self._long
         lane.submit(_Waiting(tenant, characters, encode, inputs, done))
         return await done
+
+
+def _portions(inputs: Inputs) -> Iterator[Inputs]:
+    """Runs of a round's characters, one text at least: what the tokenizer made of a call is thrown away in one go, in
+    which nothing else runs."""
+    begin = characters = 0
+    for place, (text, pair) in enumerate(inputs):
+        size = len(text) + len(pair or "")
+        if place > begin and characters + size > ROUND:
+            yield inputs[begin:place]
+            begin, characters = place, 0
+        characters += size
+    yield inputs[begin:]
+
+
+def _told(encoded: TokenizedText, read: object, asked: object) -> TokenizedText:
+    return encoded if read == asked else replace(encoded, is_whole=False)
 
 
 def tokenizer_threads(device_works_by_itself: bool) -> int:

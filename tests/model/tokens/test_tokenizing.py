@@ -55,6 +55,22 @@ def test_a_text_is_as_long_as_it_is_until_it_is_to_be_cut(tokenizer: TextTokeniz
     assert ids(cut) == [BOS, *range(FIRST, FIRST + 10), EOS]
 
 
+def test_of_a_text_that_is_far_too_long_a_beginning_is_enough(tokenizer: TextTokenizer) -> None:
+    long = words(*(number % 100 for number in range(200_000)))
+    enough = tokenizer.enough_of(long)
+    assert len(enough) < 20_000 < len(long)
+    assert long.startswith(enough)
+    assert len(tokenizer.encode([(enough, None)])[0]) > 2 * tokenizer.limit
+    for pair in (words(1), None):
+        (cut,), (whole,) = (tokenizer.encode([(text, pair)], truncate=True) for text in (enough, long))
+        assert ids(cut) == ids(whole)
+
+
+def test_a_text_of_many_characters_and_few_tokens_is_needed_to_its_end(tokenizer: TextTokenizer) -> None:
+    text = words(1, 2) + " " * 1_000_000 + words(3)
+    assert tokenizer.enough_of(text) == text
+
+
 def test_what_is_short_enough_is_never_cut(tokenizer: TextTokenizer) -> None:
     texts = [(words(*range(10)), None), (words(1, 2, 3), words(4, 5, 6))]
     for whole, cut in zip(tokenizer.encode(texts), tokenizer.encode(texts, truncate=True), strict=True):

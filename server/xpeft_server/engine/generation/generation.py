@@ -13,13 +13,14 @@ from xpeft_server.model.decoder import Decoder
 
 from ..device.slot_table import SlotTable
 from ..engine_limits import EngineLimits
-from ..errors import EngineError, InputTooLong, InvalidInput
+from ..errors import EngineError, InvalidInput
 from ..fairness.permits import Permit, Permits, SharedPermit
 from ..fairness.queue import FairQueue
 from ..fairness.shares import Shares
 from ..metrics import Metrics
 from ..profiles.cache import CachedProfile
 from ..profiles.loader import ProfileLoader
+from ..request_checks import check_prompt
 from ..requests import Finished, GenerateRequest, News, Started
 from ..tokenizer_stage import TokenizerStage
 from .advance import Advance
@@ -92,8 +93,9 @@ class Generation:
         _check(request)
         with self._permit(request) as permit:
             with journey.stage("tokenise", texts=1):
-                prompt = await self._tokenizer.encode_prompt(request.tenant, request.prompt)
-            _check_length(prompt, self._limit)
+                tokens = await self._tokenizer.encode_prompt(request.tenant, request.prompt)
+            check_prompt(tokens, self._limit)
+            prompt = tokens.ids.tolist()
             permit.admit_tokens(len(prompt))
             profile = (
                 None if request.profile is None else await self._loader.current(request.profile, accepted, journey)
@@ -172,12 +174,3 @@ def _check(request: GenerateRequest) -> None:
         raise InvalidInput("prompt is empty: there is nothing to go on with", param="prompt")
     if request.max_new_tokens is not None and request.max_new_tokens < 1:
         raise InvalidInput(f"max_new_tokens is {request.max_new_tokens}, at least 1 is needed", param="max_new_tokens")
-
-
-def _check_length(prompt: list[int], limit: int) -> None:
-    if not prompt:
-        raise InvalidInput("prompt has no tokens", param="prompt")
-    if len(prompt) >= limit:
-        raise InputTooLong(
-            f"prompt has {len(prompt)} tokens; prompt and answer together have room for {limit}", param="prompt"
-        )

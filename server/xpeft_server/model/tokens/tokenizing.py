@@ -19,13 +19,20 @@ from .token_texts import TokenText, TokenTexts
 _NEIGHBOURS: Final = ("\n", "a", ".")
 """Texts that another may stand behind; what melts into one of them stays apart from the next."""
 
+_READ_WHOLE: Final = 16_384
+"""Characters; of longer texts a beginning may do."""
+
+_READ_PER_TOKEN: Final = 16
+"""Characters of a long text's beginning for each token that the model takes: about four times what they have."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
-    """``ids`` and ``type_ids`` ``[n]`` int32, special tokens included."""
+    """``ids`` and ``type_ids`` ``[n]`` int32, special tokens included; ``is_whole``: of the text to its end."""
 
     ids: NDArray[np.int32]
     type_ids: NDArray[np.int32]
+    is_whole: bool = True
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -70,6 +77,17 @@ class TextTokenizer:
         pairs = [text if pair is None else (text, pair) for text, pair in texts]
         backend = self._cut if truncate else self._whole
         return [_tokenized(encoding) for encoding in backend.encode_batch_fast(pairs)]
+
+    def enough_of(self, text: str) -> str:
+        """The text, or a beginning of it that has more than twice the tokens that the model takes: the rest changes
+        neither the first of them nor that there are too many, and megabytes of it take seconds and gigabytes."""
+        characters = max(_READ_WHOLE, _READ_PER_TOKEN * self.limit)
+        while characters < len(text):
+            beginning = text[:characters]
+            if len(self._whole.encode_batch_fast([beginning], add_special_tokens=False)[0]) > 2 * self.limit:
+                return beginning
+            characters *= 4
+        return text
 
     def encode_bare(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Token lists without special tokens, as long as the texts are."""
