@@ -9,6 +9,8 @@ from .errors import ProfileInvalid, shown
 
 FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 DESCRIPTION_BYTES = 1024
+LABEL_BYTES = 1024
+"""An answer repeats a label for every text: one of a megabyte would make a quarter of a gigabyte of a small request."""
 REFERENCE_BYTES = 128
 
 
@@ -27,7 +29,7 @@ def check_description(description: object) -> None:
 
 
 def check_labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ...]:
-    """Raises: ProfileInvalid unless there are C distinct, non-empty strings."""
+    """Raises: ProfileInvalid unless there are C distinct, non-empty strings, none of them too long."""
     if labels is None:
         raise ProfileInvalid(f"a head of its own needs {classes} labels, there are none", "labels")
     if not isinstance(labels, tuple | list):
@@ -36,19 +38,19 @@ def check_labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ...]:
         raise ProfileInvalid(f"there are {len(labels)}, head.weight has C={classes} rows", "labels")
     seen: set[str] = set()
     for label in labels:
-        _check_text(label, "labels", None)
+        _check_text(label, "labels", LABEL_BYTES)
         if label in seen:
             raise ProfileInvalid(f"{shown(label)} stands there twice", "labels")
         seen.add(label)
     return tuple(labels)
 
 
-def _check_text(value: object, param: str, limit: int | None) -> None:
+def _check_text(value: object, param: str, limit: int) -> None:
     if not isinstance(value, str) or not value:
         raise ProfileInvalid(f"{shown(value)} is not a non-empty string", param)
     try:
         size = len(value.encode())
     except UnicodeEncodeError as error:
         raise ProfileInvalid(f"{shown(value)} is not valid Unicode", param) from error
-    if limit is not None and size > limit:
+    if size > limit:
         raise ProfileInvalid(f"{shown(value)} has {size} bytes, at most {limit} are allowed", param)

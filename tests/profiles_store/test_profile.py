@@ -138,6 +138,7 @@ def test_anything_that_is_served_makes_another_version() -> None:
         ({"head_weight": HEAD, "labels": ("a", "")}, "labels: '' is not a non-empty string"),
         ({"head_weight": HEAD, "labels": ("a", 1)}, "labels: 1 is not a non-empty string"),
         ({"head_weight": HEAD, "labels": ("a", "\ud800")}, "labels: .* is not valid Unicode"),
+        ({"head_weight": HEAD, "labels": ("a", "é" * 513)}, "labels: .* has 1026 bytes, at most 1024 are allowed"),
         ({"head_weight": HEAD, "labels": "ab"}, "labels: 'ab' is not a list"),
         ({"head_weight": HEAD, "labels": ("a", "b"), "shared_head": "x"}, "head: 'shared:x' and an own head.weight"),
         ({"head_weight": HEAD[0], "labels": ("a",)}, r"head.weight: shape is \[8\]"),

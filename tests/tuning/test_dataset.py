@@ -77,6 +77,12 @@ def test_a_bad_row_is_refused_with_its_line_field_and_value(line: str, message: 
     assert str(refused.value).startswith(message)
 
 
+def test_a_label_that_no_profile_takes_is_refused_before_it_is_learnt() -> None:
+    with pytest.raises(DatasetInvalid, match=r"^line 1: label is 'é.*, it must be of at most 1024 bytes"):
+        _parsed(_lines({"text": "x", "label": "é" * 513}))
+    _parsed(_lines({"text": "x", "label": "é" * 512}))
+
+
 def test_a_huge_value_does_not_come_back_whole() -> None:
     with pytest.raises(DatasetInvalid) as refused:
         _parsed(_lines({"text": "x", "label": ["y" * 100_000]}))

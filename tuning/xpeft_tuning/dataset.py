@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from xpeft_profiles.errors import shown
 from xpeft_profiles.halves import FLOAT16_MAX
+from xpeft_profiles.texts import LABEL_BYTES
 
 from .errors import DatasetInvalid
 
@@ -211,6 +212,8 @@ def _check_field(number: int, field: str, value: Any) -> None:
         raise _wrong(number, field, value, "a string that is not empty")
     if not _is_unicode(value):
         raise _wrong(number, field, value, "valid Unicode, without lone surrogates")
+    if field == "label" and len(value.encode()) > LABEL_BYTES:
+        raise _wrong(number, field, value, f"of at most {LABEL_BYTES} bytes")
     if field == "split" and value not in get_args(Split):
         raise _wrong(number, field, value, "train, dev or test")
 

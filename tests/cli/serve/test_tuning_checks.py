@@ -91,6 +91,7 @@ def test_what_can_be_tuned_passes(examples: tuple[TuningExample, ...], options: 
         (rows("a", "b", split="train") + rows("c", split="test"), {}, "examples", "'c' has no train row"),
         (rows("a", "b"), {"stop_on": "loss"}, "examples", "rows enough to choose an epoch"),
         (rows(*(f"label {n}" for n in range(1500))), {}, "labels", "the profile would be refused"),
+        (rows("a", "b" * 1025), {}, "labels", "has 1025 bytes, at most 1024 are allowed"),
         (rows("a", ""), {}, "examples[1].label", "is empty"),
         (rows("x", ""), {"completions": True}, "examples[1].completion", "is empty"),
         (rows("x"), {"completions": True, "generates": False}, "examples", "does not generate text"),

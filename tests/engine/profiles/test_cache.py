@@ -29,8 +29,10 @@ def test_a_version_that_is_found_stale_leaves_and_a_newer_one_in_its_place_stays
 
 
 def test_long_labels_take_room_like_anything_else(profile: Any) -> None:
-    cache, made = ProfileCache(1 << 20, Metrics()), profile(GEOMETRY, 1, labels=2)
-    long = replace(made, labels=("a" * 200_000, "\U0001f600" + "b" * 50_000))
+    cache, made = ProfileCache(1 << 20, Metrics()), profile(GEOMETRY, 1, labels=400)
+    narrow = [f"{number}" + "a" * 1000 for number in range(200)]
+    wide = [f"{number}\U0001f600" + "b" * 250 for number in range(200)]
+    long = replace(made, labels=(*narrow, *wide))
     for number in range(10):
         cache.put(CachedProfile(ProfileKey("t", f"p{number}"), long.version, long, long.labels, 0.0))
     there = [cache.get(ProfileKey("t", f"p{number}")) is not None for number in range(10)]
