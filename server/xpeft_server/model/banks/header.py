@@ -16,8 +16,8 @@ from .bank import BANK_FORMAT, Bank
 from .errors import BankInvalid
 
 _LONGEST = 100_000_000  # bytes; the most that safetensors itself reads
-_KEYS = ("format", "plm", "activation", "layer_norm", "pooling", "heads", "provenance")
-_ADAPTER_TENSORS = ("down", "up", "down_bias", "up_bias")
+METADATA = ("format", "plm", "activation", "layer_norm", "pooling", "heads", "provenance")
+ADAPTER_TENSORS = ("down", "up", "down_bias", "up_bias")
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def read_header(path: Path) -> BankHeader:
     if metadata.get("format") != BANK_FORMAT:
         raise BankInvalid(f"metadata format is {metadata.get('format')!r}, it must be {BANK_FORMAT!r}")
     for key in metadata:
-        if key not in _KEYS:
-            raise BankInvalid(f"unknown metadata key {key!r}, a bank has {', '.join(_KEYS)}")
+        if key not in METADATA:
+            raise BankInvalid(f"unknown metadata key {key!r}, a bank has {', '.join(METADATA)}")
     if "plm" not in metadata:
         raise BankInvalid("metadata plm is missing, it must be the fingerprint of the language model")
     heads = _read_heads(metadata.get("heads", "{}"))
@@ -78,7 +78,7 @@ def _read_heads(text: str) -> dict[str, tuple[str, ...]]:
 def _check_tensors(entries: Mapping[str, Any], heads: Mapping[str, object]) -> None:
     """Refuse tensors that no bank has and missing ones; shapes are the bank's own business."""
     weights = {f"heads.{name}.weight" for name in heads}
-    known = {*_ADAPTER_TENSORS, *weights, *(f"heads.{name}.bias" for name in heads)}
+    known = {*ADAPTER_TENSORS, *weights, *(f"heads.{name}.bias" for name in heads)}
     for name, entry in entries.items():
         if name not in known:
             hint = " (its head is not in metadata heads)" if name.startswith("heads.") else ""
