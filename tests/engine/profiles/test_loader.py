@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from xpeft_profiles import BankGeometry, MemoryStore, Profile, ProfileKey, StoredProfile, StoreUnavailable
-from xpeft_server.engine.errors import Unavailable
+from xpeft_server.engine.errors import Unavailable, WrongBank
 from xpeft_server.engine.journey import Journey
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.profiles.cache import CachedProfile, ProfileCache
@@ -72,12 +72,12 @@ def load(store: NarrowStore, watch: StoreWatch) -> Callable[..., asyncio.Task[Ca
     return lambda tenant, name: asyncio.create_task(loader.load(ProfileKey(tenant, name), Journey("x")))
 
 
-async def put(store: NarrowStore, tenant: str, *names: str, size: int = KIB) -> None:
+async def put(store: NarrowStore, tenant: str, *names: str, size: int = KIB, bank: str = GEOMETRY.fingerprint) -> None:
     """Profiles of about ``size`` bytes."""
     mask = np.eye(2, 8, dtype=bool)
     labels = tuple(map(str, range(max(1, size // 520))))
     head = np.ones((len(labels), GEOMETRY.hidden), np.float16)
-    profile = Profile(bank=GEOMETRY.fingerprint, mask_a=mask, mask_b=mask, head_weight=head, labels=labels)
+    profile = Profile(bank=bank, mask_a=mask, mask_b=mask, head_weight=head, labels=labels)
     for name in names:
         await store.put(ProfileKey(tenant, name), profile)
 
@@ -149,3 +149,22 @@ async def test_what_nobody_waits_for_any_more_is_not_read(store: NarrowStore, lo
         task.cancel()
     assert (await loading[-1]).key.name == names[-1]
     assert sum(map(len, store.rounds)) <= 33
+
+
+async def test_another_bank_is_told_once_however_many_profiles_were_made_for_it(
+    store: NarrowStore, load: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, older = "sha256:" + "cd" * 32, "sha256:" + "ef" * 32
+    await put(store, "t", "one", "two", bank=old)
+    await put(store, "t", "three", bank=older)
+    for name in ("one", "two", "three", "one"):
+        with pytest.raises(WrongBank):
+            await load("t", name)
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        (
+            "WARNING",
+            f"profile {name!r} of tenant 't' is answered with 409, as will be every other one of its bank: the profile"
+            f" was made for bank {bank!r}, this server has {GEOMETRY.fingerprint}",
+        )
+        for name, bank in (("one", old), ("three", older))
+    ]

@@ -13,6 +13,7 @@ from typing import Final
 from xpeft_profiles import (
     BankGeometry,
     BankMismatch,
+    Profile,
     ProfileInvalid,
     ProfileKey,
     ProfileStore,
@@ -25,6 +26,7 @@ from ..errors import DamagedProfile, EngineError, InternalError, ProfileNotFound
 from ..journey import Journey
 from ..metrics import Metrics
 from .cache import CachedProfile, ProfileCache
+from .foreign_banks import ForeignBanks
 from .round_size import RoundSize
 from .store_watch import StoreWatch
 from .wanted import WantedProfiles
@@ -58,6 +60,7 @@ class ProfileLoader:
         self._cache = cache
         self._watch = watch
         self._metrics = metrics
+        self._foreign = ForeignBanks()
         self._wanted = WantedProfiles[Loaded]()
         self._size = RoundSize()
         self._rounds: asyncio.Task[None] | None = None
@@ -163,7 +166,7 @@ class ProfileLoader:
             return Unavailable(f"the profile store does not answer: {stored.message}")
         try:
             profile = stored.decode()
-            profile.check_fits(self._geometry)
+            self._check_fits(key, profile)
         except RecordDamaged as error:
             self._metrics.damaged_profiles.observe(key, stored.version, error.message)
             return DamagedProfile(f"profile {key.name!r} is damaged in the store: {error.message}", param="profile")
@@ -173,6 +176,13 @@ class ProfileLoader:
             logger.exception("profile %r of tenant %r cannot be decoded", key.name, key.tenant)
             return InternalError(f"profile {key.name!r} cannot be decoded: {error!r}", param="profile")
         return CachedProfile(key, stored.version, profile, profile.label_names(self._geometry), asked_at)
+
+    def _check_fits(self, key: ProfileKey, profile: Profile) -> None:
+        try:
+            profile.check_fits(self._geometry)
+        except BankMismatch as error:
+            self._foreign.observe(key, profile.bank, error.message)
+            raise
 
 
 def not_found(key: ProfileKey) -> ProfileNotFound:
