@@ -30,3 +30,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"caf\xe9")
     with pytest.raises(FitTextsInvalid, match=r"latin\.txt is not UTF-8 at byte 3"):
         read_fit_texts(path)
+
+
+def test_json_lines_are_no_texts(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "one", "label": "a"}\n' * 5)
+    with pytest.raises(FitTextsInvalid, match=r"rows\.jsonl begins with the JSON object .* it must have plain texts"):
+        read_fit_texts(path)
+    path.write_text('{one}\ntwo\n3\n[4]\n"five"\n')
+    assert read_fit_texts(path).measured == ('"five"',)

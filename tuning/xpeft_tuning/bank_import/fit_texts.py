@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ class FitTexts(NamedTuple):
 def read_fit_texts(path: Path) -> FitTexts:
     """Read a file of UTF-8, a text a line; empty lines are skipped, every fifth text is kept for measuring.
 
-    Raises: FitTextsInvalid, naming the file.
+    Raises: FitTextsInvalid, naming the file; also for JSON lines, which the PLM would read braces and all.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -32,6 +33,10 @@ def read_fit_texts(path: Path) -> FitTexts:
     except UnicodeDecodeError as error:
         raise FitTextsInvalid(f"{path} is not UTF-8 at byte {error.start}") from None
     texts = [line.strip() for line in lines if line.strip()]
+    if texts and _is_json_object(texts[0]):
+        raise FitTextsInvalid(
+            f"{path} begins with the JSON object {texts[0][:40]!r}…, it must have plain texts, a line each"
+        )
     if len(texts) < _MEASURED:
         raise FitTextsInvalid(
             f"{path} has {len(texts)} texts, it must have {_MEASURED} at least: every {_MEASURED}th is kept to measure "
@@ -40,3 +45,10 @@ def read_fit_texts(path: Path) -> FitTexts:
     measured = texts[_MEASURED - 1 :: _MEASURED]
     fitted = [text for number, text in enumerate(texts, start=1) if number % _MEASURED]
     return FitTexts(tuple(fitted), tuple(measured))
+
+
+def _is_json_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
