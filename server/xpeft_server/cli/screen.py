@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_PIPE_WIDTH = 250  # columns; nothing is folded for a reader that is a file or grep
+_PIPE_WIDTH = 250  # columns of a table for a reader that is a file or grep; its facts are never folded
 
 
 def fail(message: str) -> NoReturn:
@@ -33,12 +34,18 @@ def show_json(value: object) -> None:
 
 def show_facts(facts: Iterable[tuple[str, str]]) -> None:
     """A table of two columns: what, and its value."""
+    rows = [(name, plain(value)) for name, value in facts]
+    if not sys.stdout.isatty():
+        width = max((len(name) for name, _ in rows), default=0)
+        for name, value in rows:
+            typer.echo(f"{name:{width}}  {value}".rstrip())
+        return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in facts:
-        table.add_row(name, Text(plain(value)))
-    _console().print(table)
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    Console().print(table)
 
 
 def show_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -48,13 +55,15 @@ def show_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(plain(value)) for value in row))
-    _console().print(table)
+    if sys.stdout.isatty():
+        Console().print(table)
+        return
+    shown = io.StringIO()
+    Console(file=shown, width=_PIPE_WIDTH).print(table)
+    for line in shown.getvalue().splitlines():
+        typer.echo(line.rstrip())
 
 
 def plain(text: str) -> str:
     """Text from elsewhere on one line and without control characters, which a terminal would obey."""
     return "".join(c if c.isprintable() else " " for c in text).strip()
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
