@@ -1,8 +1,9 @@
-"""A flag in the help of any command stands alone."""
+"""A flag in the help of any command stands alone, and its paragraphs are as wide as the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -18,8 +19,8 @@ def commands(command: Any, *path: str) -> Iterator[tuple[str, ...]]:
         yield from commands(each, *path, name)
 
 
-def lines(*path: str) -> list[str]:
-    shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"})
+def lines(*path: str, columns: int = 200) -> list[str]:
+    shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": str(columns)})
     assert shown.exit_code == 0
     return shown.stdout.splitlines()
 
@@ -38,3 +39,13 @@ def test_an_option_with_a_value_still_shows_it() -> None:
     assert "<path>" in file.lower()
     (flag,) = [line for line in lines("serve") if "--metrics-open" in line]
     assert flag.split("--metrics-open")[1].split()[0] == "Serve"
+
+
+def test_a_paragraph_of_the_help_is_folded_by_the_terminal_alone() -> None:
+    shown = [line.strip() for line in lines("bank", "train", columns=80)]
+    start = next(number for number, line in enumerate(shown) if line.startswith("With --by"))
+    paragraph = shown[start : shown.index("", start)]
+    words = " ".join(paragraph).split()
+    assert len(words) > 40
+    for line, after in pairwise(paragraph):
+        assert len(f"{line} {after.split()[0]}") > 78, line

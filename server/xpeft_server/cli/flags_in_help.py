@@ -1,7 +1,12 @@
-"""Help in which a flag stands alone: typer shows ``<bool>`` behind it, as if it took a value."""
+"""Help in which a flag stands alone, where typer shows ``<bool>`` behind it, as if it took a value.
+
+And in which a paragraph is folded by the terminal: typer folds it where the source does, too.
+"""
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 import typer
@@ -11,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 class _Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         _bare_flags(self, ctx)
+        self.help = _flowing(self.help or "")
         super().format_help(ctx, formatter)
 
 
@@ -32,3 +38,7 @@ def _bare_flags(command: TyperCommand | TyperGroup, context: Any) -> None:
     for each in parameters:
         if getattr(each, "is_flag", False):
             each.metavar = ""
+
+
+def _flowing(text: str) -> str:
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(text))
