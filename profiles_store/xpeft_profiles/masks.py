@@ -81,7 +81,9 @@ def _served_soft(mask: NDArray[Any], param: str) -> NDArray[np.float16]:
     if wrong.size:
         row = int(wrong[0])
         raise ProfileInvalid(
-            f"row {row} sums to {sums[row]:.6g}, a soft mask's rows sum to 1 within {SUM_TOLERANCE:g}", param
+            f"row {row} sums to {sums[row]:.6g}, a soft mask's rows sum to 1 within {SUM_TOLERANCE:g}"
+            + (" (a hard mask is uint8 or bool)" if np.isin(mask, (0, 1)).all() else ""),
+            param,
         )
     empty = np.flatnonzero(~served.any(axis=1))
     if empty.size:

@@ -120,6 +120,10 @@ def test_anything_that_is_served_makes_another_version() -> None:
         ),
         ({"mask_b": np.ones((2, 3), bool)}, "mask_b: row 0 selects k=3 adapters, mask_a selects k=2"),
         ({"mask_a": SOFT, "mask_b": SOFT * 1.01}, r"mask_b: row 0 sums to 1\.01"),
+        (
+            {"mask_a": HARD.astype(np.float32), "mask_b": SOFT},
+            r"mask_a: row 0 sums to 2, .* within 0\.001 \(a hard mask is uint8 or bool\)",
+        ),
         ({"mask_a": SOFT * np.float32(0.9985), "mask_b": SOFT}, r"mask_a: row 0 sums to 0\.9985"),
         ({"mask_a": SOFT * 0, "mask_b": SOFT}, "mask_a: row 0 sums to 0,"),
         ({"mask_a": with_value(SOFT, np.nan), "mask_b": SOFT}, r"mask_a: \[1, 2\] is nan"),
