@@ -116,3 +116,14 @@ def replace(path: Path, text: str) -> None:
     other = path.with_suffix(".new")
     other.write_text(text)
     other.replace(path)
+
+
+def test_a_misspelt_limit_is_answered_with_those_that_there_are() -> None:
+    with pytest.raises(LimitsInvalid) as refused:
+        parse_limits(b'{"tenants": {"acme": {"requests_per_sec": 4}}}')
+    assert str(refused.value) == (
+        "tenants.acme.requests_per_sec = 4 cannot be used: there is no such field; there are weight,"
+        " requests_per_second, tokens_per_second, concurrent_requests, queue_share, max_profiles"
+    )
+    with pytest.raises(LimitsInvalid, match="there is no such field; there are default, tenants"):
+        parse_limits(b'{"acme": {}}')

@@ -136,4 +136,6 @@ def _checked(model: type[Model], value: object, where: str) -> Model:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join([*filter(None, [where]), *map(str, first["loc"])]) or "the file"
-        raise LimitsInvalid(f"{place} = {first['input']!r} cannot be used: {first['msg']}") from None
+        unknown = first["type"] == "extra_forbidden"
+        reason = f"there is no such field; there are {', '.join(model.model_fields)}" if unknown else first["msg"]
+        raise LimitsInvalid(f"{place} = {first['input']!r} cannot be used: {reason}") from None
