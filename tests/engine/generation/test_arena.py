@@ -54,6 +54,24 @@ async def test_answers_that_are_preempted_and_prompts_that_are_read_in_pieces_ar
     await tight.until(tight.empty)
 
 
+async def test_answers_are_the_same_where_the_device_has_no_memory_to_move_their_keys_and_values(
+    open_studio: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = await answered(await open_studio(cache=KvCache), 3)
+    tight = await open_studio(cache=KvArena, kv_tokens=600, max_batch_tokens=48)
+    states = tight.decoder.cache.states.untyped_storage().data_ptr()
+    clone = torch.Tensor.clone
+
+    def no_memory(tensor: torch.Tensor, **kind: Any) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() == states:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return clone(tensor, **kind)
+
+    monkeypatch.setattr(torch.Tensor, "clone", no_memory)
+    assert await answered(tight, 3) == expected
+    assert "no memory to move" in caplog.text
+
+
 def written(
     path: Path, cache: type[KvCache | KvArena] | None = None, *, device: str = "cpu", graph_tokens: int = 0
 ) -> list[list[int]]:

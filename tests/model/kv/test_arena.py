@@ -117,6 +117,25 @@ def test_a_row_grows_in_a_full_arena_by_changing_places() -> None:
     assert arena.used == 192
 
 
+def test_a_row_stays_as_it_is_where_the_device_has_no_memory_to_move_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = arena_of(256, 128)
+    row, *others = (claimed(arena, 64) for _ in range(3))
+    write(arena, row, 7.0)
+
+    def no_memory(tensor: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as without:
+        without.setattr(torch.Tensor, "clone", no_memory)
+        assert arena.lengthen(row, 65) is None
+    assert (row.start, row.length, arena.used) == (0, 64, 192)
+    assert arena.lengthen(row, 65) is row
+    assert read(arena, row, end=64) == {7.0}
+    for each in (row, *others):
+        arena.release(each)
+    assert claimed(arena, 128).start == 0
+
+
 @settings(deadline=None, max_examples=150)
 @given(
     st.sampled_from([10, 192, 320, 700, 1000, 1024]),

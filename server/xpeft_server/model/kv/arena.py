@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
 
+from ..device_memory import is_out_of_memory
 from .arena_step import ArenaStep
 from .attention import Run
 from .buddy_ranges import BuddyRanges
 from .cache import SHORTEST, KvShape, row_lengths
+
+logger = logging.getLogger(__name__)
 
 
 class ArenaRow:
@@ -68,14 +72,15 @@ class KvArena:
         return row
 
     def lengthen(self, row: ArenaRow, tokens: int) -> ArenaRow | None:
-        """The same row, longer where it has to be, with all that was in it; None if there is no room."""
+        """The same row, longer where it has to be, with all that was in it; None if there is no room, or the device has
+        no memory for the copy by which it would move."""
         if tokens <= row.length:
             return row
         length = self._row_length(tokens)
         if self.used - row.length + length > self.tokens:
             return None
-        if not self._ranges.extend(row.start, row.length, length):
-            self._move_to_longer(row, length)
+        if not self._ranges.extend(row.start, row.length, length) and not self._move_to_longer(row, length):
+            return None
         self.used += length - row.length
         row.length = length
         return row
@@ -102,19 +107,27 @@ class KvArena:
                 self._move(row, self._place(row.length))
         return start
 
-    def _move_to_longer(self, row: ArenaRow, length: int) -> None:
-        """To a longer range. Where there is none beside its own, its own is given away first."""
+    def _move_to_longer(self, row: ArenaRow, length: int) -> bool:
+        """To a longer range. Where there is none beside its own, its own is given away first, and what was in it kept
+        for as long: False, and nothing has changed, if the device has no memory for that."""
         start = self._ranges.take(length)
         if start is not None:
             self._ranges.give(row.start, row.length)
             self._move(row, start)
-            return
-        kept = self.states[:, :, row.start : row.start + row.length].clone()
+            return True
+        try:
+            kept = self.states[:, :, row.start : row.start + row.length].clone()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("the device has no memory to move %d tokens in the cache: %s", row.length, error)
+            return False
         self._ranges.give(row.start, row.length)
         del self._rows[row.start]
         row.start = self._place(length)
         self._rows[row.start] = row
         self.states[:, :, row.start : row.start + row.length] = kept
+        return True
 
     def _move(self, row: ArenaRow, start: int) -> None:
         """With what is in it, to a place that is taken for it."""
