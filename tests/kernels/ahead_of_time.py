@@ -119,7 +119,8 @@ def aggregate_case(profiles: int, masks: str, dtype: str) -> Case:
         "BLOCK_D": aggregate.BLOCK_D,
     }
     name = f"aggregate_adapters {dtype} masks={masks} P={profiles}"
-    return Case(name, aggregate._aggregate_adapters_kernel, types, constants, {"num_warps": 4, "num_stages": 4})
+    options = {"num_warps": 4, "num_stages": aggregate.STAGES}
+    return Case(name, aggregate._aggregate_adapters_kernel, types, constants, options)
 
 
 def heads_case(dtype: str) -> Case:
