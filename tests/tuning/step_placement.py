@@ -50,7 +50,7 @@ FAMILIES_OF_ALL_SETTINGS = FAMILIES if os.environ.get("NIGHTLY") == "1" else ("b
 def texts(lengths: list[int], targets: torch.Tensor) -> LabelledTexts:
     made = LabelledTexts.__new__(LabelledTexts)
     made.texts = [TokenizedText(np.arange(each, dtype=np.int32), np.zeros(each, np.int32)) for each in lengths]
-    made.targets, made.cut = targets, 0
+    made.targets, made.cut, made.first_position = targets, 0, 0
     return made
 
 

@@ -135,6 +135,13 @@ def test_it_does_so_under_a_shared_head(plm: Plm, bank: Bank) -> None:
         assert _difference(plm, there, lambda: _mixed()[:1], shared_head="fixed", own_head=own) < ROUNDING
 
 
+def test_it_does_so_where_padding_stands_in_a_text(plm: Plm, bank: Bank) -> None:
+    """As RoBERTa counts positions: token 7, which is "w3" here, has one of its own."""
+    counted = replace(plm, first_position=8)
+    assert any("w3" in row.text.split() for each in _mixed() for row in each.examples)
+    assert _difference(counted, bank, _mixed) < ROUNDING
+
+
 @pytest.mark.parametrize("settings", [{}, {"kind": "soft", "gumbel": 0.5}, {"batch_tokens": 128}], ids=str)
 def test_it_does_so_for_completions(decoder: Plm, settings: dict[str, Any]) -> None:
     bank = open_bank("random:N=8,R=8,seed=1,std=0.3", decoder.facts)

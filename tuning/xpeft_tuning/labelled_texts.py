@@ -26,12 +26,14 @@ class LabelledTexts:
     Attributes:
         targets: ``[Q]`` on the CPU: int64 places in ``labels``; float32 where labels are numbers; the tokens of each
             text that are its prompt, int64 ≥ 1, where they are completions.
-        cut: how many texts were longer than the model takes and lost their end.
+        first_position: the model's.
+        cut: how many texts were longer than the model takes and were cut.
     Raises: DatasetInvalid for a text that the tokenizer makes nothing of.
     """
 
     def __init__(self, plm: Plm, examples: Sequence[Example], labels: Sequence[str], *, completions: bool) -> None:
         limit = plm.tokenizer.limit
+        self.first_position = plm.first_position
         pairs = [(row.text, row.text_pair) for row in examples]
         texts = plm.tokenizer.encode(pairs)
         _check_tokens([row.text for row in examples], texts)
@@ -63,7 +65,7 @@ class LabelledTexts:
     @cached_property
     def end_to_end(self) -> PackedRows:
         """All of them, to take rows from at once; there must be one."""
-        return PackedRows.of(self.texts, first_position=0)
+        return PackedRows.of(self.texts, first_position=self.first_position)
 
     def by_length(self) -> NDArray[np.intp]:
         """Places in an order that packs well."""

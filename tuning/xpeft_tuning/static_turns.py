@@ -39,15 +39,12 @@ class StaticTurns:
         memory = torch.zeros(StaticFields.size_of(fields), dtype=torch.uint8, device=on.plm.device)
         self._fields = StaticFields(fields, memory, lanes)
         self.device = self._fields.device
-        position = torch.arange(shape.length, device=on.plm.device) + on.plm.first_position
-        self._positions = position.repeat(shape.texts)[None]
         self.load([])
 
     def batch(self) -> PaddedBatch:
         """For one forward."""
-        ids, types = self.device["ids"], self.device["types"]
-        groups = PaddedSequences(self.device["live"], self.shape.length)
-        return PaddedBatch(ids[None], self._positions, types[None], groups)
+        ids, positions, types = (self.device[name][None] for name in ("ids", "positions", "types"))
+        return PaddedBatch(ids, positions, types, PaddedSequences(self.device["live"], self.shape.length))
 
     @property
     def noise(self) -> Tensor | None:
@@ -70,7 +67,7 @@ class StaticTurns:
         # Padding repeats a text's last token.
         start = trainee.train.starts[rows]
         at = start[:, None] + np.minimum(np.arange(self.shape.length), length[:, None] - 1)
-        for name, values in (("ids", texts.ids), ("types", texts.types)):
+        for name, values in (("ids", texts.ids), ("positions", texts.positions), ("types", texts.types)):
             to[name].reshape(-1, self.shape.length)[here] = values[at]
         targets = trainee.train.targets.numpy()[rows]
         are_numbers = targets.dtype == np.float32
@@ -89,7 +86,7 @@ class StaticTurns:
 
 def _fields(shape: StepShape, noise: Sequence[int] | None) -> list[Field]:
     fields = [
-        *(Field(name, np.int64, (shape.tokens,)) for name in ("ids", "types")),
+        *(Field(name, np.int64, (shape.tokens,)) for name in ("ids", "positions", "types")),
         *(Field(name, np.int64, (shape.texts,)) for name in ("live", "targets")),
         Field("are_numbers", np.int32, (shape.texts,)),
         *(Field(name, np.float32, (shape.texts,)) for name in ("numbers", "mean", "weight")),

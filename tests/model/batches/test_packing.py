@@ -33,7 +33,12 @@ def test_sequences_lie_end_to_end_and_count_their_own_positions() -> None:
 
 
 def test_positions_start_where_the_model_says() -> None:
-    assert pack([LONG, text(1, 2)], None, first_position=2).position_ids.tolist() == [[*range(2, 20), 2, 3]]
+    assert pack([LONG, text(5, 6)], None, first_position=2).position_ids.tolist() == [[*range(2, 20), 2, 3]]
+
+
+def test_padding_that_stands_in_a_text_has_the_position_before_the_first_and_is_not_counted() -> None:
+    batch = pack([LONG, text(1, 5, 1, 1, 6), text(7, 1)], None, first_position=2)
+    assert batch.position_ids.tolist() == [[*range(2, 20), 1, 2, 1, 1, 3, 2, 1]]
 
 
 def test_neighbours_of_equal_length_share_a_group_whatever_their_profile() -> None:

@@ -103,11 +103,18 @@ class PackedRows(NamedTuple):
 
     @classmethod
     def of(cls, texts: Sequence[TokenizedText], *, first_position: int) -> PackedRows:
-        """Args: first_position: position id of each sequence's first token."""
+        """Args: first_position: position id of each sequence's first token.
+
+        RoBERTa counts from behind its padding token's id, which is the position of that token where one stands in a
+        text, and then it is not counted.
+        """
         length = np.fromiter(map(len, texts), np.int64, len(texts))
-        start = np.cumsum(length) - length
-        positions = np.arange(length.sum()) - np.repeat(start, length) + first_position
         ids, types = (np.concatenate(each) for each in zip(*((text.ids, text.type_ids) for text in texts), strict=True))
+        padding = first_position - 1
+        counted = ids != padding
+        count = np.cumsum(counted)
+        before = np.r_[0, count][np.cumsum(length) - length]
+        positions = np.where(counted, count - np.repeat(before, length) + padding, padding)
         return cls(ids, positions, types, length)
 
 
