@@ -62,8 +62,8 @@ ENDS_OF_FEED_FORWARD: Mapping[str, str] = {
 """The linear whose output the adapter reads; ``layers.{}.mlp.down_proj`` in the models that descend from Llama."""
 
 
-def make_tokenizer(limit: int = LIMIT) -> PreTrainedTokenizerFast:
-    """A word a token: ``w0`` to ``w195``; ``<s> a </s>`` or ``<s> a </s> b </s>``."""
+def make_tokenizer(limit: int = LIMIT, **settings: Any) -> PreTrainedTokenizerFast:
+    """A word a token: ``w0`` to ``w195``; ``<s> a </s>`` or ``<s> a </s> b </s>``, where b is marked as the second."""
     vocab = {word: index for index, word in enumerate([*SPECIALS, *(f"w{i}" for i in range(VOCAB - len(SPECIALS)))])}
     backend = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
     backend.pre_tokenizer = WhitespaceSplit()
@@ -71,7 +71,9 @@ def make_tokenizer(limit: int = LIMIT) -> PreTrainedTokenizerFast:
         single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=limit, **special)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    settings = {"model_max_length": limit, "model_input_names": inputs, **special, **settings}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
 
 
 def save_model(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:

@@ -61,7 +61,7 @@ class TunedProfile(NamedTuple):
         head_alone: score on the same rows of a head on the bare PLM's features; None with a shared head, of
             completions, and among many profiles.
         epoch: the epoch that was kept, from 1; 0 is the start.
-        cut: texts that were longer than the model takes and lost their end.
+        cut: texts that were longer than the model takes and were cut.
     """
 
     profile: Profile

@@ -42,6 +42,13 @@ def test_a_pair_is_told_apart_by_type(tokenizer: TextTokenizer) -> None:
     assert text.type_ids.tolist() == [0, 0, 0, 1, 1, 1]
 
 
+def test_a_pair_is_not_told_apart_for_a_model_that_takes_no_types(lab: Any) -> None:
+    tokenizer = TextTokenizer(lab.tokenizer(model_input_names=["input_ids", "attention_mask"]), 12)
+    (text,) = tokenizer.encode([(words(1), words(2, 3))])
+    assert text.type_ids.tolist() == [0] * 6
+    assert text.type_ids.dtype == np.int32
+
+
 def test_texts_and_pairs_come_back_in_order(tokenizer: TextTokenizer) -> None:
     found = tokenizer.encode([(words(1), None), (words(2), words(3)), (words(4, 5, 6), None)])
     assert [len(text) for text in found] == [3, 5, 5]
@@ -69,6 +76,24 @@ def test_of_a_text_that_is_far_too_long_a_beginning_is_enough(tokenizer: TextTok
 def test_a_text_of_many_characters_and_few_tokens_is_needed_to_its_end(tokenizer: TextTokenizer) -> None:
     text = words(1, 2) + " " * 1_000_000 + words(3)
     assert tokenizer.enough_of(text) == text
+
+
+def test_a_text_is_cut_at_its_start_where_the_tokenizer_says_so(lab: Any) -> None:
+    tokenizer = TextTokenizer(lab.tokenizer(truncation_side="left"), 12)
+    (cut,) = tokenizer.encode([(words(*range(100)), None)], truncate=True)
+    assert ids(cut) == [BOS, *range(FIRST + 90, FIRST + 100), EOS]
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_special_tokens_that_stand_in_a_text_are_words_where_the_tokenizer_says_so(lab: Any, truncate: bool) -> None:
+    plain, split = (
+        TextTokenizer(lab.tokenizer(split_special_tokens=split, extra_special_tokens=["w9 w8"]), 12)
+        for split in (False, True)
+    )
+    [special] = plain.encode([("w1 w9 w8", None)], truncate=truncate)
+    [words_alone] = split.encode([("w1 w9 w8", None)], truncate=truncate)
+    assert (len(special), ids(words_alone)) == (4, [BOS, FIRST + 1, FIRST + 9, FIRST + 8, EOS])
+    assert ids(split.encode_bare(["w9 w8"])[0]) == [FIRST + 9, FIRST + 8]
 
 
 def test_what_is_short_enough_is_never_cut(tokenizer: TextTokenizer) -> None:

@@ -33,7 +33,7 @@ class TrainedBank(NamedTuple):
             without any.
         rows: learned from in each epoch.
         skipped: users that were left out because they have no train row.
-        cut: texts that were longer than the model takes and lost their end.
+        cut: texts that were longer than the model takes and were cut.
     """
 
     bank: Bank

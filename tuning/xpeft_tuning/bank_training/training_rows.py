@@ -67,7 +67,7 @@ class TrainingRows:
 
     @property
     def cut(self) -> int:
-        """Texts that were longer than the model takes and lost their end."""
+        """Texts that were longer than the model takes and were cut."""
         return sum(each.cut for each in (*self.train, *self.held_out))
 
 

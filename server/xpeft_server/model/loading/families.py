@@ -21,7 +21,7 @@ class Family:
         weight: the matrix that produces h; part of the PLM's fingerprint.
         post_norm: ``feed_forward`` is ``dense``, residual add and ``LayerNorm`` in one module (BERT's Output).
         decoder: attention looks back only; the last token is what a sequence is pooled from.
-        token_types: the model tells a pair's texts apart by segment embeddings (RoBERTa's all stand in segment 0).
+        token_types: the model has segment embeddings; its tokenizer says whether they tell a pair's texts apart.
         pooler: `from_pretrained` would build a pooler that nobody uses.
     """
 
@@ -39,7 +39,7 @@ _LLAMA = Family("layers", "mlp", "mlp.down_proj", decoder=True)
 
 FAMILIES: Mapping[str, Family] = {
     "bert": _BERT,
-    "roberta": Family("encoder.layer", "output", "output.dense", post_norm=True, pooler=True),
+    "roberta": _BERT,
     "electra": Family("encoder.layer", "output", "output.dense", post_norm=True, token_types=True),
     "distilbert": Family("transformer.layer", "ffn", "ffn.lin2"),
     "modernbert": Family("layers", "mlp", "mlp.Wo"),

@@ -66,17 +66,19 @@ class TextTokenizer:
         self.limit = min(limit, tokenizer.model_max_length)
         self.end: int | None = tokenizer.eos_token_id
         self.chat = chat_template_of(tokenizer)
-        self._whole = Tokenizer.from_str(backend.to_str())
+        self._tells_pairs = "token_type_ids" in tokenizer.model_input_names
+        self._whole = _copied(backend)
         self._whole.no_truncation()
         self._whole.no_padding()
-        self._cut = Tokenizer.from_str(self._whole.to_str())
-        self._cut.enable_truncation(self.limit, strategy="longest_first")
+        self._cut = _copied(self._whole)
+        self._cut.enable_truncation(self.limit, strategy="longest_first", direction=tokenizer.truncation_side)
 
     def encode(self, texts: Sequence[tuple[str, str | None]], *, truncate: bool = False) -> list[TokenizedText]:
-        """Token lists as long as the texts are, or cut to ``limit`` (of a pair the longer side first)."""
+        """Token lists as long as the texts are, or cut to ``limit`` (of a pair the longer side first) at the end, or at
+        the start if the tokenizer's ``truncation_side`` says so."""
         pairs = [text if pair is None else (text, pair) for text, pair in texts]
         backend = self._cut if truncate else self._whole
-        return [_tokenized(encoding) for encoding in backend.encode_batch_fast(pairs)]
+        return [self._tokenized(encoding) for encoding in backend.encode_batch_fast(pairs)]
 
     def enough_of(self, text: str) -> str:
         """The text, or a beginning of it that has more than twice the tokens that the model takes: the rest changes
@@ -91,7 +93,7 @@ class TextTokenizer:
 
     def encode_bare(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Token lists without special tokens, as long as the texts are."""
-        return [_tokenized(each) for each in self._whole.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [self._tokenized(each) for each in self._whole.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_behind(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Token lists without special tokens, of texts that stand behind another: those that put a space before every
@@ -111,6 +113,11 @@ class TextTokenizer:
     def texts(self) -> TokenTexts:
         """What each token adds to a text. Raises: ModelUnusable if that cannot be told token by token."""
         return TokenTexts(self._whole)
+
+    def _tokenized(self, encoding: Encoding) -> TokenizedText:
+        """A second text is marked only for a model that takes marks, as transformers hands them over."""
+        ids = np.array(encoding.ids, np.int32)
+        return TokenizedText(ids, np.array(encoding.type_ids, np.int32) if self._tells_pairs else np.zeros_like(ids))
 
     def _written_behind(self, tokens: TokenizedText) -> str:
         parts = [self.texts.part(int(token)) for token in tokens.ids]
@@ -134,5 +141,8 @@ class TextTokenizer:
         return token in self.texts.special
 
 
-def _tokenized(encoding: Encoding) -> TokenizedText:
-    return TokenizedText(np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32))
+def _copied(tokenizer: Tokenizer) -> Tokenizer:
+    """With what its JSON does not tell: whether special tokens that stand in a text are split like any word."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.encode_special_tokens = tokenizer.encode_special_tokens
+    return copy
