@@ -50,7 +50,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no weights": (lambda folder: without(folder, "model.safetensors"), "no file named model.safetensors"),
     "half the weights' file": (lambda folder: without_end(folder / "model.safetensors"), "SafetensorError"),
     "fewer blocks than it says": (lambda folder: configured(folder, num_hidden_layers=5), "(32 in all)"),
-    "other shapes than it says": (lambda folder: configured(folder, intermediate_size=128), "cannot be loaded"),
+    "other shapes than it says": (
+        lambda folder: configured(folder, intermediate_size=128),
+        "of other shapes than its config.json says: encoder.layer.0.intermediate.dense.bias [96], for [128], ",
+    ),
     "no tokenizer": (lambda folder: without(folder, "tokenizer.json", "tokenizer_config.json"), "knows no word"),
     "no tokenizer.json": (lambda folder: without(folder, "tokenizer.json"), "cannot be loaded: ValueError"),
     "tokenizer is no JSON": (lambda folder: without_end(folder / "tokenizer.json"), "cannot be loaded"),

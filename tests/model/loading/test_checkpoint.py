@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from xpeft_server.model.batches.packing import pack
@@ -97,6 +97,43 @@ def test_a_window_that_looks_both_ways_is_refused(lab: Any, tmp_path: Path) -> N
         load_plm(str(folder))
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+@pytest.mark.parametrize("both_ways", [{}, {"is_causal": False}], ids=["causal", "both ways"])
+def test_an_encoder_that_was_made_to_decode_looks_where_it_says(
+    lab: Any, tmp_path: Path, family: str, both_ways: dict[str, Any]
+) -> None:
+    folder = configured(lab.saved(family, tmp_path), is_decoder=True, **both_ways)
+    assert difference(lab, load_plm(str(folder))) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("mistral", {"sliding_window": 0}, "sliding_window is 0, at least 1"),
+        ("mistral", {"sliding_window": -1}, "sliding_window is -1, at least 1"),
+        ("qwen2", {"sliding_window": 0}, "sliding_window is 0, at least 1"),
+        ("qwen3", {"sliding_window": None}, "layer_types has 'sliding_attention', but there is no sliding_window"),
+        ("qwen2", {"use_sliding_window": False}, "layer_types has 'sliding_attention', but there is no sliding_window"),
+        ("modernbert", {"local_attention": -1}, "local_attention is -1, at least 0"),
+    ],
+)
+def test_a_window_that_is_not_there_or_has_no_token_is_refused(
+    lab: Any, tmp_path: Path, family: str, changes: dict[str, Any], message: str
+) -> None:
+    folder = configured(lab.saved(family, tmp_path), **changes)
+    with pytest.raises(ModelUnusable, match=message):
+        load_plm(str(folder))
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "modernbert", "gpt2", "llama"])
+def test_how_a_model_is_told_to_answer_does_not_matter(lab: Any, tmp_path: Path, family: str) -> None:
+    plm = load_plm(str(configured(lab.saved(family, tmp_path), return_dict=False)))
+    plain = lab.plm(family)
+    batch = pack([lab.text(np.random.default_rng(0), 20)], None)
+    with torch.inference_mode():
+        assert torch.equal(plm.forward(batch), plain.forward(batch))
+
+
 def test_rotations_that_depend_on_the_longest_text_are_refused(lab: Any, tmp_path: Path) -> None:
     folder = lab.saved("llama", tmp_path)
     with pytest.raises(ModelUnusable, match="rope_type is 'longrope'"):
@@ -112,7 +149,9 @@ def test_rotations_that_would_change_beyond_the_limit_never_do(lab: Any, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("rope", "limit"), [(LINEAR, 240), (YARN, 320), ({**YARN, "factor": 0.5}, 80), (LLAMA_3, 80)], ids=str
+    ("rope", "limit"),
+    [(LINEAR, 240), (YARN, 320), ({**YARN, "factor": 0.5}, 80), ({**YARN, "factor": None}, 80), (LLAMA_3, 80)],
+    ids=str,
 )
 def test_scaled_positions_make_room_for_longer_texts(
     lab: Any, tmp_path: Path, rope: dict[str, Any], limit: int
@@ -142,6 +181,32 @@ def test_a_pair_for_a_bert_that_knows_one_kind_of_text(lab: Any, tmp_path: Path)
     original = lab.one_at_a_time(plm.name, lab.bank(plm))
     with torch.inference_mode():
         found = plm.forward(pack([text], None))[: len(text)]
+    torch.testing.assert_close(found.double(), original.hidden(text), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+@pytest.mark.parametrize("inputs", [["input_ids", "attention_mask"], ["input_ids", "token_type_ids"]], ids=str)
+def test_the_tokenizer_says_whether_a_pair_has_segments(
+    lab: Any, tmp_path: Path, family: str, inputs: list[str]
+) -> None:
+    tokenizer = lab.tokenizer(model_input_names=inputs)
+    plm = load_plm(str(lab.saved(family, tmp_path, tokenizer, type_vocab_size=2)))
+    text = plm.tokenizer.encode([("w1 w2", "w3 w4 w5")])[0]
+    original = AutoModel.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    with torch.inference_mode():
+        found = plm.forward(pack([text], None, first_position=plm.first_position))[: len(text)]
+        given = AutoTokenizer.from_pretrained(tmp_path)("w1 w2", "w3 w4 w5", return_tensors="pt")
+        expected = original(**given).last_hidden_state[0]
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_a_robertas_padding_that_stands_in_a_text_is_not_counted(lab: Any) -> None:
+    plm = lab.plm("roberta")
+    text = plm.tokenizer.encode([("w1 <pad> w2 w3 <pad> <pad> w4", None)])[0]
+    assert list(text.ids).count(plm.model.config.pad_token_id) == 3
+    original = lab.one_at_a_time(plm.name, lab.bank(plm))
+    with torch.inference_mode():
+        found = plm.forward(pack([text], None, first_position=plm.first_position))[: len(text)]
     torch.testing.assert_close(found.double(), original.hidden(text), rtol=0, atol=TOLERANCE)
 
 
@@ -208,6 +273,7 @@ def test_it_is_warned_of_settings_of_generation_that_are_not_applied(
         "temperature": 0.6,
         "repetition_penalty": 1.3,
         "no_repeat_ngram_size": 2,
+        "num_beams": 4,
         "suppress_tokens": list(range(3, 4000)),
         "forced_eos_token_id": 0,
     }
@@ -216,7 +282,7 @@ def test_it_is_warned_of_settings_of_generation_that_are_not_applied(
         load_plm(str(folder))
     [warning] = caplog.messages
     named = (
-        "repetition_penalty = 1.3, no_repeat_ngram_size = 2, suppress_tokens = [3, 4, 5, 6, 7, 8, ...], "
+        "repetition_penalty = 1.3, num_beams = 4, no_repeat_ngram_size = 2, suppress_tokens = [3, 4, 5, 6, 7, 8, ...], "
         "forced_eos_token_id = 0"
     )
     assert f"plm: {str(folder)!r} sets {named} for generation, which is not applied" in warning

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -44,8 +45,10 @@ def read_config(source: str) -> PreTrainedConfig:
         raise ModelUnusable(f"plm: position_embedding_type is {positions!r}, only absolute positions are supported")
     for rope in rope_settings(config):
         _make_constant(rope)
+    _check_window(config)
     if getattr(config, "chunk_size_feed_forward", 0):
         config.chunk_size_feed_forward = 0  # rows at once: it fails unless they divide a batch, and changes no answer
+    config.return_dict = True  # false says how a model answers, not what
     return config
 
 
@@ -59,16 +62,25 @@ def read_weights(source: str, config: PreTrainedConfig, family: Family, dtype: t
     loader: Any = AutoModelForCausalLM if family.decoder else AutoModel
     options = {"add_pooling_layer": False} if family.pooler else {}
     model, report = loader.from_pretrained(
-        source, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
+        source,
+        config=config,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # to name them: what transformers raises does not
+        **options,
     )
     missing = set(report["missing_keys"])
-    _refuse(source, "no usable weights for", [*(missing - {_HEAD_WEIGHT}), *report["mismatched_keys"]])
+    others = [f"{name} {list(there)}, for {list(here)}" for name, there, here in report["mismatched_keys"]]
+    _refuse(source, "weights of other shapes than its config.json says:", others)
+    _refuse(source, "no usable weights for", list(missing - {_HEAD_WEIGHT}))
     blocks = int(config.num_hidden_layers)
-    unused = [name for name in report["unexpected_keys"] if _belongs(str(name), family, blocks)]
+    unused = [name for name in map(str, report["unexpected_keys"]) if _belongs(name, family, blocks)]
     _refuse(source, "weights that a model of its config.json does not use:", unused)
+    layers = _attention_layers(model)
     if not family.decoder:
         return Weights(model, None, frozenset())
-    generates = _looks_back_only(model) and _HEAD_WEIGHT not in missing
+    generates = _looks_back_only(model, layers) and _HEAD_WEIGHT not in missing
     if not generates:
         return Weights(model.base_model, None, end_tokens(model))
     warn_of_unapplied(source, model)
@@ -85,8 +97,22 @@ def _make_constant(rope: dict[str, Any]) -> None:
         rope.pop("factor", None)
 
 
-def _refuse(source: str, what: str, names: list[object]) -> None:
-    found = sorted(map(str, names))
+def _check_window(config: PreTrainedConfig) -> None:
+    """A window of no tokens, or none where layers need one, would be attention to everything."""
+    if not hasattr(type(config), "sliding_window"):
+        return
+    window = config.sliding_window
+    if window is None and "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise ModelUnusable("plm: layer_types has 'sliding_attention', but there is no sliding_window that is used")
+    if config.model_type == "modernbert":  # whose window is half of that, and the token itself
+        if config.local_attention < 0:
+            raise ModelUnusable(f"plm: local_attention is {config.local_attention}, at least 0 is needed")
+    elif window is not None and window < 1:
+        raise ModelUnusable(f"plm: sliding_window is {window}, at least 1 is needed: every token sees itself")
+
+
+def _refuse(source: str, what: str, names: Sequence[str]) -> None:
+    found = sorted(names)
     if found:
         raise ModelUnusable(f"plm: {source!r} has {what} {', '.join(found[:5])} ({len(found)} in all)")
 
@@ -99,15 +125,20 @@ def _belongs(name: str, family: Family, blocks: int) -> bool:
     return int(block[1]) < blocks if block else re.search(r"(?:^|\.)embeddings\.", name) is not None
 
 
-def _looks_back_only(model: PreTrainedModel) -> bool:
-    """Whether no token sees one behind it; where config.json says so, attention is told.
-
-    Raises: ModelUnusable for a window that looks both ways.
-    """
+def _attention_layers(model: PreTrainedModel) -> list[Any]:
+    """Told that their tokens see those behind them where config.json says so: masks are all that transformers tells."""
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "is_causal")]
     if getattr(model.config, "is_causal", True) is False:
         for layer in layers:
             layer.is_causal = False
+    return layers
+
+
+def _looks_back_only(model: PreTrainedModel, layers: list[Any]) -> bool:
+    """Whether no token of a decoder sees one behind it.
+
+    Raises: ModelUnusable for a window that looks both ways.
+    """
     if all(layer.is_causal for layer in layers):
         return True
     if getattr(model.config, "sliding_window", None):

@@ -84,6 +84,7 @@ def _scaled(most: int, rope: Mapping[str, Any]) -> int:
         case "linear":
             return int(most * rope["factor"])
         case "yarn":
-            return max(most, int(rope["factor"] * (rope.get("original_max_position_embeddings") or most)))
+            # Without a factor transformers takes it from the positions that config.json has.
+            return max(most, int((rope["factor"] or 1) * (rope.get("original_max_position_embeddings") or most)))
         case _:
             return most
