@@ -200,16 +200,6 @@ def test_the_tokenizer_says_whether_a_pair_has_segments(
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=TOLERANCE)
 
 
-def test_a_robertas_padding_that_stands_in_a_text_is_not_counted(lab: Any) -> None:
-    plm = lab.plm("roberta")
-    text = plm.tokenizer.encode([("w1 <pad> w2 w3 <pad> <pad> w4", None)])[0]
-    assert list(text.ids).count(plm.model.config.pad_token_id) == 3
-    original = lab.one_at_a_time(plm.name, lab.bank(plm))
-    with torch.inference_mode():
-        found = plm.forward(pack([text], None, first_position=plm.first_position))[: len(text)]
-    torch.testing.assert_close(found.double(), original.hidden(text), rtol=0, atol=TOLERANCE)
-
-
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra", "distilbert"])
 def test_a_feed_forward_in_chunks_takes_any_number_of_tokens(lab: Any, tmp_path: Path, family: str) -> None:
     plm = load_plm(str(configured(lab.saved(family, tmp_path), chunk_size_feed_forward=7)))

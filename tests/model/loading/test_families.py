@@ -110,6 +110,14 @@ def test_a_roberta_whose_tokenizer_marks_the_second_text_has_no_segments_all_the
     torch.testing.assert_close(bare(plm, [text])[0].double(), original.hidden(text), rtol=0, atol=TOLERANCE)
 
 
+def test_a_robertas_padding_that_stands_in_a_text_is_not_counted(lab: Any) -> None:
+    plm = lab.plm("roberta")
+    text = plm.tokenizer.encode([("w1 <pad> w2 w3 <pad> <pad> w4", None)])[0]
+    assert list(text.ids).count(plm.model.config.pad_token_id) == 3
+    original = lab.one_at_a_time(plm.name, lab.bank(plm))
+    torch.testing.assert_close(bare(plm, [text])[0].double(), original.hidden(text), rtol=0, atol=TOLERANCE)
+
+
 def test_a_family_that_is_not_supported_is_named_beside_those_that_are() -> None:
     with pytest.raises(UnsupportedModel, match=r"model type 't5' is not supported \(supported: bert, roberta, .*gemma"):
         family_of("t5")
