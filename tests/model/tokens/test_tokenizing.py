@@ -82,6 +82,12 @@ def test_a_text_is_cut_at_its_start_where_the_tokenizer_says_so(lab: Any) -> Non
     tokenizer = TextTokenizer(lab.tokenizer(truncation_side="left"), 12)
     (cut,) = tokenizer.encode([(words(*range(100)), None)], truncate=True)
     assert ids(cut) == [BOS, *range(FIRST + 90, FIRST + 100), EOS]
+    long = words(*range(100)) * 2000 + " " + words(7, 8, 9)
+    enough = tokenizer.enough_of(long)
+    assert len(enough) < 20_000
+    assert long.endswith(enough)
+    whole, part = tokenizer.encode([(long, None), (enough, None)], truncate=True)
+    assert ids(whole) == ids(part)
 
 
 @pytest.mark.parametrize("truncate", [False, True])

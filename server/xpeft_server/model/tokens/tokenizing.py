@@ -70,6 +70,7 @@ class TextTokenizer:
         self._whole = _copied(backend)
         self._whole.no_truncation()
         self._whole.no_padding()
+        self._cut_at_start = tokenizer.truncation_side == "left"
         self._cut = _copied(self._whole)
         self._cut.enable_truncation(self.limit, strategy="longest_first", direction=tokenizer.truncation_side)
 
@@ -82,12 +83,13 @@ class TextTokenizer:
 
     def enough_of(self, text: str) -> str:
         """The text, or a beginning of it that has more than twice the tokens that the model takes: the rest changes
-        neither the first of them nor that there are too many, and megabytes of it take seconds and gigabytes."""
+        neither the first of them nor that there are too many, and megabytes of it take seconds and gigabytes. Where
+        texts are cut at their start, an end of it."""
         characters = max(_READ_WHOLE, _READ_PER_TOKEN * self.limit)
         while characters < len(text):
-            beginning = text[:characters]
-            if len(self._whole.encode_batch_fast([beginning], add_special_tokens=False)[0]) > 2 * self.limit:
-                return beginning
+            part = text[-characters:] if self._cut_at_start else text[:characters]
+            if len(self._whole.encode_batch_fast([part], add_special_tokens=False)[0]) > 2 * self.limit:
+                return part
             characters *= 4
         return text
 
