@@ -161,14 +161,18 @@ def start_example(tmp_path: Path, project_root: Path) -> Callable[..., subproces
 
 
 class RedisServer:
-    """A redis-server of our own that answers a write when it is on the disk."""
+    """A redis-server of our own that answers a write when it is on the disk.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        options: of the URL.
+    """
+
+    def __init__(self, folder: Path, options: str = "") -> None:
         self.folder = folder
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.url = f"redis://127.0.0.1:{self.port}/0{options}"
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, *more: str) -> None:
@@ -204,8 +208,8 @@ class RedisServer:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One for all tests that leave it alone."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    """One for all tests that leave it alone. Nobody gives it up because the machine is busy."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"), "?socket_timeout=20&socket_connect_timeout=20")
     server.start()
     yield server
     server.kill()

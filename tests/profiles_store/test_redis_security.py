@@ -36,7 +36,8 @@ class SecureRedis(NamedTuple):
     def url_of(self, user: str, password: str, **files: str) -> str:
         named = {"ssl_ca_certs": "ca.pem", "ssl_certfile": "client.pem", "ssl_keyfile": "client.key", **files}
         options = "&".join(f"{name}={self.folder / file}" for name, file in named.items() if file)
-        return f"rediss://{user}:{password}@127.0.0.1:{self.port}/0?{options}"
+        patience = "socket_timeout=20&socket_connect_timeout=20"  # nobody gives it up because the machine is busy
+        return f"rediss://{user}:{password}@127.0.0.1:{self.port}/0?{patience}&{options}"
 
 
 @pytest.fixture(scope="module")
