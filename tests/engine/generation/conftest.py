@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from xpeft_profiles import MemoryStore, Profile, ProfileKey
 from xpeft_server.engine.engine import Engine
 from xpeft_server.engine.engine_limits import EngineLimits
+from xpeft_server.engine.generation.advance import Advance
+from xpeft_server.engine.generation.generator import Generator
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import Finished, GenerateRequest, News, Piece, Started
 from xpeft_server.model.banks.bank import Bank
@@ -210,6 +213,22 @@ class Studio:
                 await asyncio.sleep(0.001)
 
 
+def keep_in_step(generator: Generator) -> None:
+    """No step is begun before the event loop has told of the one before, though a busy machine holds the loop up.
+
+    Whoever looks there at what is being written would find it over, else.
+    """
+    loop, step = asyncio.get_running_loop(), generator.step
+
+    def told() -> list[Advance]:
+        seen = threading.Event()
+        loop.call_soon_threadsafe(seen.set)
+        seen.wait(20)
+        return step()
+
+    generator.step = told  # type: ignore[method-assign]
+
+
 StudioMaker = Callable[..., Awaitable[Studio]]
 
 
@@ -264,6 +283,7 @@ async def open_studio(decoders: Callable[[str], Path]) -> AsyncIterator[StudioMa
         engine = Engine(classifier, store, decoder=decoder, limits=bounds, metrics=Metrics(), tenants=tenants)
         engines.append(engine)
         await engine.start()
+        keep_in_step(engine._generation.generator)
         return Studio(engine, store, opened, loaded, decoder)
 
     yield start
