@@ -121,7 +121,7 @@ async def test_requests_are_sent_when_due_though_nothing_is_answered(monkeypatch
     monkeypatch.setattr(asyncio, "sleep", clock.sleep)
     async with client_of(seen.append) as client:
 
-        async def until_all_came(tasks: list[asyncio.Task[None]], *, timeout: float) -> object:
+        async def until_all_came(tasks: list[asyncio.Task[None]], *, timeout: float) -> object:  # noqa: ASYNC109
             async with asyncio.timeout(timeout):
                 while len(seen) < len(tasks):
                     await real(0.001)

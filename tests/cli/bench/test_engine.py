@@ -17,7 +17,7 @@ def test_engine_shows_a_table_and_writes_lines(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "engine.jsonl"
-    # However slow the machine: the 8 requests before the measured ones are all that slots can answer, and these are many.
+    # However slow the machine: the 8 requests before the measured ones are all that slots can answer, and many follow.
     wait = Crowd._answers
     monkeypatch.setattr(Crowd, "_answers", lambda crowd, texts: wait(crowd, max(texts, 100)))
     options = "--profiles 1,40 --popularity distinct --slots 8 --rounds 1 --turn-seconds 0.1 --inputs 2"
