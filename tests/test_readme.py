@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +72,7 @@ def running(command: str, shell: Shell, port: int) -> Iterator[None]:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5)
             break
-        except (urllib.error.URLError, ConnectionError):
+        except OSError:
             assert time.monotonic() < deadline, "the server was not ready within two minutes"
             time.sleep(0.1)
     yield

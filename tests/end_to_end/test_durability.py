@@ -58,5 +58,5 @@ def test_a_server_starts_while_its_store_is_down_and_is_ready_when_it_comes(star
     assert waiting.json()["checks"]["store"] != "ok"
     assert server.classify("p").status_code == 503
     own_redis.start()
-    server.wait_until_ready(5)
+    server.wait_until_ready(20)
     assert server.classify("p").status_code == 404

@@ -238,7 +238,7 @@ def test_a_server_whose_redis_wants_a_password_tells_it_to_nobody(
         server.wait_until_ready(status=503)
         told = server.client.get("/ready").text + server.put("mine", server.profile(1)).text
         admin.execute_command("ACL", "SETUSER", "xpeft", ">hush-hush")
-        server.wait_until_ready(10)
+        server.wait_until_ready(20)
     assert server.stop() == 0
     logged = "".join(capfd.readouterr())
     assert "invalid username-password pair" in told + logged

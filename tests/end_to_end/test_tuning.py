@@ -17,7 +17,7 @@ import pytest
 from xpeft_profiles import JobKey, open_store
 
 LABELS = {"low": range(50), "high": range(50, 100)}
-MINUTES = 180.0  # a worker loads a model with what processor time others leave
+MINUTES = 180.0  # a worker loads a model, and ends, with what processor time others leave
 
 
 def examples(rows: int = 40) -> list[dict[str, str]]:
@@ -68,7 +68,7 @@ def wait_for_steps(server: Any, job: dict[str, Any]) -> None:
 
 
 def wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + MINUTES
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline, f"process {pid} goes on"
         time.sleep(0.01)

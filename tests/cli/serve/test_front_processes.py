@@ -38,6 +38,8 @@ from xpeft_server.remote.summed_metrics import ConnectedMetrics, Told, summed
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import LimitsFile
 
+MINUTES = 240.0  # a process begins, and ends, with what processor time others leave
+
 
 class Idle:
     """An engine that is there and takes nothing."""
@@ -94,7 +96,7 @@ async def serve(
     with socket.create_server(("127.0.0.1", 0)) as listening:
         fronts = processes(settings, listening, *command)
         serving = asyncio.create_task(fronts.serve(lambda: announced.append("they listen")))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(MINUTES):
             while not (announced or serving.done()):
                 await asyncio.sleep(0.01)
             if announced:
@@ -137,7 +139,7 @@ async def test_an_address_at_which_another_program_listens_by_now_ends_the_serve
         with bind(*address) as listening:
             other.listen()
             with caplog.at_level(logging.ERROR), pytest.raises(FrontFailed):
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(MINUTES):
                     await processes(settings, listening).serve(lambda: None)
     assert f"cannot listen at http://127.0.0.1:{address[1]}: Address already in use" in caplog.text
 

@@ -16,6 +16,7 @@ from xpeft_server.cli.main import app
 
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 HOUR = 3600.0
+GOOD_TIME = 30.0  # seconds, on a machine that has other things to do; the clock jumps by hours
 MINUTES = 180.0  # a worker loads a model with what processor time others leave
 
 # A tuning process is left its own clock: libfaketime breaks time.sleep, which the server itself does not use.
@@ -85,10 +86,10 @@ def asked(client: httpx.Client, name: str) -> dict[str, Any]:
     """An answer in good time, whose times are sane."""
     began = time.monotonic()
     answer = client.post("/v1/classify", json={"profile": name, "input": "w1 w2"})
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < GOOD_TIME
     assert answer.status_code == 200, answer.text
     for header in ("x-queue-time", "x-inference-time", "x-total-time"):
-        assert 0 <= float(answer.headers[header]) < 10
+        assert 0 <= float(answer.headers[header]) < GOOD_TIME
     document: dict[str, Any] = answer.json()
     return document
 

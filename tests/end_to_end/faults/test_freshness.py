@@ -134,10 +134,15 @@ def test_a_history_that_some_order_explains_is_accepted(history: list[Any]) -> N
 
 
 class Clients:
-    """Write and read at random, at both servers, and log every acknowledgement."""
+    """Write and read at random, at both servers, and log every acknowledgement.
 
-    def __init__(self, world: Any) -> None:
+    Args:
+        trouble: done before every tenth operation.
+    """
+
+    def __init__(self, world: Any, trouble: Callable[[], object] = lambda: None) -> None:
         self._world = world
+        self._trouble = trouble
         self._seeds = count(random.randrange(1 << 40))
         self._lock = threading.Lock()
         self.unverified = 0
@@ -177,7 +182,10 @@ class Clients:
 
     def _next(self) -> bool:
         with self._lock:
-            return next(self._left, None) is not None
+            number = next(self._left, None)
+            if number is not None and number % 10 == 0:
+                self._trouble()
+            return number is not None
 
     def _put(self, client: httpx.Client, name: str) -> None:
         with self._lock:
@@ -236,9 +244,9 @@ class Clients:
         self.history.append(Operation(kind, name, version, start, end))
 
 
-def judged(world: Any, operations: int = OPERATIONS) -> Clients:
+def judged(world: Any, operations: int = OPERATIONS, **options: Any) -> Clients:
     """Clients after their work; nothing that was verified may contradict another."""
-    clients = Clients(world)
+    clients = Clients(world, **options)
     for _ in range(ROUNDS):
         clients.run(operations)
         assert clients.surprises == []
@@ -277,8 +285,8 @@ def test_interleaved_writes_and_reads_at_two_servers_on_sqlite_find_nothing_stal
 
 
 def test_nothing_verified_is_stale_while_redis_drops_its_clients_again_and_again(redis_pair: Any) -> None:
-    with redis_pair.commands() as commands, meanwhile(lambda: commands.client_kill_filter(_type="normal"), 0.05):
-        clients = judged(redis_pair)
+    with redis_pair.commands() as commands:
+        clients = judged(redis_pair, trouble=lambda: commands.client_kill_filter(_type="normal"))
     assert len(clients.history) > OPERATIONS * 0.8
     redis_pair.calm()
     after = judged(redis_pair, 100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +17,8 @@ import httpx
 import pytest
 import redis
 
-# A question to Redis is given up after 2 s. The rest is for two busy cores.
-BOUND = 12.0
+# A question to Redis is given up after 5 s at most. The rest is for two busy cores.
+BOUND = 20.0
 _numbers = count()
 
 
@@ -93,7 +94,7 @@ def test_while_redis_is_dead_residents_are_served_and_everything_else_says_when_
 ) -> None:
     near = redis_pair.near
     redis_pair.redis.kill()
-    near.wait_until_ready(5, status=503)
+    near.wait_until_ready(BOUND, status=503)
     for name, version in resident.items():
         answer = near.classify(name)
         assert (answer.status_code, version_of(answer)) == (200, version)
@@ -106,7 +107,7 @@ def test_while_redis_is_dead_residents_are_served_and_everything_else_says_when_
     assert near.client.get("/health").status_code == 200
     assert near.metric("store_up") == 0
     redis_pair.redis.start()
-    near.wait_until_ready(5)
+    near.wait_until_ready(BOUND)
     assert near.metric("store_up") == 1
     found = near.versions()
     assert {name: found[name] for name in resident} == resident
@@ -124,11 +125,11 @@ def test_a_master_that_was_demoted_is_away_and_left_for_the_one_that_gets_its_ad
     with redis_pair.commands() as commands:
         commands.replicaof("127.0.0.1", other_redis.port)
     # Nobody uploads anything.
-    far.wait_until_ready(5, status=503)
+    far.wait_until_ready(BOUND, status=503)
     assert "read only replica" in far.client.get("/ready").json()["checks"]["store"]
     assert far.classify("resident0").headers["x-profile-unverified"] == "true"
     redis_pair.network.to = other_redis.port
-    far.wait_until_ready(5)
+    far.wait_until_ready(BOUND)
     assert "x-profile-unverified" not in far.classify("resident0").headers
     assert far.put("promoted", redis_pair.profile(7)[0]).status_code == 201
     with redis.Redis(port=other_redis.port) as client:
@@ -140,9 +141,9 @@ def test_every_acknowledged_upload_survives_kill_9_of_redis(redis_pair: Any) -> 
     acknowledged = {f"p{n}": near.put(f"p{n}", near.profile(n)).json()["version"] for n in range(50)}
     redis_pair.redis.kill()
     assert near.put("late", near.profile(99)).status_code == 503
-    near.wait_until_ready(10, status=503)
+    near.wait_until_ready(BOUND, status=503)
     redis_pair.redis.start()
-    near.wait_until_ready(5)
+    near.wait_until_ready(BOUND)
     found = near.versions()
     assert {name: found.get(name) for name in acknowledged} == acknowledged
     assert "late" not in found
@@ -153,7 +154,7 @@ def test_an_outage_is_told_once_when_it_begins_and_once_when_it_ends(
 ) -> None:
     redis_pair.redis.kill()
     for server in (redis_pair.near, redis_pair.far):
-        server.wait_until_ready(5, status=503)
+        server.wait_until_ready(BOUND, status=503)
     for _ in range(50):
         assert redis_pair.near.classify("resident0").status_code == 200
         assert redis_pair.near.classify(cold).status_code == 503
@@ -185,18 +186,23 @@ def test_while_redis_is_paused_residents_are_answered_in_time_and_nobody_piles_u
                 if "/ready" not in str(answer.request.url):
                     assert_unavailable(answer)
                 assert seconds < BOUND
-            far.wait_until_ready(5, status=503)
-            # It is known by now: nobody waits for it any more.
-            for name in resident:
+            far.wait_until_ready(BOUND, status=503)
+            # It is known by now: nobody waits for it any more. Whoever did would for 3 s, each time.
+            spent = []
+            for name in list(resident) * 2:
                 answer, seconds = timed(lambda name=name: far.classify(name))
                 assert (answer.headers["x-profile-unverified"], version_of(answer)) == ("true", resident[name])
-                assert seconds < 1
-            answer, seconds = timed(lambda: far.classify(cold))
-            assert_unavailable(answer, "unavailable")
-            assert seconds < 1
+                spent.append(seconds)
+            assert statistics.median(spent) < 1
+            spent = []
+            for _ in range(8):
+                answer, seconds = timed(lambda: far.classify(cold))
+                assert_unavailable(answer, "unavailable")
+                spent.append(seconds)
+            assert statistics.median(spent) < 1
             for series in ("requests_running", "requests_waiting"):
                 assert far.metric(series) == 0
-        far.wait_until_ready(5)
+        far.wait_until_ready(BOUND)
     assert "x-profile-unverified" not in far.classify("resident0").headers
     assert far.classify(cold).status_code == 200
 
@@ -205,16 +211,22 @@ def test_behind_a_slow_network_residents_wait_for_one_question_and_for_nobody_wh
     redis_pair: Any, resident: dict[str, str], cold: str
 ) -> None:
     far, network = redis_pair.far, redis_pair.network
+    others = [f"{cold}-{number}" for number in range(5)]
+    for name in others:
+        redis_pair.near.put(name, redis_pair.profile(99)[0])
     network.delay = 0.3
+    spent = []
     with ThreadPoolExecutor(20) as pool:
-        cold = pool.submit(far.classify, cold)
-        began = time.monotonic()
-        answers = list(pool.map(far.classify, list(resident) * 4))
-        seconds = time.monotonic() - began
-        assert cold.result().status_code == 200
-    assert 0.3 <= seconds < 1.5
-    assert [version_of(answer) for answer in answers] == list(resident.values()) * 4
-    assert not any("x-profile-unverified" in answer.headers for answer in answers)
+        for name in others:
+            waiting = pool.submit(far.classify, name)
+            began = time.monotonic()
+            answers = list(pool.map(far.classify, list(resident) * 4))
+            spent.append(time.monotonic() - began)
+            assert waiting.result().status_code == 200
+            assert [version_of(answer) for answer in answers] == list(resident.values()) * 4
+            assert not any("x-profile-unverified" in answer.headers for answer in answers)
+    assert min(spent) >= 0.3
+    assert statistics.median(spent) < 1.5
     assert far.client.get("/ready").status_code == 200
 
 
@@ -237,7 +249,7 @@ def test_a_profile_replaced_behind_a_cut_network_is_never_answered_in_its_old_ve
     near.put("deleted", old)
     assert [far.classify(name).json()["profile_version"] for name in ("replaced", "deleted")] == [old_version] * 2
     network.break_down()
-    far.wait_until_ready(10, status=503)
+    far.wait_until_ready(BOUND, status=503)
     near.put("replaced", new)
     near.client.delete("/v1/profiles/deleted")
     stale = far.classify("replaced")
@@ -257,7 +269,7 @@ def test_a_profile_replaced_behind_a_cut_network_is_never_answered_in_its_old_ve
     asking.start()
     try:
         network.recover()
-        far.wait_until_ready(5)
+        far.wait_until_ready(BOUND)
         ready = time.monotonic()
         until(lambda: sum(sent > ready for sent, _ in answers) > 50)
     finally:

@@ -107,12 +107,12 @@ def test_a_file_that_is_moved_away_takes_no_write_that_would_be_lost_and_is_welc
         path.write_bytes(away.read_bytes())
     assert_unavailable(near.put("moved", new), "store_unavailable")
     assert_unavailable(near.client.get("/v1/profiles/moved"), "store_unavailable")
-    near.wait_until_ready(5, status=503)
+    near.wait_until_ready(20, status=503)
     assert str(path) in near.client.get("/ready").json()["checks"]["store"]
     answer = near.classify("moved")
     assert (answer.json()["profile_version"], answer.headers["x-profile-unverified"]) == (version, "true")
     away.rename(path)
-    near.wait_until_ready(5)
+    near.wait_until_ready(20)
     assert near.versions()["moved"] == version
     answer = near.classify("moved")
     assert answer.json()["profile_version"] == version
