@@ -23,12 +23,12 @@ from xpeft_server.api.connection.connections import ConnectionLimits
 from xpeft_server.api.drain import Drain
 from xpeft_server.cli.serve.http_server import HttpServer
 from xpeft_server.cli.serve.server_socket import bind
+from xpeft_server.cli.serve.tuning_checks import check_examples
 from xpeft_server.engine.errors import Overloaded
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import ClassifiedText, ClassifyAnswer, ClassifyRequest, EngineInfo, EngineStatus
 from xpeft_server.jobs.errors import JobFailure
 from xpeft_server.jobs.publisher import Publisher
-from xpeft_server.jobs.request_checks import check_examples
 from xpeft_server.jobs.requests import TuningRequest
 from xpeft_server.jobs.tuner import Tuner
 from xpeft_server.jobs.worker_port import Progress, Tuned

@@ -19,8 +19,8 @@ from xpeft_server.api.openai.completions_wire import CompletionBody
 from xpeft_server.api.tuning import jobs
 from xpeft_server.api.tuning.wire import TuneBody
 from xpeft_server.api.wire import MOST_ITEMS, ClassifyBody
+from xpeft_server.cli.serve.tuning_checks import check_examples
 from xpeft_server.jobs.errors import TooManyRows
-from xpeft_server.jobs.request_checks import check_examples
 from xpeft_server.jobs.requests import TuningExample, TuningRequest
 
 TUNE = "/v1/profiles/p/tune"

@@ -134,7 +134,7 @@ def test_numbers_and_strings_mixed_are_refused_with_the_line(first: str, second:
 
 
 def test_several_names_for_numbers_are_refused() -> None:
-    with pytest.raises(DatasetInvalid, match="labels name 2, but they are numbers in the data"):
+    with pytest.raises(DatasetInvalid, match="there are 2 labels, but the rows' are numbers"):
         _parsed([NUMBER], ["a", "b"])
 
 
@@ -142,7 +142,7 @@ def test_completions_have_no_labels() -> None:
     dataset = _parsed([PROMPT, PROMPT.replace("three", "four")])
     assert (dataset.task, dataset.labels) == ("complete", ())
     assert dataset.examples == (Example("one two", "three"), Example("one two", "four"))
-    with pytest.raises(DatasetInvalid, match="labels name 1, but the rows have completions"):
+    with pytest.raises(DatasetInvalid, match="but the rows have completions"):
         _parsed([PROMPT], ["a"])
 
 

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import pytest
-import torch
 
-from xpeft_server.model.banks.bank import Bank, SharedHead
+from xpeft_server.model.banks.bank import Bank
 from xpeft_tuning.errors import TuningSettingsInvalid
 from xpeft_tuning.settings import TuningSettings
 
@@ -87,9 +86,8 @@ def test_a_profile_brings_a_head_unless_a_shared_one_is_used_as_it_is(
 
 
 def test_what_the_bank_has_not_is_refused(bank: Bank) -> None:
-    with pytest.raises(TuningSettingsInvalid, match="k is 9, the bank has N=8 adapters"):
-        TuningSettings(k=9).check_fits(bank)
+    with pytest.raises(TuningSettingsInvalid, match="k is 9, the bank has N=8 adapters to choose from"):
+        TuningSettings(k=9).check_fits(bank.adapters, bank.heads)
     with pytest.raises(TuningSettingsInvalid, match="shared_head is 'x', the bank's heads are: none"):
-        TuningSettings(shared_head="x").check_fits(bank)
-    head = SharedHead(torch.zeros(2, bank.hidden), torch.zeros(2), ("a", "b"))
-    TuningSettings(shared_head="x", k=8).check_fits(replace(bank, heads={"x": head}))
+        TuningSettings(shared_head="x").check_fits(bank.adapters, bank.heads)
+    TuningSettings(shared_head="x", k=8).check_fits(bank.adapters, ("x",))

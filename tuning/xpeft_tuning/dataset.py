@@ -5,26 +5,21 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from xpeft_profiles.errors import shown
-from xpeft_profiles.halves import FLOAT16_MAX
-from xpeft_profiles.texts import LABEL_BYTES
 
 from .errors import DatasetInvalid
+from .row_rules import COMPLETED, LABELLED, check_labels, number_fault, row_fault, wanted
 
 Split = Literal["train", "dev", "test"]
 Task = Literal["classify", "regress", "complete"]
 
 VALUE = "value"
 """The one label of a head whose answers are numbers, unless another name is asked for."""
-
-_LABELLED = ("text", "label")
-_COMPLETED = ("prompt", "completion")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +54,7 @@ class Dataset:
 
     @property
     def task(self) -> Task:
-        if self.completions:
-            return "complete"
-        return "regress" if isinstance(self.examples[0].label, float) else "classify"
+        return _task_of(self.examples[0], completions=self.completions)
 
 
 def read_dataset(path: Path, labels: Sequence[str] | None = None) -> Dataset:
@@ -103,7 +96,7 @@ def parse_datasets(lines: Iterable[str], by: str | None, labels: Sequence[str] |
             are numbers it is the one name for what they are.
     Raises: DatasetInvalid.
     """
-    wanted = None if labels is None else _checked_labels(labels)
+    allowed = None if labels is None else dict.fromkeys(labels)
     rows: dict[str, list[Example]] = {}
     values: dict[str, str | int] = {}
     ignored: dict[str, None] = {}
@@ -111,22 +104,21 @@ def parse_datasets(lines: Iterable[str], by: str | None, labels: Sequence[str] |
     completions = False
     for number, row in _objects(lines):
         completions = completions if first else "completion" in row
-        example = _parse_example(number, row, _COMPLETED if completions else _LABELLED)
-        _check_label(number, example, first, None if completions else wanted)
+        example = _parse_example(number, row, COMPLETED if completions else LABELLED)
+        if first is None and labels is not None:
+            check_labels(labels, _task_of(example, completions=completions))
         first = first or example
-        if (first.split is None) is not (example.split is None):
-            raise DatasetInvalid(f"line {number}: split is {example.split!r}; either every row has one or none does")
+        if (fault := row_fault(example, first, allowed, completions=completions)) is not None:
+            raise DatasetInvalid(f"line {number}: {fault.field} {fault.reason}")
         rows.setdefault("" if by is None else _group(number, by, row, values), []).append(example)
-        read = (*_COMPLETED, "split", by) if completions else (*_LABELLED, "text_pair", "split", by)
+        read = (*COMPLETED, "split", by) if completions else (*LABELLED, "text_pair", "split", by)
         ignored.update(dict.fromkeys(field for field in row if field not in read))
     if not rows:
         raise DatasetInvalid("there are no rows")
     names = tuple(shown(field) for field in ignored)
-    if completions and wanted is not None:
-        raise DatasetInvalid(f"labels name {len(wanted)}, but the rows have completions")
     if completions:
         return {name: Dataset(tuple(some), (), names, completions=True) for name, some in rows.items()}
-    return {name: Dataset(tuple(some), wanted or _labels_of(some), names) for name, some in rows.items()}
+    return {name: Dataset(tuple(some), tuple(allowed or _labels_of(some)), names) for name, some in rows.items()}
 
 
 def _text(path: Path) -> str:
@@ -155,9 +147,8 @@ def _parse_example(number: int, row: dict[str, Any], required: tuple[str, str]) 
     asked, answer = required
     label = row[answer]
     if answer == "label" and isinstance(label, int | float) and not isinstance(label, bool):
-        if not abs(label) <= FLOAT16_MAX:
-            wanted = f"a number from -{FLOAT16_MAX:g} to {FLOAT16_MAX:g}, as a profile's head is float16"
-            raise _wrong(number, answer, label, wanted)
+        if (reason := number_fault(label)) is not None:
+            raise DatasetInvalid(f"line {number}: {answer} {reason}")
         label = float(label)
     else:
         _check_field(number, answer, label)
@@ -167,19 +158,10 @@ def _parse_example(number: int, row: dict[str, Any], required: tuple[str, str]) 
     return Example(row[asked], label, row.get(pair) if pair else None, row.get("split"))
 
 
-def _check_label(number: int, example: Example, first: Example | None, wanted: tuple[str, ...] | None) -> None:
-    label = example.label
-    if first is not None and isinstance(label, float) is not isinstance(first.label, float):
-        raise DatasetInvalid(f"line {number}: label is {shown(label)}; either all labels are numbers or none is")
-    if wanted is None:
-        return
-    if isinstance(label, float):
-        if len(wanted) != 1:
-            raise DatasetInvalid(
-                f"labels name {len(wanted)}, but they are numbers in the data: one name says what they are"
-            )
-    elif label not in wanted:
-        raise _wrong(number, "label", label, f"one of {', '.join(wanted)}")
+def _task_of(example: Example, *, completions: bool) -> Task:
+    if completions:
+        return "complete"
+    return "regress" if isinstance(example.label, float) else "classify"
 
 
 def _labels_of(rows: Sequence[Example]) -> tuple[str, ...]:
@@ -206,29 +188,18 @@ def _group(number: int, by: str, row: dict[str, Any], values: dict[str, str | in
 
 
 def _check_field(number: int, field: str, value: Any) -> None:
-    if value is None and field not in (*_LABELLED, *_COMPLETED):
+    if value is None and field not in (*LABELLED, *COMPLETED):
         return
     if not isinstance(value, str) or not value:
         raise _wrong(number, field, value, "a string that is not empty")
     if not _is_unicode(value):
         raise _wrong(number, field, value, "valid Unicode, without lone surrogates")
-    if field == "label" and len(value.encode()) > LABEL_BYTES:
-        raise _wrong(number, field, value, f"of at most {LABEL_BYTES} bytes")
     if field == "split" and value not in get_args(Split):
         raise _wrong(number, field, value, "train, dev or test")
 
 
-def _checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    if not labels or not all(labels):
-        raise DatasetInvalid(f"labels are {shown(list(labels))}, none of them may be empty")
-    label, times = Counter(labels).most_common(1)[0]
-    if times > 1:
-        raise DatasetInvalid(f"labels name {shown(label)} {times} times")
-    return tuple(labels)
-
-
-def _wrong(number: int, field: str, value: Any, wanted: str) -> DatasetInvalid:
-    return DatasetInvalid(f"line {number}: {field} is {shown(value)}, it must be {wanted}")
+def _wrong(number: int, field: str, value: Any, what: str) -> DatasetInvalid:
+    return DatasetInvalid(f"line {number}: {field} {wanted(value, what)}")
 
 
 def _is_unicode(text: str) -> bool:

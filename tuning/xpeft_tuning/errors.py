@@ -27,4 +27,8 @@ class Unservable(TuningError):
 
 
 class TuningSettingsInvalid(TuningError):
-    pass
+    """Args: setting: the one that the message begins with, where the rows or the bank are what it does not go with."""
+
+    def __init__(self, message: str, setting: str | None = None) -> None:
+        super().__init__(message)
+        self.setting = setting

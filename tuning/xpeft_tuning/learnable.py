@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 from .dataset import Dataset
-from .errors import DatasetInvalid, DataTooSmall
+from .errors import DatasetInvalid, DataTooSmall, TuningSettingsInvalid
 from .partition import Partition, partition
 from .settings import TuningSettings
+
+
+def check_task(dataset: Dataset, settings: TuningSettings, *, generates: bool) -> None:
+    """Args: generates: whether the model has a language-model head.
+
+    Raises: TuningSettingsInvalid for a setting that does not go with what is learned; DatasetInvalid for completions
+        that the model cannot learn.
+    """
+    if dataset.task == "classify":
+        return
+    if settings.stop_on == "accuracy":
+        message = f"stop_on is 'accuracy', but the task is to {dataset.task}: it must be loss or none"
+        raise TuningSettingsInvalid(message, "stop_on")
+    if settings.class_weights is not None:
+        message = f"class_weights is {settings.class_weights!r}, but the task is to {dataset.task}: it must be none"
+        raise TuningSettingsInvalid(message, "class_weights")
+    if dataset.completions and not generates:
+        raise DatasetInvalid("the rows have completions, and the model has no language-model head to learn them with")
+    if dataset.completions and settings.shared_head is not None:
+        message = f"shared_head is {settings.shared_head!r}, but the rows have completions, not labels"
+        raise TuningSettingsInvalid(message, "shared_head")
 
 
 def learnable_parts(dataset: Dataset, labels: tuple[str, ...], settings: TuningSettings) -> Partition:

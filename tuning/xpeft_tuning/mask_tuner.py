@@ -12,10 +12,10 @@ from xpeft_server.model.plm import Plm
 
 from .cohort import Cohort
 from .dataset import Dataset
-from .errors import DatasetInvalid, TuningError, TuningSettingsInvalid
+from .errors import DatasetInvalid, TuningError
 from .evaluation import Score, Scored, score_logits
 from .labelled_texts import LabelledTexts
-from .learnable import head_labels
+from .learnable import check_task, head_labels
 from .linear_head import LinearHead
 from .settings import TuningSettings
 from .trainee import Trainee, enrol
@@ -100,7 +100,7 @@ def tune_profile(
         TuningSettingsInvalid if the bank cannot do what is asked, or the data; Unservable if what was learned is no
         profile.
     """
-    settings.check_fits(bank)
+    settings.check_fits(bank.adapters, bank.heads)
     trainee = _enrolled(plm, bank, TuningTask("", dataset), settings)
     cohort = Cohort(
         plm, bank, settings, places=1, classes=len(trainee.labels), completes=dataset.completions, watch=True
@@ -136,7 +136,7 @@ def tune_profiles(
     Returns: each task's outcome as soon as it is known.
     Raises: TuningSettingsInvalid if the bank cannot do what is asked.
     """
-    settings.check_fits(bank)
+    settings.check_fits(bank.adapters, bank.heads)
     if settings.shared_head is not None:
         classes = len(bank.heads[settings.shared_head].labels)
     cohort = Cohort(plm, bank, settings, places=places, classes=classes, completes=completes, placed=placed)
@@ -168,25 +168,8 @@ def _check_alike(dataset: Dataset, completes: bool) -> None:
         raise DatasetInvalid(f"the rows have {found}, those of the others {wanted}")
 
 
-def _check_task(plm: Plm, settings: TuningSettings, dataset: Dataset) -> None:
-    if dataset.task != "classify" and settings.stop_on == "accuracy":
-        raise TuningSettingsInvalid(
-            f"stop_on is 'accuracy', but the task is to {dataset.task}: it must be loss or none"
-        )
-    if dataset.task != "classify" and settings.class_weights is not None:
-        raise TuningSettingsInvalid(
-            f"class_weights is {settings.class_weights!r}, but the task is to {dataset.task}: it must be none"
-        )
-    if dataset.completions and plm.vocabulary_head is None:
-        raise DatasetInvalid(f"the rows have completions, and {plm.name} has no language-model head to learn them with")
-    if dataset.completions and settings.shared_head is not None:
-        raise TuningSettingsInvalid(
-            f"shared_head is {settings.shared_head!r}, but the rows have completions, not labels"
-        )
-
-
 def _enrolled(plm: Plm, bank: Bank, task: TuningTask, settings: TuningSettings) -> Trainee:
-    _check_task(plm, settings, task.dataset)
+    check_task(task.dataset, settings, generates=plm.vocabulary_head is not None)
     shared = None if settings.shared_head is None else bank.heads[settings.shared_head].labels
     return enrol(plm, task.name, task.dataset, head_labels(task.dataset, settings, shared), settings)
 

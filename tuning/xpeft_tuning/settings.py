@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from .errors import TuningSettingsInvalid
 
 if TYPE_CHECKING:
-    from xpeft_server.model.banks.bank import Bank
+    pass
 
 Kind = Literal["hard", "soft"]
 StopOn = Literal["loss", "accuracy"]
@@ -136,10 +137,14 @@ class TuningSettings:
         """k over a bank of N adapters."""
         return max(1, adapters // 2) if self.k is None else self.k
 
-    def check_fits(self, bank: Bank) -> None:
-        """Raises: TuningSettingsInvalid if the bank cannot do what is asked."""
-        if self.kind == "hard" and self.chosen(bank.adapters) > bank.adapters:
-            raise TuningSettingsInvalid(f"k is {self.k}, the bank has N={bank.adapters} adapters to choose from")
-        if self.shared_head is not None and self.shared_head not in bank.heads:
-            there = ", ".join(bank.heads) or "none"
-            raise TuningSettingsInvalid(f"shared_head is {self.shared_head!r}, the bank's heads are: {there}")
+    def check_fits(self, adapters: int, heads: Collection[str]) -> None:
+        """Args: of a bank: how many adapters a block has, names of its heads.
+
+        Raises: TuningSettingsInvalid if the bank cannot do what is asked.
+        """
+        if self.kind == "hard" and self.chosen(adapters) > adapters:
+            raise TuningSettingsInvalid(f"k is {self.k}, the bank has N={adapters} adapters to choose from", "k")
+        if self.shared_head is not None and self.shared_head not in heads:
+            there = ", ".join(heads) or "none"
+            message = f"shared_head is {self.shared_head!r}, the bank's heads are: {there}"
+            raise TuningSettingsInvalid(message, "shared_head")

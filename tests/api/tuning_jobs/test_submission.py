@@ -120,7 +120,7 @@ def rows(**last):
         (rows(label=2.5), "examples[2].label", "2.5"),
         ({"examples": [{"text": "a", "label": 1e9}]}, "examples[0].label", "1000000000.0"),
         (rows(split="eval"), "examples[2].split", "eval"),
-        (rows(split="train"), "examples[2].split", "either every example has a split"),
+        (rows(split="train"), "examples[2].split", "either every row has one"),
         (rows(prompt="a", completion="b"), "examples[2].text", "no field"),
         ({"examples": [*EXAMPLES, {"prompt": "a", "completion": "b"}]}, "examples[2]", "has a completion, but"),
         ({"examples": [{"prompt": "a", "completion": "b"}, *EXAMPLES]}, "examples[1]", "has a label, but"),

@@ -7,12 +7,12 @@ from typing import cast
 import numpy as np
 
 from xpeft_profiles import BankGeometry, Profile, ProfileInvalid, read_profile_file, write_profile_file
-from xpeft_server.jobs.errors import InvalidTuning
-from xpeft_server.jobs.request_checks import check_examples
+from xpeft_server.jobs.errors import InvalidTuning, TooManyRows
 from xpeft_server.jobs.requests import TuningRequest
 from xpeft_tuning.dataset import VALUE, Dataset, Example, Split
 from xpeft_tuning.errors import DatasetInvalid, DataTooSmall, TuningSettingsInvalid
-from xpeft_tuning.learnable import head_labels, learnable_parts
+from xpeft_tuning.learnable import check_task, head_labels, learnable_parts
+from xpeft_tuning.row_rules import check_labels, row_fault
 from xpeft_tuning.settings import TuningSettings
 
 
@@ -27,6 +27,28 @@ def dataset_of(request: TuningRequest) -> Dataset:
         return Dataset(examples, request.labels)
     names = dict.fromkeys(row.label for row in examples)
     return Dataset(examples, (VALUE,) if isinstance(examples[0].label, float) else tuple(map(str, names)))
+
+
+def check_examples(request: TuningRequest, most: int) -> Dataset:
+    """What must be true of them whatever model and bank there are. Raises: InvalidTuning, naming field and value."""
+    count = len(request.examples)
+    if not count:
+        raise InvalidTuning("examples are empty: give at least one of each label, or one completion", param="examples")
+    if count > most:
+        raise TooManyRows(f"there are {count} examples, more than the {most} of one job", param="examples")
+    dataset = dataset_of(request)
+    allowed = None if request.labels is None else dict.fromkeys(request.labels)
+    if request.labels is not None:
+        try:
+            check_labels(request.labels, dataset.task)
+        except DatasetInvalid as error:
+            raise InvalidTuning(str(error), param="labels") from None
+    for number, row in enumerate(dataset.examples):
+        fault = row_fault(row, dataset.examples[0], allowed, completions=dataset.completions)
+        if fault is not None:
+            where = f"examples[{number}].{fault.field}"
+            raise InvalidTuning(f"{where} {fault.reason}", param=where)
+    return dataset
 
 
 class TuningChecks:
@@ -45,10 +67,17 @@ class TuningChecks:
         self._max_profile_bytes = max_profile_bytes
 
     def __call__(self, request: TuningRequest) -> None:
-        check_examples(request, self._most_rows)
-        settings = self._settings(request)
-        dataset = dataset_of(request)
-        self._check_task(dataset, settings)
+        dataset = check_examples(request, self._most_rows)
+        try:
+            settings = TuningSettings(**request.settings)
+            settings.check_fits(self._geometry.adapters, self._geometry.shared_heads)
+            check_task(dataset, settings, generates=self._generates)
+        except TuningSettingsInvalid as error:
+            where = "settings" if error.setting is None else f"settings.{error.setting}"
+            message = f"settings: {error}" if error.setting is None else f"settings.{error}"
+            raise InvalidTuning(message, param=where) from None
+        except DatasetInvalid as error:
+            raise InvalidTuning(str(error), param="examples") from None
         shared = None if settings.shared_head is None else self._geometry.shared_heads[settings.shared_head]
         try:
             labels = head_labels(dataset, settings, shared)
@@ -58,32 +87,6 @@ class TuningChecks:
         except DataTooSmall as error:
             raise InvalidTuning(str(error), param="examples") from None
         self._check_profile(settings, labels)
-
-    def _check_task(self, dataset: Dataset, settings: TuningSettings) -> None:
-        what = "the labels are numbers" if dataset.task == "regress" else "the examples have completions"
-        if dataset.task != "classify" and settings.stop_on == "accuracy":
-            raise _wrong_setting("stop_on", "accuracy", f"{what}: it must be loss or none")
-        if dataset.task != "classify" and settings.class_weights is not None:
-            raise _wrong_setting("class_weights", settings.class_weights, f"{what}: it must be none")
-        if not dataset.completions:
-            return
-        if not self._generates:
-            message = "the examples have completions, which this server's model cannot learn: it does not generate text"
-            raise InvalidTuning(message, param="examples")
-        if settings.shared_head is not None:
-            raise _wrong_setting("shared_head", settings.shared_head, "the examples have completions, not labels")
-
-    def _settings(self, request: TuningRequest) -> TuningSettings:
-        try:
-            settings = TuningSettings(**request.settings)
-        except TuningSettingsInvalid as error:
-            raise InvalidTuning(f"settings: {error}", param="settings") from None
-        adapters, heads = self._geometry.adapters, self._geometry.shared_heads
-        if settings.kind == "hard" and settings.chosen(adapters) > adapters:
-            raise _wrong_setting("k", settings.k, f"the bank has N={adapters} adapters to choose from")
-        if settings.shared_head is not None and settings.shared_head not in heads:
-            raise _wrong_setting("shared_head", settings.shared_head, f"the bank's are: {', '.join(heads) or 'none'}")
-        return settings
 
     def _check_profile(self, settings: TuningSettings, labels: tuple[str, ...]) -> None:
         """A profile of the same shapes and words goes through what an upload goes through."""
@@ -108,7 +111,3 @@ class TuningChecks:
             read_profile_file(write_profile_file(profile), max_bytes=self._max_profile_bytes)
         except ProfileInvalid as error:
             raise InvalidTuning(f"the profile would be refused: {error.message}", param="labels") from None
-
-
-def _wrong_setting(name: str, value: object, reason: str) -> InvalidTuning:
-    return InvalidTuning(f"settings.{name} is {value!r}: {reason}", param=f"settings.{name}")

@@ -96,7 +96,7 @@ def tune_many(given: TuningInput, where: Destinations, options: ManyOptions) -> 
         with where.opened(_file_of, overwrite=True) as sinks:
             model = given.model()
             check_bank(sinks, model.bank.fingerprint)
-            given.settings.check_fits(model.bank)
+            given.settings.check_fits(model.bank.adapters, model.bank.heads)
             recipe = Recipe(model.plm.facts.fingerprint, model.bank.fingerprint, given.dtype, given.settings)
             candidates = [
                 Candidate(names[value], value, dataset, recipe.digest(dataset)) for value, dataset in datasets.items()
