@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import transformers
+from packaging.version import Version
 
 from xpeft_benchmarks.generate import crew as generate_crew
 from xpeft_benchmarks.generate.crew import Crew
@@ -17,12 +20,15 @@ from xpeft_benchmarks.processes.workers import WorkerFailed
 from xpeft_benchmarks.results import Result
 
 TEXTS = [" ".join(f"w{(start + word) % 100}" for word in range(1 + start % 9)) for start in range(40)]
+CONTINUOUS = "transformers continuous"
+NEEDS_PSUTIL = find_spec("psutil") is None and Version(transformers.__version__) < Version("5.23")
+"""Older releases of transformers know a CPU's memory by it alone, and it is none of our packages."""
 NAMES = [
     "engine 3 profiles",
     "engine one profile",
     "engine bare PLM",
     "transformers padded 4",
-    "transformers continuous",
+    CONTINUOUS,
     "staggered engine 3 profiles",
     "staggered engine one profile",
     "staggered transformers padded 4",
@@ -56,11 +62,15 @@ def run(endless: Path) -> tuple[dict[str, Result], list[str]]:
 
 def test_engine_and_transformers_are_measured_in_one_run(run: tuple[dict[str, Result], list[str]]) -> None:
     results, steps = run
-    assert list(results) == NAMES
+    refused = [step for step in steps if f"{CONTINUOUS} DOES NOT RUN HERE" in step]
+    assert not refused or NEEDS_PSUTIL
+    names = [name for name in NAMES if name != CONTINUOUS or not refused]
+    assert [name for name in results if "DOES NOT RUN" not in name] == names
+    results = {name: results[name] for name in names}
     assert all(len(result.speeds) == 2 and result.per_second > 0 for result in results.values())
     assert {result.unit for result in results.values()} == {"tokens"}
     assert {name: [each.to for each in result.ratios] for name, result in results.items() if result.ratios} == {
-        NAMES[0]: [NAMES[3], NAMES[4], NAMES[1], NAMES[2]],
+        NAMES[0]: [NAMES[3], *([] if refused else [CONTINUOUS]), NAMES[1], NAMES[2]],
         NAMES[5]: [NAMES[7], NAMES[6]],
     }
     assert steps[-2:] == ["round 1 of 2", "round 2 of 2"]
@@ -69,7 +79,7 @@ def test_engine_and_transformers_are_measured_in_one_run(run: tuple[dict[str, Re
 def test_staggered_requests_tell_latencies_and_within_what_time_they_came(
     run: tuple[dict[str, Result], list[str]],
 ) -> None:
-    results, _ = run
+    results = {name: result for name, result in run[0].items() if "DOES NOT RUN" not in name}
     arriving = {name: result.details.get("arriving_s") for name, result in results.items()}
     assert {name for name, seconds in arriving.items() if seconds} == set(NAMES[5:])
     assert len(set(arriving.values()) - {None}) == 1

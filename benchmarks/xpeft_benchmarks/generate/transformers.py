@@ -118,14 +118,15 @@ class TransformersWorker:
                 line.ended(request, len(result.generated_tokens), result.timestamps[-1])
         return line.measured()
 
-    def _room(self, new: list[int]) -> ContinuousBatchingConfig:
+    def _room(self, new: list[int]) -> Any:
         """Its own settings, but for sizes: every prompt fits into one step, and all sequences into the cache twice.
 
         Left to itself it takes 10 GB of 24 for a model of 50 MB, and is no faster for it.
         """
-        config = ContinuousBatchingConfig()
+        config: Any = ContinuousBatchingConfig()
+        page = config.page_size if hasattr(config, "page_size") else config.block_size  # its name up to 5.18
         lengths = [len(prompt) + tokens for prompt, tokens in zip(self._prompts, new, strict=True)]
-        config.num_blocks = 2 * sum(-(-length // config.page_size) for length in lengths)
+        config.num_blocks = 2 * sum(-(-length // page) for length in lengths)
         config.max_batch_tokens = sum(map(len, self._prompts))
         config.max_requests_per_batch = len(lengths)
         return config
