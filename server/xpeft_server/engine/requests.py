@@ -93,6 +93,7 @@ class GenerateRequest:
         max_new_tokens: most tokens to generate; None goes on to the end of the context.
         seed: of what is drawn at random; None draws another one each time.
         stop: texts that end the answer and are no part of it.
+        ignore_eos: whether tokens that end a text are tokens like others: such a token adds no text, and more follow.
         group: this prompt and those that came with it; they share a permit. None for one that came alone.
         journey: the caller's; the engine writes into it.
     """
@@ -104,6 +105,7 @@ class GenerateRequest:
     sampling: SamplingRule = field(default_factory=SamplingRule)
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
     group: PromptGroup | None = None
     journey: Journey = field(default_factory=Journey, compare=False, repr=False)
 
@@ -131,12 +133,13 @@ class ChosenToken(NamedTuple):
 class Started(NamedTuple):
     """The first news of an answer: its first token is there. ``profile_version`` is None for the bare PLM.
 
-    ``queue_time`` is in seconds; ``verified``: as in `ClassifyAnswer`.
+    ``queue_time`` is in seconds; ``verified``: as in `ClassifyAnswer`; ``prompt_tokens``: as in `Finished`.
     """
 
     profile_version: str | None
     queue_time: float
     verified: bool = True
+    prompt_tokens: int = 0
 
 
 class Piece(NamedTuple):

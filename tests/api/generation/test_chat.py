@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from xpeft_server.engine.requests import ChatMessage, ChosenToken, Finished, LikelyToken, Piece
+from xpeft_server.engine.requests import ChatMessage, ChosenToken, Finished, LikelyToken, Piece, Started
 
 URL = "/v1/chat/completions"
 VERSION = "sha256:" + "cd" * 32
@@ -140,6 +140,27 @@ async def test_the_usage_comes_last_if_it_is_asked_for(client, events):
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
     assert (last["object"], last["choices"]) == ("chat.completion.chunk", [])
     assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+async def test_the_usage_so_far_comes_with_every_chunk_if_it_is_asked_for(client, events, script):
+    script.lines = [
+        Started(VERSION, 0.0, True, 3),
+        Piece("Hel", (), 1),
+        Piece("lo", (), 2),
+        Finished("stop", 3, 3, 0.1),
+    ]
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = events(await client.post(URL, json={**BODY, "stream": True, "stream_options": options}))
+    assert [tuple(chunk["usage"].values()) for chunk in chunks] == [(3, 0, 3), (3, 1, 4), (3, 2, 5), (3, 3, 6)]
+    assert last["usage"] == chunks[-1]["usage"]
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+async def test_whether_ends_are_ignored_is_passed_on(client, script, ignores):
+    await client.post(URL, json={**BODY, "ignore_eos": ignores})
+    await client.post("/v1/completions", json={"model": "p", "prompt": "a", "ignore_eos": ignores})
+    await client.post("/v1/generate", json={"profile": "p", "prompt": "a", "ignore_eos": ignores})
+    assert [asked.ignore_eos for asked in script.asked] == [ignores] * 3
 
 
 def with_logprobs(script):

@@ -120,6 +120,24 @@ async def test_the_usage_comes_last_if_it_is_asked_for(client, events):
     assert {key: last[key] for key in ("id", "object", "created", "model")}.items() <= chunks[0].items()
 
 
+async def test_the_usage_of_each_choice_so_far_comes_with_every_chunk_if_it_is_asked_for(client, events, script):
+    script.of["b"] = [Started(VERSION, 0.0, True, 7), Piece("x", (), 3), Finished("length", 7, 4, 0.1)]
+    script.lines = [
+        Started(VERSION, 0.0, True, 3),
+        Piece("Hel", (), 1),
+        Piece("lo", (), 2),
+        Finished("stop", 3, 3, 0.1),
+    ]
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"model": "p", "prompt": ["a", "b"], "stream": True, "stream_options": options}
+    *chunks, last = events(await client.post(URL, json=body))
+    told = [(chunk["choices"][0]["index"], *chunk["usage"].values()) for chunk in chunks]
+    assert sorted(told) == [(0, 3, 1, 4), (0, 3, 2, 5), (0, 3, 3, 6), (1, 7, 3, 10), (1, 7, 4, 11)]
+    assert last["usage"] == {"prompt_tokens": 10, "completion_tokens": 7, "total_tokens": 17}
+    options["include_usage"] = False
+    assert not any("usage" in chunk for chunk in events(await client.post(URL, json=body)))
+
+
 @pytest.mark.parametrize("options", [{}, {"include_usage": False}, {"include_obfuscation": False}, None])
 async def test_else_no_chunk_tells_the_usage(client, events, options):
     body = {"model": "p", "prompt": "a", "stream": True, "stream_options": options}

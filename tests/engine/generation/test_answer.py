@@ -41,7 +41,7 @@ async def test_what_was_held_back_is_told_at_the_end() -> None:
     assert not answer.advance(Advance(SEQUENCE, 12.5, token=5))
     assert answer.advance(Advance(SEQUENCE, 13.0, token=6, finish_reason="length"))
     news = [await answer.next() for _ in range(3)]
-    assert news[0] == Started("v", 2.0)
+    assert news[0] == Started("v", 2.0, prompt_tokens=3)
     assert news[1] == Piece("rest", generated=2)
     assert isinstance(news[2], Finished)
     assert (news[2].finish_reason, news[2].completion_tokens) == ("length", 2)

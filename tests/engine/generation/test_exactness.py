@@ -131,3 +131,19 @@ async def test_the_real_model_answers_like_the_original(open_studio: Any, projec
         wanted = studio.original.generate(ids, studio.profiles[key], 40)
         assert told.ids == [token for token in wanted if token not in studio.plm.ends]
     assert len({told.text for told in answers}) > 0.75 * profiles
+
+
+async def test_answers_that_ignore_ends_are_the_originals_over_every_end_up_to_their_length(open_studio: Any) -> None:
+    studio = await open_studio("llama")
+    key = await studio.put("p", 1)
+    rng = np.random.default_rng(5)
+    rule = SamplingRule(logprobs=0)
+    passed = 0
+    for prompt in rng.integers(3, 160, (20, 4)).tolist():
+        told = await studio.told(key, tuple(prompt), 40, sampling=rule, ignore_eos=True)
+        logits = studio.original.logits([*prompt, *told.ids], studio.profiles[key])
+        assert told.ids == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
+        assert (told.finished.finish_reason, told.finished.completion_tokens, len(told.ids)) == ("length", 40, 40)
+        assert (told.started.prompt_tokens, told.pieces[-1].generated) == (4, 40)
+        passed += any(token in studio.plm.ends for token in told.ids[:-1])
+    assert passed

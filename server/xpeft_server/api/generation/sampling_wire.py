@@ -62,7 +62,8 @@ PromptBody = Annotated[
 class SamplingFields(WireBody):
     """How tokens are chosen and where the answer ends; the defaults choose the likeliest token.
 
-    ``top_k`` of 0, or -1 as older clients of vLLM say, keeps all tokens.
+    ``top_k`` of 0, or -1 as older clients of vLLM say, keeps all tokens. With ``ignore_eos`` a token that ends a text
+    does not end the answer; it is counted, and adds no text.
     """
 
     temperature: Temperature = 0.0
@@ -72,6 +73,7 @@ class SamplingFields(WireBody):
     repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     seed: Annotated[int, Field(ge=-_INT64, lt=_INT64), WHOLE] | None = None
     stop: StopBody | None = None
+    ignore_eos: bool = False
     stream: bool = False
 
     def rule(self, logprobs: int | None) -> SamplingRule:

@@ -118,6 +118,7 @@ def generate_request(
         sampling=body.rule(logprobs),
         seed=body.seed,
         stop=body.stops(),
+        ignore_eos=body.ignore_eos,
         group=group,
         journey=context.journey,
     )
@@ -125,10 +126,11 @@ def generate_request(
 
 def usage(finished: Iterable[Finished]) -> dict[str, int]:
     """The tokens of all these answers."""
-    prompt = completion = 0
-    for one in finished:
-        prompt += one.prompt_tokens
-        completion += one.completion_tokens
+    counts = [(one.prompt_tokens, one.completion_tokens) for one in finished]
+    return usage_of(sum(prompt for prompt, _ in counts), sum(completion for _, completion in counts))
+
+
+def usage_of(prompt: int, completion: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

@@ -19,6 +19,7 @@ from ..ids import new_id
 from ..names import asked_model
 from ..replies import Reply, json_reply
 from .chat_wire import ChatBody, check_counts
+from .stream_usage import StreamUsage
 
 _FIELDS: Final = {"profile": "model", "prompt": "messages", "max_new_tokens": "max_completion_tokens"}
 
@@ -30,7 +31,7 @@ class _Asked(NamedTuple):
     id: str
     created: int
     model: str
-    include_usage: bool
+    usage: StreamUsage
 
     def head(self, kind: str) -> dict[str, object]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -62,7 +63,7 @@ class Chat:
             "chatcmpl-" + new_id(),
             int(time.time()),
             name,
-            body.include_usage,
+            body.stream_usage(),
         )
         if body.stream:
             return EventStream(self._events(asked))
@@ -74,6 +75,7 @@ class Chat:
     async def _events(self, asked: _Asked) -> Events:
         async with aclosing(self._requests.news(asked.request, _FIELDS)) as news:
             async for item in news:
+                asked.usage.note(0, item)
                 match item:
                     case Started():
                         yield Opening(headers_of([item]))
@@ -83,8 +85,8 @@ class Chat:
                     case Finished(finish_reason):
                         self._requests.count(asked.request)
                         yield _chunk(asked, {}, finish_reason=finish_reason)
-                        if asked.include_usage:
-                            end = {**asked.head("chat.completion.chunk"), "choices": [], "usage": usage([item])}
+                        if asked.usage.at_end:
+                            end = {**asked.head("chat.completion.chunk"), "choices": [], **asked.usage.of_all()}
                             yield Document(end, is_last=True)
 
 
@@ -100,9 +102,8 @@ def _chunk(
         "logprobs": asked.logprobs(tokens) if tokens else None,
         "finish_reason": finish_reason,
     }
-    later = {"usage": None} if asked.include_usage else {}
-    document = {**asked.head("chat.completion.chunk"), "choices": [choice], **later}
-    return Document(document, is_last=finish_reason is not None and not asked.include_usage)
+    document = {**asked.head("chat.completion.chunk"), "choices": [choice], **asked.usage.of_chunk(0)}
+    return Document(document, is_last=finish_reason is not None and not asked.usage.at_end)
 
 
 def _reply(asked: _Asked, answer: WholeAnswer) -> Reply:

@@ -9,7 +9,8 @@ from xpeft_server.engine.requests import Finished, FinishReason, News, Piece, St
 
 from ..event_stream import Document, Events, Opening
 from ..generation.logprobs import LegacyLines, LegacyLogprobs
-from ..generation.text_requests import headers_of, usage
+from ..generation.text_requests import headers_of
+from .stream_usage import StreamUsage
 
 NumberedNews = AsyncGenerator[tuple[int, News], None]
 
@@ -32,20 +33,21 @@ class CompletionStream:
         *,
         prompts: int,
         logprobs: Callable[[], LegacyLogprobs] | None,
-        include_usage: bool,
+        usage: StreamUsage,
         answered: Callable[[], None],
     ) -> None:
         self._head = head
         self._prompts = prompts
         self._logprobs = None if logprobs is None else [logprobs() for _ in range(prompts)]
-        self._include_usage = include_usage
+        self._usage = usage
         self._answered = answered
-        self._finished: list[Finished] = []
+        self._finished = 0
 
     async def events(self, news: NumberedNews) -> Events:
         started: list[Started] = []
         async with aclosing(news):
             async for index, item in news:
+                self._usage.note(index, item)
                 if isinstance(item, Started):
                     started.append(item)
                     if len(started) == self._prompts:
@@ -57,25 +59,24 @@ class CompletionStream:
         match item:
             case Piece(text):
                 logprobs = None if self._logprobs is None else self._logprobs[index].of(item)
-                return [self._chunk(choice(index, text, logprobs=logprobs))]
+                return [self._chunk(index, choice(index, text, logprobs=logprobs))]
             case Finished(finish_reason):
-                self._finished.append(item)
-                return self._end(choice(index, "", finish_reason=finish_reason))
+                self._finished += 1
+                return self._end(index, choice(index, "", finish_reason=finish_reason))
             case _:
                 return []
 
-    def _end(self, last: dict[str, object]) -> list[Document]:
-        if len(self._finished) < self._prompts:
-            return [self._chunk(last)]
+    def _end(self, index: int, last: dict[str, object]) -> list[Document]:
+        if self._finished < self._prompts:
+            return [self._chunk(index, last)]
         self._answered()
-        if not self._include_usage:
-            return [self._chunk(last, is_last=True)]
-        document = {**self._head, "choices": [], "usage": usage(self._finished)}
-        return [self._chunk(last), Document(document, is_last=True)]
+        if not self._usage.at_end:
+            return [self._chunk(index, last, is_last=True)]
+        document = {**self._head, "choices": [], **self._usage.of_all()}
+        return [self._chunk(index, last), Document(document, is_last=True)]
 
-    def _chunk(self, told: dict[str, object], *, is_last: bool = False) -> Document:
-        later = {"usage": None} if self._include_usage else {}
-        return Document({**self._head, "choices": [told], **later}, is_last=is_last)
+    def _chunk(self, index: int, told: dict[str, object], *, is_last: bool = False) -> Document:
+        return Document({**self._head, "choices": [told], **self._usage.of_chunk(index)}, is_last=is_last)
 
 
 def choice(

@@ -62,7 +62,7 @@ class Completions:
             head,
             prompts=len(asked),
             logprobs=logprobs,
-            include_usage=body.include_usage,
+            usage=body.stream_usage(),
             answered=partial(self._requests.count, asked[0]),
         )
         return EventStream(stream.events(interleaved([*map(self._requests.news, asked, fields)])))

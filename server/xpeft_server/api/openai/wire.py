@@ -1,7 +1,8 @@
 """What the two ways to ask in OpenAI's shape have in common.
 
 Fields that OpenAI documents are taken, ignored where they change nothing, or refused by name (`Unsupported`);
-``top_k``, ``min_p`` and ``repetition_penalty`` are extensions, called as vLLM calls them.
+``top_k``, ``min_p``, ``repetition_penalty``, ``ignore_eos`` and ``continuous_usage_stats`` are extensions, called as
+vLLM calls them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..bodies.refused_fields import Unsupported
 from ..generation.sampling_wire import SamplingFields, Temperature
 from ..name_schema import Name
 from ..wire import WireBody
+from .stream_usage import StreamUsage
 
 MOST_METADATA: Final = 16  # OpenAI's own limit
 
@@ -46,9 +48,11 @@ def _nullable(schema: JsonSchemaValue) -> JsonSchemaValue:
 
 
 class StreamOptionsBody(NullableBody):
-    """``include_usage``: a last chunk tells the usage. Nothing is obfuscated, whatever ``include_obfuscation`` says."""
+    """``include_usage``: a last chunk tells the usage; with ``continuous_usage_stats`` those before tell that of their
+    choice so far. Nothing is obfuscated, whatever ``include_obfuscation`` says."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: bool = True
 
 
@@ -85,6 +89,6 @@ class OpenAiFields(SamplingFields, NullableBody):
             raise ValueError("is for streams only: send it with stream: true")
         return value
 
-    @property
-    def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+    def stream_usage(self) -> StreamUsage:
+        asked = self.stream_options or StreamOptionsBody()
+        return StreamUsage(at_end=asked.include_usage, always=asked.continuous_usage_stats)

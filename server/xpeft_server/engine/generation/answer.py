@@ -118,7 +118,7 @@ class Answer:
         self._note_beginning(advance.sequence, taken, advance.at)
         self._journey.profile_version = self._profile_version
         self._journey.prompt_tokens += self._prompt_tokens
-        self._news.put_nowait(Started(self._profile_version, self._queue_time, self._verified))
+        self._news.put_nowait(Started(self._profile_version, self._queue_time, self._verified, self._prompt_tokens))
 
     def _note_beginning(self, sequence: Sequence, taken: float, ended: float) -> None:
         self._journey.note("queue", self._queued, taken)

@@ -59,6 +59,7 @@ class Generation:
         check_open: Callable[[], None],
     ) -> None:
         self._limit = decoder.limit
+        self._ends = decoder.plm.ends
         self._tokenizer = tokenizer
         self._loader = loader
         self._permits = permits
@@ -162,6 +163,7 @@ class Generation:
             tenant=request.tenant,
             profile=profile,
             limit=min(self._limit, most),
+            ends=() if request.ignore_eos else self._ends,
             rule=request.sampling,
             seed=secrets.randbits(63) if request.seed is None else request.seed,
             answer=answer,

@@ -71,7 +71,6 @@ class Generator:
         self._max_tokens = max_tokens
         self._max_sequences = max_sequences
         self._metrics = metrics
-        self._ends = decoder.plm.ends
         self._running: list[Sequence] = []
         self._fills: dict[str, SlotFill] = {}
         self._show_room()
@@ -278,7 +277,7 @@ class Generator:
             return Advance(sequence, now, counted=False, error=error)
         sequence.ids.append(token)
         self._shares.charge(sequence.tenant, 1)
-        if token in self._ends:
+        if token in sequence.ends:
             return Advance(sequence, now, finish_reason="stop")
         finish_reason: FinishReason | None = "length" if len(sequence.ids) >= sequence.limit else None
         return Advance(sequence, now, token, logprobs=chosen.logprobs[row], finish_reason=finish_reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ class Sequence:
     Args:
         profile: the version that it is generated with from its first token to its last; None for the bare PLM.
         limit: most tokens that it may have, prompt and answer together.
+        ends: ids of the tokens that end it.
         answer: where what becomes of it is told; the event loop's.
         request_id: what logs call its request.
 
@@ -41,6 +43,7 @@ class Sequence:
         "_rule",
         "_seed",
         "answer",
+        "ends",
         "filled",
         "ids",
         "known",
@@ -63,6 +66,7 @@ class Sequence:
         tenant: str,
         profile: CachedProfile | None,
         limit: int,
+        ends: Container[int],
         rule: SamplingRule,
         seed: int,
         answer: Answer,
@@ -73,6 +77,7 @@ class Sequence:
         self.tenant = tenant
         self.profile = profile
         self.limit = limit
+        self.ends = ends
         self.answer = answer
         self.request_id = request_id
         self.row: KvRow | ArenaRow | None = None
