@@ -149,6 +149,22 @@ async def test_a_request_of_many_texts_is_tokenised_a_round_at_a_time() -> None:
     stage.close()
 
 
+async def test_a_long_text_has_its_turn_between_those_of_a_request_of_very_many(until: Any) -> None:
+    tokenizer = Picky()
+    stage = TokenizerStage(tokenizer)  # type: ignore[arg-type]
+    requests = [("loud", ["a" * ROUND] * 20), ("quiet", ["b" * ROUND])]
+    asked = [
+        asyncio.create_task(stage.encode(ClassifyRequest(ProfileKey(tenant, "p"), tuple(map(TextInput, texts)))))
+        for tenant, texts in requests
+    ]
+    await until(lambda: stage._long.queued() == len(requests))
+    tokenizer.free.set()
+    answers = await asyncio.gather(*asked)
+    assert [call[0][0] for call in tokenizer.calls[:3]] == ["a", "b", "a"]
+    assert [[len(each) for each in answer] for answer in answers] == [[ROUND] * 20, [ROUND]]
+    stage.close()
+
+
 async def test_a_text_that_cannot_be_tokenised_fails_alone(until: Any) -> None:
     tokenizer = Picky()
     stage = TokenizerStage(tokenizer)  # type: ignore[arg-type]

@@ -134,10 +134,15 @@ class TokenizerStage:
         self._long = _Lane("tokenizer-long")
 
     async def encode(self, request: ClassifyRequest) -> list[TokenizedText]:
-        """A token list a text, cut to the model's limit if the request says so; of one far beyond it a beginning."""
-        characters = sum(len(text) + len(pair or "") for text, pair in request.inputs)
+        """A token list a text, cut to the model's limit if the request says so; of one far beyond it a beginning.
+
+        Of many texts some at a time, so that other tenants have their turns between them.
+        """
         encode = self._encode_cut if request.truncate else self._encode
-        return await self._on_lane(request.profile.tenant, characters, encode, request.inputs)
+        encoded: list[TokenizedText] = []
+        for some in _portions(request.inputs):
+            encoded += await self._on_lane(request.profile.tenant, _characters(some), encode, some)
+        return encoded
 
     async def encode_prompt(self, tenant: str, prompt: Prompt) -> TokenizedText:
         """A prompt's tokens, with the special ones that the tokenizer adds, or the template where it is a chat.
@@ -166,7 +171,7 @@ class TokenizerStage:
     def _encode(self, inputs: Inputs, *, truncate: bool = False) -> list[TokenizedText]:
         enough = self.tokenizer.enough_of
         read = [(enough(text), None if pair is None else enough(pair)) for text, pair in inputs]
-        encoded = [each for some in _portions(read) for each in self.tokenizer.encode(some, truncate=truncate)]
+        encoded = self.tokenizer.encode(read, truncate=truncate)
         return [_told(*each) for each in zip(encoded, read, inputs, strict=True)]
 
     def _encode_cut(self, inputs: Inputs) -> list[TokenizedText]:
@@ -192,16 +197,20 @@ class TokenizerStage:
 
 
 def _portions(inputs: Inputs) -> Iterator[Inputs]:
-    """Runs of a round's characters, one text at least: what the tokenizer made of a call is thrown away in one go, in
-    which nothing else runs."""
+    """Runs of a round's characters, one text at least. What the tokenizer made of a call is thrown away in one go, too,
+    in which nothing else runs."""
     begin = characters = 0
-    for place, (text, pair) in enumerate(inputs):
-        size = len(text) + len(pair or "")
+    for place, each in enumerate(inputs):
+        size = _characters([each])
         if place > begin and characters + size > ROUND:
             yield inputs[begin:place]
             begin, characters = place, 0
         characters += size
     yield inputs[begin:]
+
+
+def _characters(inputs: Inputs) -> int:
+    return sum(len(text) + len(pair or "") for text, pair in inputs)
 
 
 def _told(encoded: TokenizedText, read: object, asked: object) -> TokenizedText:
