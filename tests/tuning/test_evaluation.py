@@ -126,23 +126,27 @@ def test_of_completions_the_loss_is_that_of_a_token_given_what_stands_before(dec
     few = LabelledTexts(decoder, rows[:1], (), completions=True)
     profiles = [replace(_random(bank, 2, seed), head_weight=None, head_bias=None, labels=None) for seed in (0, 1)]
     pairs = [Scored(profiles[0], texts), Scored(profiles[1], few), Scored(profiles[1], texts)]
-    scores = Evaluator(decoder, bank, slots=2, classes=0, tokens=tokens, completes=True).scores(pairs)
+    evaluator = Evaluator(decoder, bank, slots=2, classes=0, tokens=tokens, completes=True)
+    scores = evaluator.scores(pairs)
+    assert evaluator.bare_score(texts).loss == pytest.approx(_loss_by_token(decoder, bank, None, texts), rel=1e-5)
     for score, (profile, some) in zip(scores, pairs, strict=True):
         assert score.loss == pytest.approx(_loss_by_token(decoder, bank, profile, some), rel=1e-5)
         assert (score.rows, score.accuracy, score.correlation) == (len(some), None, None)
     assert scores[0].loss != pytest.approx(scores[2].loss, rel=1e-3)
 
 
-def _loss_by_token(decoder: Plm, bank: Bank, profile: Profile, texts: LabelledTexts) -> float:
-    """Mean over the texts of each completion's mean, one text and one token at a time."""
+def _loss_by_token(decoder: Plm, bank: Bank, profile: Profile | None, texts: LabelledTexts) -> float:
+    """Mean over the texts of each completion's mean, a text and a token at a time; the bare PLM's without profile."""
     assert decoder.vocabulary_head is not None
     buffers = SlotBuffers(bank, slots=1, head_rows=0, device=torch.device("cpu"), dtype=torch.float32)
-    buffers.fill([SlotFill(0, profile, np.empty(0, np.int64))])
+    if profile is not None:
+        buffers.fill([SlotFill(0, profile, np.empty(0, np.int64))])
     means = []
     for text, prompt in zip(texts.texts, texts.targets.tolist(), strict=True):
         batch = pack([text], [0])
         assert batch.tiles is not None
-        hidden = decoder.forward(batch, SlotAdapters(buffers.adapters, batch.tiles, buffers.form))
+        adapters = SlotAdapters(buffers.adapters, batch.tiles, buffers.form)
+        hidden = decoder.forward(batch, None if profile is None else adapters)
         chances = decoder.vocabulary_head(hidden).log_softmax(-1)
         means.append(np.mean([-chances[place - 1, text.ids[place]].item() for place in range(prompt, len(text))]))
     return float(np.mean(means))

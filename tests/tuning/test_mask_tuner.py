@@ -233,8 +233,10 @@ def test_completions_are_learned(decoder: Plm) -> None:
     tuned = tune_profile(decoder, bank, dataset, TuningSettings(epochs=8), seen.append)
     assert start.held_out is not None
     assert tuned.held_out is not None
-    assert (tuned.train.rows, tuned.held_out.rows) == (32, 8)
+    assert tuned.bare is not None
+    assert (tuned.train.rows, tuned.held_out.rows, tuned.bare.rows) == (32, 8, 8)
     assert tuned.held_out.loss < start.held_out.loss - 0.5
+    assert tuned.held_out.loss < tuned.bare.loss - 0.5
     assert seen[-1].loss < seen[1].loss - 0.5  # of whole epochs, the last and the first
     assert (tuned.profile.labels, tuned.profile.shared_head, tuned.profile.head_weight) == (None, None, None)
     assert (tuned.train.accuracy, tuned.majority, tuned.head_alone) == (None, None, None)

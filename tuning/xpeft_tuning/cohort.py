@@ -155,6 +155,10 @@ class Cohort:
         """Measured as they will be served."""
         return self._evaluator.scores(pairs)
 
+    def bare_score(self, texts: LabelledTexts) -> Score:
+        """Of the PLM without adapters, on completions."""
+        return self._evaluator.bare_score(texts)
+
     def features(self, trainee: Trainee | None, texts: LabelledTexts) -> Tensor:
         """``[Q, H]`` under the trainee's masks as they are now; of the bare PLM without one."""
         (found,) = self._features([texts], None if trainee is None else [trainee])

@@ -67,7 +67,8 @@ class Evaluator:
         for start in range(0, len(pairs), self._slots):
             some = pairs[start : start + self._slots]
             if self._vocabulary is not None:
-                found += [Score(loss, len(pair.texts)) for loss, pair in zip(self._losses(some), some, strict=True)]
+                losses = self._profiles_losses(some)
+                found += [Score(loss, len(pair.texts)) for loss, pair in zip(losses, some, strict=True)]
                 continue
             found += [
                 score_logits(torch.from_numpy(logits), pair.texts.targets)
@@ -75,21 +76,30 @@ class Evaluator:
             ]
         return found
 
+    def bare_score(self, texts: LabelledTexts) -> Score:
+        """Of the PLM without adapters; for completions, which it can write without a head."""
+        (loss,) = self._losses([texts], adapted=False)
+        return Score(loss, len(texts))
+
+    def _profiles_losses(self, pairs: Sequence[Scored]) -> list[float]:
+        nothing = np.empty(0, np.int64)
+        self._classifier.fill([SlotFill(slot, pair.profile, nothing) for slot, pair in enumerate(pairs)])
+        return self._losses([pair.texts for pair in pairs], adapted=True)
+
     @torch.inference_mode()
-    def _losses(self, pairs: Sequence[Scored]) -> list[float]:
-        """Mean over each pair's completions."""
+    def _losses(self, every: Sequence[LabelledTexts], *, adapted: bool) -> list[float]:
+        """Mean over the completions of each; under the profiles in the first slots, or under none."""
         assert self._vocabulary is not None  # noqa: S101
-        classifier, nothing = self._classifier, np.empty(0, np.int64)
-        classifier.fill([SlotFill(slot, pair.profile, nothing) for slot, pair in enumerate(pairs)])
-        losses = torch.zeros(len(pairs), device=classifier.plm.device)
-        picks = [Pick(slot, pair.texts, pair.texts.by_length()) for slot, pair in enumerate(pairs)]
+        classifier, buffers = self._classifier, self._classifier.buffers
+        losses = torch.zeros(len(every), device=classifier.plm.device)
+        picks = [Pick(slot, texts, texts.by_length()) for slot, texts in enumerate(every)]
         for run in within(picks, self._tokens):
             batch = pack_rows(classifier.plm, run)
-            adapters = SlotAdapters(classifier.buffers.adapters, batch.tiles, classifier.buffers.form)
+            adapters = SlotAdapters(buffers.adapters, batch.tiles, buffers.form) if adapted else None
             hidden = classifier.plm.forward(batch.packed, adapters)
             each = completion_losses(hidden, batch.packed, batch.targets, self._vocabulary)
             losses.index_add_(0, batch.slots, each)
-        return [loss / len(pair.texts) for loss, pair in zip(losses.tolist(), pairs, strict=True)]
+        return [loss / len(texts) for loss, texts in zip(losses.tolist(), every, strict=True)]
 
     def _logits(self, pairs: Sequence[Scored]) -> list[NDArray[np.float32]]:
         """``[Q, C]`` of each pair."""

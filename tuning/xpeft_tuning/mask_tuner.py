@@ -60,6 +60,7 @@ class TunedProfile(NamedTuple):
             None without labels to count.
         head_alone: score on the same rows of a head on the bare PLM's features; None with a shared head, of
             completions, and among many profiles.
+        bare: score on the same rows of the bare PLM; of completions only, and None among many profiles.
         epoch: the epoch that was kept, from 1; 0 is the start.
         cut: texts that were longer than the model takes and were cut.
     """
@@ -69,6 +70,7 @@ class TunedProfile(NamedTuple):
     held_out: Score | None
     majority: float | None
     head_alone: Score | None
+    bare: Score | None
     epoch: int
     cut: int
 
@@ -111,7 +113,10 @@ def tune_profile(
         progress(_progress(trainee))
     if trainee.failure is not None:
         raise trainee.failure
-    return _measured(cohort, [trainee])[0]._replace(head_alone=_head_alone(cohort, trainee))
+    return _measured(cohort, [trainee])[0]._replace(
+        head_alone=_head_alone(cohort, trainee),
+        bare=cohort.bare_score(trainee.measured) if dataset.completions else None,
+    )
 
 
 def tune_profiles(
@@ -197,6 +202,7 @@ def _measured(cohort: Cohort, trainees: list[Trainee]) -> list[TunedProfile]:
             held_out=next(held_out) if len(each.held_out) else None,
             majority=_majority(each.labels, each.train, each.measured),
             head_alone=None,
+            bare=None,
             epoch=each.best.epoch,
             cut=each.train.cut + each.dev.cut + each.held_out.cut,
         )

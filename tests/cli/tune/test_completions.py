@@ -40,7 +40,10 @@ def test_a_profile_that_writes_is_reported_by_its_loss(xpeft: Call, tmp_path: Pa
     assert (profile.labels, profile.shared_head) == (None, None)
     shown = {line.strip().split("  ")[0]: line.strip().rsplit("  ", 1)[-1] for line in result.stdout.splitlines()}
     assert shown["a token's loss on"] == "held-out rows"
-    assert 0 < float(shown["this profile"].removesuffix(" nats")) < 10
+    mine, bare = (float(shown[name].removesuffix(" nats")) for name in ("this profile", "the bare model"))
+    assert 0 < mine < 10
+    assert 0 < bare < 10
+    assert ("the profile's loss is not below the bare model's" in result.stdout) is (mine >= bare)
     assert "accuracy" not in result.output
     assert "correlation" not in result.output
 

@@ -75,11 +75,15 @@ def _report(tuned: TunedProfile, task: Task) -> None:
         facts["  always the most frequent label"] = f"{tuned.majority:.3f}"
     if tuned.head_alone is not None:
         facts["  a head alone, without masks"] = _shown(tuned.head_alone, task)
+    if tuned.bare is not None:
+        facts["  the bare model"] = _shown(tuned.bare, task)
     facts["  this profile"] = _shown(measured, task)
     facts["version"] = tuned.profile.version
     show_facts(facts.items())
     if tuned.head_alone is not None and _rank(measured, task) <= _rank(tuned.head_alone, task):
         say(f"On these rows the masks add no {_MEASURES[task]} to what a head alone has.")
+    if tuned.bare is not None and measured.loss >= tuned.bare.loss:
+        say("On these rows the profile's loss is not below the bare model's.")
     if tuned.cut:
         say(f"{tuned.cut} texts were longer than the model takes; what was beyond its limit was not read.")
 
