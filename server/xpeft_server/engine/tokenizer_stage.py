@@ -136,7 +136,8 @@ class TokenizerStage:
     async def encode(self, request: ClassifyRequest) -> list[TokenizedText]:
         """A token list a text, cut to the model's limit if the request says so; of one far beyond it a beginning.
 
-        Of many texts some at a time, so that other tenants have their turns between them.
+        Of many texts some at a time, so that other tenants have their turns between them. Of a pair both sides of which
+        are far beyond the limit the odd token goes to the side that has more tokens in what is read of them.
         """
         encode = self._encode_cut if request.truncate else self._encode
         encoded: list[TokenizedText] = []

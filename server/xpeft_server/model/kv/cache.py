@@ -44,8 +44,9 @@ class KvShape(NamedTuple):
 class KvStore(Protocol[Row]):
     """Where sequences have their keys and values: `KvCache` on CPU, `KvArena` where a step is to be a CUDA graph.
 
-    A row is a sequence's place; only the store that it is of looks inside. One thread's own. Where the device
-    has no memory for a row, torch's error is raised, and all is as it was.
+    A row is a sequence's place; only the store that it is of looks inside. One thread's own. Where there is no memory
+    for what a row needs, all stays as it was: `KvCache` raises torch's error, and `KvArena`, which has its room already
+    and only copies, says that there is no room.
 
     Attributes:
         tokens: room, in tokens; rows count with all their length.
