@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from .errors import TuningSettingsInvalid
-
-if TYPE_CHECKING:
-    pass
 
 Kind = Literal["hard", "soft"]
 StopOn = Literal["loss", "accuracy"]
