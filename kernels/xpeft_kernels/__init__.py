@@ -14,6 +14,7 @@ from .padding import Padding
 from .pool import mean_rows, mean_rows_ref
 from .sequences import PlacedSequences, Sequences, cut_sequences
 from .tiles import MIN_ROWS, PlacedTiles, Tiles, cut_runs
+from .visible_keys import visible_keys
 
 __all__ = [
     "FEW_TOKENS",
@@ -51,5 +52,6 @@ __all__ = [
     "query_rows",
     "spare_pieces",
     "step_rows",
+    "visible_keys",
     "without_cudnn",
 ]

@@ -8,6 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..fused_attention import without_cudnn
 from ..sequences import PlacedSequences, Sequences
+from ..visible_keys import visible_keys
 from .checks import check_attend
 
 
@@ -28,7 +29,9 @@ def attend_packed_ref(
     lengths = sequences.lengths.tolist()
     parts = []
     for q, k, v in zip(*(torch.split(each, lengths) for each in (query, key, value)), strict=True):
-        mask = _near(len(q), window, causal, query.device) if window is not None and window < len(q) else None
+        mask = None
+        if window is not None and window < len(q):
+            mask = visible_keys(len(q), query.device, causal=causal, window=window)
         with without_cudnn(query.device):
             out = scaled_dot_product_attention(
                 q.transpose(0, 1)[None],
@@ -41,11 +44,3 @@ def attend_packed_ref(
             )
         parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)
-
-
-def _near(length: int, window: int, causal: bool, device: torch.device) -> Tensor:
-    """``[length, length]`` bool, which keys each query sees."""
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position[None, :]
-    near = distance.abs() < window
-    return near & (distance >= 0) if causal else near

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..fused_attention import without_cudnn
+from ..visible_keys import visible_keys
 from .checks import check_attend_cache
 from .steps import PlacedSteps
 
@@ -28,16 +29,9 @@ def attend_cache_ref(
                 query[rows].transpose(0, 1)[None],
                 keys[seen].transpose(0, 1)[None],
                 values[seen].transpose(0, 1)[None],
-                attn_mask=_seen(past, end, window, query.device),
+                attn_mask=visible_keys(end, query.device, causal=True, window=window, past=past),
                 scale=scale,
                 enable_gqa=query.shape[1] != keys.shape[1],
             )
         out[rows] = attended[0].transpose(0, 1)
     return out
-
-
-def _seen(past: int, end: int, window: int | None, device: torch.device) -> Tensor:
-    """``[new, end]`` bool."""
-    position = torch.arange(end, device=device)
-    distance = position[past:, None] - position[None]
-    return distance >= 0 if window is None else (distance >= 0) & (distance < window)

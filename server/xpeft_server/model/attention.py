@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from xpeft_kernels import visible_keys
+
 from .batches.padded_batch import PaddedSequences
 from .batches.sequence_groups import Bucket, SequenceGroups
 from .kv.arena_step import ArenaStep
@@ -59,7 +61,9 @@ def packed_attention(
     for count, length in packed_groups:
         end = start + count * length
         q, k, v = (_sequences(each, start, end, count) for each in (query, key, value))
-        mask = _window(length, sliding_window, causal, query.device) if sliding_window else None
+        mask = None
+        if sliding_window and sliding_window < length:
+            mask = visible_keys(length, query.device, causal=causal, window=sliding_window)
         out = scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scaling, enable_gqa=grouped
         )
@@ -77,16 +81,6 @@ def _sequences(states: Tensor, start: int, end: int, count: int) -> Tensor:
     """``[1, heads, T, d]`` → ``[count, heads, length, d]``, a view."""
     heads, _, size = states.shape[1:]
     return states[0, :, start:end].view(heads, count, -1, size).transpose(0, 1)
-
-
-def _window(length: int, window: int, causal: bool, device: torch.device) -> Tensor | None:
-    """``[length, length]`` bool mask, None where the window is wider than the sequence."""
-    if length <= window:
-        return None
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position[None, :]
-    near = distance.abs() < window
-    return near & (distance >= 0) if causal else near
 
 
 def _with_gradient(
@@ -122,10 +116,7 @@ def _seen(bucket: Bucket, window: int | None, causal: bool, device: torch.device
     seen = bucket.real[:, None, None, :]
     if not (causal or window):
         return seen
-    position = torch.arange(bucket.length, device=device)
-    distance = position[:, None] - position[None, :]
-    near = torch.ones_like(distance, dtype=torch.bool) if window is None else distance.abs() < window
-    return seen & (near & (distance >= 0) if causal else near)
+    return seen & visible_keys(bucket.length, device, causal=causal, window=window)
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from xpeft_kernels import without_cudnn
+from xpeft_kernels import visible_keys, without_cudnn
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ class PaddedSequences:
             position = torch.arange(self._length, device=self._live.device)
             seen = (position < self._live[:, None].clamp_min(1))[:, None, None]
             if window is not None or causal:
-                distance = position[:, None] - position
-                near = distance.abs() < (self._length if window is None else window)
-                seen = seen & (near & (distance >= 0) if causal else near) | (distance == 0)
+                near = visible_keys(self._length, self._live.device, causal=causal, window=window)
+                seen = seen & near | (position[:, None] == position)
             self._masks[window, causal] = seen
         return self._masks[window, causal]

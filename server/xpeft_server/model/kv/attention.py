@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from xpeft_kernels import visible_keys
+
 if TYPE_CHECKING:
     from .cache import KvPool, KvRow
 
@@ -91,10 +93,7 @@ def _mask(past: int, end: int, window: int | None, device: torch.device) -> Tens
     """``[new, end]`` bool; None where it is the plain triangle."""
     if not past and (window is None or end <= window):
         return None
-    position = torch.arange(end, device=device)
-    distance = position[past:, None] - position[None]
-    seen = distance >= 0
-    return seen if window is None else seen & (distance < window)
+    return visible_keys(end, device, causal=True, window=window, past=past)
 
 
 class _PoolStep:
