@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import AutoModel, PreTrainedModel
 
+from xpeft_server.model.banks.bank import Pooling
 from xpeft_server.model.batches.packing import pack
 from xpeft_server.model.plm import Plm
-from xpeft_server.model.pooling import Pooling, pool
+from xpeft_server.model.pooling import pool
 from xpeft_server.model.tokens.tokenizing import TokenizedText
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xpeft_server.model.banks.bank import Pooling
 from xpeft_server.model.plm import Plm
-from xpeft_server.model.pooling import Pooling
 from xpeft_server.model.tokens.tokenizing import TokenizedText
 
 from .bare import BarePadded, load_plain_model

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from xpeft_server.model.banks.bank import Pooling
 from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.classifier import Classifier, ClassifierInput
 from xpeft_server.model.launched import Launched
 from xpeft_server.model.plm import load_plm
-from xpeft_server.model.pooling import Pooling
 from xpeft_server.model.prepacked import prepack
 from xpeft_server.model.slots import SlotFill
 from xpeft_server.model.tokens.tokenizing import TokenizedText

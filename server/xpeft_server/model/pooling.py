@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from xpeft_kernels import mean_rows
 
+from .banks.bank import Pooling
 from .batches.packing import PackedBatch
 from .graphs.placed_batch import PlacedBatch
 from .lanes import Mark
-
-Pooling = Literal["mean", "cls", "last"]
 
 
 class Pooled(NamedTuple):

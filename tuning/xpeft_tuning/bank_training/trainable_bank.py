@@ -11,11 +11,10 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from xpeft_kernels import AdapterForm
-from xpeft_server.model.banks.bank import Bank, SharedHead
+from xpeft_server.model.banks.bank import Bank, Pooling, SharedHead
 from xpeft_server.model.banks.checks import check_head
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.plm_facts import PlmFacts
-from xpeft_server.model.pooling import Pooling
 
 from ..bank_parts import BankParts
 from ..errors import TuningSettingsInvalid

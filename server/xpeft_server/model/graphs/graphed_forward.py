@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from xpeft_kernels import Impl, piece_rows, query_rows
 
+from ..banks.bank import Pooling
 from ..batches.packing import PackedRows
 from ..lanes import Lanes
 from ..packed_sequences import AttentionKernel
 from ..plm import Plm
-from ..pooling import Pooled, Pooling, pool
+from ..pooling import Pooled, pool
 from ..recorded import recorded
 from ..slots import SlotAdapters, SlotBuffers
 from ..tokens.tokenizing import TokenizedText

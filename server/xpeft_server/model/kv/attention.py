@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from xpeft_kernels import visible_keys
+
+from ..lanes import on_device
 
 if TYPE_CHECKING:
     from .cache import KvPool, KvRow
@@ -109,11 +110,11 @@ class _PoolStep:
         past = np.zeros(len(pool.rows), np.int64)
         past[rows] = [run.past for run in runs]
         self._states = pool.states
-        self._rows = _on(rows, device)
-        self._tokens = _on(asking[rows], device)
-        self._positions = _on(past[rows], device)
-        self._asking = _on(asking, device)
-        self._past = _on(past, device)
+        self._rows = on_device(rows, device)
+        self._tokens = on_device(asking[rows], device)
+        self._positions = on_device(past[rows], device)
+        self._asking = on_device(asking, device)
+        self._past = on_device(past, device)
         self._biases: dict[int | None, Tensor] = {}
 
     def attend(
@@ -136,7 +137,3 @@ class _PoolStep:
             bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
             self._biases[window] = bias[:, None, None]
         return self._biases[window]
-
-
-def _on(values: NDArray[np.integer], device: torch.device) -> Tensor:
-    return torch.from_numpy(values.astype(np.int64, copy=False)).to(device, non_blocking=True)
