@@ -1,4 +1,4 @@
-"""Continuous batching: sequences join and leave at every step. The device thread's own."""
+"""Continuous batching: sequences join and leave at every step. Owned by the device thread."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from xpeft_server.model.slots import SlotFill
 
 from ..device.faults import is_device_lost
 from ..device.slot_table import SlotTable
-from ..errors import InternalError, WrongBank, as_engine_error
+from ..errors import InternalError, WrongBank
 from ..fairness.queue import FairQueue
 from ..fairness.shares import Shares
 from ..metrics import Metrics
 from ..profiles.cache import CachedProfile
 from ..requests import FinishReason
 from .advance import Advance
-from .no_memory import end_for_memory, row_or_end
+from .failure import end_after, row_or_end
+from .preemption import preemptible
 from .sequence import Sequence
 from .step_budget import StepPart, share_budget
-from .yielding import yielding
 
 logger = logging.getLogger(__name__)
 
 _SPARE = 32
-"""Who comes leaves one part in so many of the cache free, for those who are there and grow."""
+"""Admission leaves one part in so many of the cache free, so that running sequences can grow."""
 
 
 class Generator:
-    """Runs all sequences that are in; `step` reads or writes the next tokens of each.
+    """Runs the admitted sequences; each `step` prefills or decodes the next tokens of each.
 
-    Tokens of prompts wait for the budget, tokens of answers never do. Where the cache is full, the sequence that came
-    last gives its row away and is computed again later; what it draws at random depends on its seed and its length
-    alone, so that it goes on as if nothing had happened. So does one of a tenant that is ahead of its share, where a
-    sequence of another waits.
+    Prefills wait for the token budget, decodes never do. When the cache is full the newest sequence is preempted: it
+    gives up its row and is computed again later. Sampling depends on the sequence's seed and length alone, so a
+    preempted sequence goes on as if nothing had happened. A sequence of a tenant that is ahead of its share is
+    preempted, too, for another tenant's that waits.
 
     Args:
-        waiting: accepted sequences, in turn between tenants.
-        shares: who had how much of the device; that of the queues.
-        max_tokens: most tokens of prompts in a step.
+        waiting: accepted sequences, tenants in turn.
+        shares: who had how much of the device; the queues' own.
+        max_tokens: most prefill tokens in a step.
         max_sequences: most sequences in a step.
     """
 
@@ -64,6 +64,7 @@ class Generator:
         metrics: Metrics,
     ) -> None:
         self._decoder = decoder
+        self._cache: KvStore[KvRow | ArenaRow] = decoder.cache
         self._classifier = classifier
         self._waiting = waiting
         self._slots = slots
@@ -85,12 +86,12 @@ class Generator:
         self._decoder.warm_up()
 
     def step(self) -> list[Advance]:
-        """Let go of who has gone, take in who fits, and compute one step for all.
+        """Release withdrawn sequences, admit waiting ones that fit, and compute one step for all.
 
         Returns: at most one advance a sequence.
         """
-        self._part_with_the_gone()
-        advances = self._make_room()
+        self._release_withdrawn()
+        advances = self._lengthen_rows()
         self._pin_slots()
         advances += self._admit()
         advances += self._compute(share_budget(self._running, self._max_tokens, self._shares.is_ahead))
@@ -100,18 +101,19 @@ class Generator:
         self._count(advances)
         return advances
 
-    def _part_with_the_gone(self) -> None:
+    def _release_withdrawn(self) -> None:
         for sequence in [each for each in self._running if each.withdrawn]:
             self._release(sequence)
 
-    def _make_room(self) -> list[Advance]:
-        """A row for everybody's next tokens; who came last goes first where that is not possible. Returns: whose row
-        the device has no memory for."""
-        cache: KvStore[KvRow | ArenaRow] = self._decoder.cache
+    def _lengthen_rows(self) -> list[Advance]:
+        """Make room for everybody's next tokens, preempting the newest sequences where the cache is full.
+
+        Returns: the ends of sequences whose rows the device has no memory to lengthen.
+        """
         ended: list[Advance] = []
         for sequence in list(self._running):
             while sequence.row is not None:
-                longer = row_or_end(sequence, partial(cache.lengthen, sequence.row, len(sequence.ids)))
+                longer = row_or_end(sequence, partial(self._cache.lengthen, sequence.row, len(sequence.ids)))
                 if isinstance(longer, Advance):
                     self._release(sequence)
                     ended.append(longer)
@@ -134,7 +136,10 @@ class Generator:
             self._slot_of(sequence)
 
     def _admit(self) -> list[Advance]:
-        """Take in who has room for keys, values and profile. Returns: who never will."""
+        """Admit waiting sequences while there is room for their keys, values and profiles.
+
+        Returns: the ends of those that can never be admitted.
+        """
         refused: list[Advance] = []
 
         def accept(sequence: Sequence) -> bool:
@@ -143,7 +148,7 @@ class Generator:
                 refused.append(Advance(sequence, time.monotonic(), counted=False, error=error))
                 return True
             row = self._row_for(sequence)
-            while row is None and self._make_way(sequence):
+            while row is None and self._preempt_for_row(sequence):
                 row = self._row_for(sequence)
             if row is None:
                 return False
@@ -151,11 +156,11 @@ class Generator:
                 refused.append(row)
                 return True
             if self._place(sequence.profile) is None:
-                self._decoder.cache.release(row)
-                self._make_slot(sequence)
+                self._cache.release(row)
+                self._preempt_for_slot(sequence)
                 return False
             sequence.row = row
-            sequence.to_read = len(sequence.ids)
+            sequence.admitted_length = len(sequence.ids)
             sequence.taken = sequence.taken or time.monotonic()
             self._running.append(sequence)
             return True
@@ -166,20 +171,19 @@ class Generator:
     def _row_for(self, sequence: Sequence) -> KvRow | ArenaRow | Advance | None:
         if len(self._running) >= self._max_sequences:
             return None
-        cache: KvStore[KvRow | ArenaRow] = self._decoder.cache
-        spare = cache.tokens // _SPARE if self._running else 0
-        return row_or_end(sequence, partial(cache.claim, len(sequence.ids), spare=spare))
+        spare = self._cache.tokens // _SPARE if self._running else 0
+        return row_or_end(sequence, partial(self._cache.claim, len(sequence.ids), spare=spare))
 
-    def _make_way(self, sequence: Sequence) -> bool:
-        """Preempt the latest of those who yield to this one."""
-        latest = next(yielding(sequence, self._running, self._shares), None)
-        if latest is not None:
-            self._preempt(latest)
-        return latest is not None
+    def _preempt_for_row(self, waiting: Sequence) -> bool:
+        """Preempt the newest sequence that can be preempted for this one. Returns: whether there was one."""
+        newest = next(preemptible(waiting, self._running, self._shares), None)
+        if newest is not None:
+            self._preempt(newest)
+        return newest is not None
 
-    def _make_slot(self, sequence: Sequence) -> None:
-        """Preempt all sequences of a profile, if all yield to this one: at the next step its slot is pinned no more."""
-        candidates = list(yielding(sequence, self._running, self._shares))
+    def _preempt_for_slot(self, waiting: Sequence) -> None:
+        """Preempt all sequences of one profile, if each of them can be: its slot is not pinned at the next step."""
+        candidates = list(preemptible(waiting, self._running, self._shares))
         staying = {None, *(each.version for each in set(self._running).difference(candidates))}
         leaving = [each for each in candidates if each.version not in staying]
         for each in leaving:
@@ -187,12 +191,12 @@ class Generator:
                 self._preempt(each)
 
     def _slot_of(self, sequence: Sequence) -> int | None:
-        """As `_place`, for one that was taken in: its profile is asked for anew only where it lost its slot."""
+        """As `_place`, for an admitted sequence: its profile is placed again only if it lost its slot."""
         kept = None if sequence.version is None else self._slots.pin(sequence.version)
         return self._place(sequence.profile) if kept is None else kept.slot
 
     def _place(self, profile: CachedProfile | None) -> int | None:
-        """The profile's slot, pinned for this step and filled before it computes; None if there is no room."""
+        """The profile's slot, pinned for this step and filled before the step computes; None if there is no room."""
         if profile is None:
             return self._classifier.buffers.bare_slot
         placed = self._slots.place(profile)
@@ -204,7 +208,7 @@ class Generator:
         return placement.slot
 
     def _compute(self, parts: list[StepPart]) -> list[Advance]:
-        """One step of these. If it fails, its halves are tried, until it is known whose fault it was."""
+        """One step of these. A step that fails is halved, until one sequence fails alone."""
         if not parts:
             self._slots.forget(self._fills)
             self._fills = {}
@@ -216,31 +220,24 @@ class Generator:
                 raise
             failure = error
         else:
-            return self._take_in(parts, chosen)
-        if is_out_of_memory(failure):
-            return self._compute_with_less(parts, failure)
-        if len(parts) == 1:
-            logger.error("a sequence could not be computed", exc_info=failure, extra=parts[0].sequence.labels)
-            return [Advance(parts[0].sequence, time.monotonic(), counted=False, error=as_engine_error(failure))]
-        half = len(parts) // 2
-        logger.warning("a step of %d sequences failed and is halved: %r", len(parts), failure)
-        return self._compute(parts[:half]) + self._compute(parts[half:])
+            return self._advances(parts, chosen)
+        count, tokens = len(parts), sum(part.length for part in parts)
+        no_memory = is_out_of_memory(failure)
+        if no_memory:
+            reclaim_memory(failure)
+        if count == 1:
+            return [end_after(failure, parts[0].sequence, tokens=tokens)]
+        if no_memory:
+            logger.warning("the device has no memory for %d sequences, %d tokens: they are halved", count, tokens)
+        else:
+            logger.warning("a step of %d sequences failed and is halved: %r", count, failure)
+        return self._compute(parts[: count // 2]) + self._compute(parts[count // 2 :])
 
-    def _compute_with_less(self, parts: list[StepPart], failure: Exception) -> list[Advance]:
-        """A step that the device has no memory for, in halves."""
-        reclaim_memory(failure)
-        tokens = sum(part.length for part in parts)
-        if len(parts) == 1:
-            return [end_for_memory(parts[0].sequence, tokens, failure)]
-        half = len(parts) // 2
-        logger.warning("the device has no memory for %d sequences, %d tokens: they are halved", len(parts), tokens)
-        return self._compute(parts[:half]) + self._compute(parts[half:])
-
-    def _take_in(self, parts: list[StepPart], chosen: Chosen) -> list[Advance]:
+    def _advances(self, parts: list[StepPart], chosen: Chosen) -> list[Advance]:
         now = time.monotonic()
         asking = [part.sequence for part in parts if part.asks]
         for part in parts:
-            part.sequence.known += part.length
+            part.sequence.cached += part.length
         return [self._advanced(sequence, int(chosen.ids[i]), chosen, i, now) for i, sequence in enumerate(asking)]
 
     def _forward(self, parts: list[StepPart]) -> Chosen:
@@ -248,7 +245,7 @@ class Generator:
         for part in parts:
             sequence, slot = part.sequence, self._slot_of(part.sequence)
             assert slot is not None and sequence.row is not None  # noqa: S101, PT018
-            chunks.append(Chunk(sequence.next_ids(part.length), sequence.known, sequence.row, slot, part.asks))
+            chunks.append(Chunk(sequence.next_ids(part.length), sequence.cached, sequence.row, slot, part.asks))
         try:
             self._fill([part.sequence for part in parts])
             logits = self._decoder.step(chunks)
@@ -285,7 +282,7 @@ class Generator:
     def _release(self, sequence: Sequence) -> None:
         if sequence.row is not None:
             self._running.remove(sequence)
-            self._decoder.cache.release(sequence.row)
+            self._cache.release(sequence.row)
             sequence.row = None
 
     def _count(self, advances: list[Advance]) -> None:
@@ -293,6 +290,5 @@ class Generator:
         self._show_room()
 
     def _show_room(self) -> None:
-        cache = self._decoder.cache
-        self._metrics.kv_tokens["used"].set(cache.used)
-        self._metrics.kv_tokens["free"].set(cache.tokens - cache.used)
+        self._metrics.kv_tokens["used"].set(self._cache.used)
+        self._metrics.kv_tokens["free"].set(self._cache.tokens - self._cache.used)

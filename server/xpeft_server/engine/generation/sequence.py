@@ -21,32 +21,34 @@ if TYPE_CHECKING:
 
 
 class Sequence:
-    """Written by the device thread alone, but for ``withdrawn``, which the event loop sets and the thread obeys.
+    """Written by the device thread alone, except ``withdrawn``: the event loop sets it, and the device thread obeys.
 
     Args:
-        profile: the version that it is generated with from its first token to its last; None for the bare PLM.
-        limit: most tokens that it may have, prompt and answer together.
+        profile: the version that generates it from its first token to its last; None for the bare PLM.
+        limit: most tokens of prompt and answer together.
         ends: ids of the tokens that end it.
-        answer: where what becomes of it is told; the event loop's.
-        request_id: what logs call its request.
+        answer: receives what becomes of it; owned by the event loop.
+        request_id: the request's id in logs.
 
     Attributes:
-        ids: tokens of the prompt, and behind them those generated.
-        known: how many of ``ids``, from the first on, have keys and values in ``row``.
-        to_read: how many of ``ids`` there were when it was last taken in.
-        taken: monotonic seconds when the device thread first took it.
-        filled: when its profile's slot was filled for it, from and to, in monotonic seconds; None if it was ready.
-        preemptions: how often it gave its keys and values away.
+        ids: tokens of the prompt, then those generated.
+        row: where its keys and values are in the cache; None while it waits.
+        cached: how many of ``ids``, from the first on, have keys and values in ``row``.
+        admitted_length: length of ``ids`` when it was last admitted.
+        taken: monotonic seconds of its first admission.
+        filled: begin and end of the fill of its profile's slot, in monotonic seconds; None if no fill was needed.
+        preemptions: how often it was preempted.
     """
 
     __slots__ = (
         "_rule",
         "_seed",
+        "admitted_length",
         "answer",
+        "cached",
         "ends",
         "filled",
         "ids",
-        "known",
         "limit",
         "preemptions",
         "profile",
@@ -55,7 +57,6 @@ class Sequence:
         "row",
         "taken",
         "tenant",
-        "to_read",
         "withdrawn",
     )
 
@@ -81,8 +82,8 @@ class Sequence:
         self.answer = answer
         self.request_id = request_id
         self.row: KvRow | ArenaRow | None = None
-        self.known = 0
-        self.to_read = 0
+        self.cached = 0
+        self.admitted_length = 0
         self.taken: float | None = None
         self.filled: tuple[float, float] | None = None
         self.preemptions = 0
@@ -92,7 +93,7 @@ class Sequence:
 
     @property
     def tokens(self) -> int:
-        """What the queue counts: tokens to read before the next one can be chosen."""
+        """What the queue counts: tokens to prefill before the next one can be sampled."""
         return len(self.ids)
 
     @property
@@ -114,20 +115,21 @@ class Sequence:
         return len(self.ids) - self.prompt_length
 
     @property
-    def unread(self) -> int:
-        return len(self.ids) - self.known
+    def uncached(self) -> int:
+        """Tokens to compute before the next one can be sampled: 1 while it decodes."""
+        return len(self.ids) - self.cached
 
     def next_ids(self, count: int) -> NDArray[np.int32]:
-        return np.array(self.ids[self.known : self.known + count], np.int32)
+        return np.array(self.ids[self.cached : self.cached + count], np.int32)
 
     def draw(self) -> Draw:
-        """How its next token is chosen."""
+        """How its next token is sampled."""
         penalised = self._rule.repetition_penalty != 1
         seen = np.unique(np.array(self.ids, np.int64)) if penalised else None
         return Draw(self._rule, self._seed, self.generated, seen)
 
     def start_anew(self) -> None:
-        """Its keys and values are gone; they are computed again from ``ids``."""
+        """It was preempted: its keys and values are gone and are computed again from ``ids``."""
         self.row = None
-        self.known = 0
+        self.cached = 0
         self.preemptions += 1
