@@ -254,7 +254,7 @@ def test_a_hundred_thousand_tenants_that_were_here_once_are_forgotten(make: Any,
 
 def test_what_waits_to_be_computed_is_bounded_and_counted_apart(make: Any, enter: Enter) -> None:
     permits = make()
-    permits._backlog.most = 100
+    permits.waiting.most = 100
     first = enter(permits.admitted("a", 1))
     first.admit_tokens(80)
     with first.waiting():
@@ -269,4 +269,4 @@ def test_what_waits_to_be_computed_is_bounded_and_counted_apart(make: Any, enter
             pass
     permits.check_backlog("a")
     with late.waiting():
-        assert permits._backlog.taken == 21
+        assert permits.waiting.taken == 21

@@ -10,7 +10,7 @@ from typing import Final
 from xpeft_server.tenant_limits import LimitsOfTenants
 
 from .backlog import Backlog
-from .room import Room
+from .room import Held, Room
 from .tenant_account import TenantAccount
 
 _ACCOUNTS: Final = 1024
@@ -18,7 +18,7 @@ _ACCOUNTS: Final = 1024
 
 
 class Permit:
-    """A request's right to be inside, from entering it to leaving it. Its tokens are added when they are known."""
+    """A request's right to be inside, held while it is entered. Its tokens are added once they are counted."""
 
     __slots__ = ("_account", "_permits", "_texts", "tenant", "tokens")
 
@@ -39,22 +39,22 @@ class Permit:
         self._permits.leave(self._account, self.tenant, self._texts, self.tokens)
 
     def admit_tokens(self, count: int) -> None:
-        """More tokens of this request, which is one with those that it has. Raises: Overloaded, LimitReached."""
+        """Add tokens to those that the request already has. Raises: Overloaded, LimitReached."""
         self._permits.admit_tokens(self.tenant, count, beside=self.tokens)
         self.tokens += count
         self.spend(count)
 
-    def waiting(self) -> WaitingPermit:
-        """Its tokens wait to be computed in one go meanwhile. Entering it raises: Overloaded, LimitReached."""
-        return WaitingPermit(self._permits, self.tenant, self.tokens)
+    def waiting(self) -> Held:
+        """While this is entered, all its tokens wait for the device. Entering raises: Overloaded, LimitReached."""
+        return self._permits.waiting.held(self.tenant, self.tokens)
 
     def spend(self, tokens: int) -> None:
-        """Tokens that count against the tenant's rate."""
+        """Count tokens against the tenant's rate."""
         self._account.spend(tokens)
 
 
 class SharedPermit:
-    """A permit of several: the first that comes enters, and the last that goes leaves."""
+    """One permit of several holders: the first enters it, and the last leaves it."""
 
     __slots__ = ("_holders", "_key", "_open", "_permit")
 
@@ -80,34 +80,18 @@ class SharedPermit:
             self._permit.__exit__(kind, error, trace)
 
 
-class WaitingPermit:
-    """A request's right to wait for the device."""
-
-    __slots__ = ("_permits", "_tenant", "_tokens")
-
-    def __init__(self, permits: Permits, tenant: str, tokens: int) -> None:
-        self._permits = permits
-        self._tenant = tenant
-        self._tokens = tokens
-
-    def __enter__(self) -> None:
-        self._permits.begin_waiting(self._tenant, self._tokens)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._permits.end_waiting(self._tenant, self._tokens)
-
-
 class Permits:
     """Limits the requests that are accepted and not yet answered. Used from the event loop alone.
 
     Args:
         texts: most texts accepted and not yet answered.
         tokens: most tokens of those.
-        backlog: most computing that waits.
+        backlog: bounds the computing that waits.
         limits: of each tenant.
         clock: monotonic seconds.
+
+    Attributes:
+        waiting: room for the tokens that wait for the device.
     """
 
     def __init__(
@@ -121,7 +105,7 @@ class Permits:
     ) -> None:
         self._texts = Room("texts", texts, limits)
         self._tokens = Room("tokens", tokens, limits)
-        self._backlog = backlog.room
+        self.waiting = backlog.room
         self._limits = limits
         self._clock = clock
         self._accounts: dict[str, TenantAccount] = {}
@@ -140,7 +124,7 @@ class Permits:
 
     def check_backlog(self, tenant: str) -> None:
         """Raises: Overloaded, LimitReached if nothing more of this tenant may wait to be computed."""
-        self._backlog.check(tenant, 1)
+        self.waiting.check(tenant, 1)
 
     def admitted(self, tenant: str, texts: int) -> Permit:
         """A request of so many texts is inside while the permit is entered.
@@ -180,14 +164,6 @@ class Permits:
         finally:
             self._tokens.take(tenant, beside)
         self._tokens.take(tenant, count)
-
-    def begin_waiting(self, tenant: str, tokens: int) -> None:
-        """See `Permit.waiting`."""
-        self._backlog.check(tenant, tokens)
-        self._backlog.take(tenant, tokens)
-
-    def end_waiting(self, tenant: str, tokens: int) -> None:
-        self._backlog.leave(tenant, tokens)
 
     def _open(self, tenant: str, now: float) -> TenantAccount:
         if len(self._accounts) >= self._sweep_at:

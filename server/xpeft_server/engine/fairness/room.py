@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from types import TracebackType
+
 from xpeft_server.tenant_limits import LimitsOfTenants
 
 from ..errors import LimitReached, Overloaded
 
 
 class Room:
-    """Counts what is in. Whatever comes while nothing is in, and a tenant's first where it fits, is let in.
+    """Counts what is inside. An empty room lets anything in, and a tenant's first entry is let in wherever it fits.
 
     Args:
         unit: what is counted, for messages.
-        most: None bounds nothing yet.
-        limits: for the part that each tenant may hold.
-        reason: a word of `metrics.REFUSALS`, where all of it is taken.
-        whole: a tenant's first is let in while any room is left, whether or not it fits.
+        most: None sets no bound yet.
+        limits: the part that each tenant may hold.
+        reason: a word of `metrics.REFUSALS`, for refusals because the room is full.
+        whole: a tenant's first entry is let in while any room is left, whether or not it fits.
 
     Attributes:
-        taken: by all.
+        taken: by all tenants.
     """
 
     def __init__(
@@ -33,7 +35,7 @@ class Room:
         self._mine: dict[str, int] = {}
 
     def check(self, tenant: str, count: int) -> None:
-        """Raises: Overloaded if so much more does not fit, LimitReached if not into the tenant's part."""
+        """Raises: Overloaded if the room has no space for it, LimitReached if the tenant's part has none."""
         if self.most is None or not self.taken:
             return
         mine = self._mine.get(tenant, 0)
@@ -49,6 +51,10 @@ class Room:
             )
             raise LimitReached("queue_share", message)
 
+    def held(self, tenant: str, count: int) -> Held:
+        """Takes ``count`` while it is entered. Entering raises what `check` raises."""
+        return Held(self, tenant, count)
+
     def take(self, tenant: str, count: int) -> None:
         self.taken += count
         self._mine[tenant] = self._mine.get(tenant, 0) + count
@@ -60,3 +66,23 @@ class Room:
             self._mine[tenant] = left
         else:
             self._mine.pop(tenant, None)
+
+
+class Held:
+    """Space in a room that is taken while this is entered."""
+
+    __slots__ = ("_count", "_room", "_tenant")
+
+    def __init__(self, room: Room, tenant: str, count: int) -> None:
+        self._room = room
+        self._tenant = tenant
+        self._count = count
+
+    def __enter__(self) -> None:
+        self._room.check(self._tenant, self._count)
+        self._room.take(self._tenant, self._count)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._room.leave(self._tenant, self._count)
