@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final
+
+from ..told_once import ToldOnce
 
 logger = logging.getLogger(__name__)
-
-_TOLD_MAX: Final = 10_000
 
 
 class NameReader:
     """Remembers what it has logged. ``what``: such a name in words, for the log."""
 
     def __init__(self) -> None:
-        self._told: set[tuple[str, bytes]] = set()
+        self._told = ToldOnce[tuple[str, bytes]]()
 
     def readable(self, found: Iterable[bytes], what: str) -> list[str]:
         """Without those that are not UTF-8, as no name of ours is: each is logged once."""
@@ -24,7 +23,8 @@ class NameReader:
             try:
                 names.append(name.decode())
             except UnicodeDecodeError:
-                self._tell(what, name)
+                if self._told.is_new((what, name)):
+                    logger.error("%s is left out: %r is not UTF-8", what, name)
         return names
 
     async def first(
@@ -40,11 +40,3 @@ class NameReader:
                 break
             begin = b"(" + found[-1]
         return names
-
-    def _tell(self, what: str, name: bytes) -> None:
-        if (what, name) in self._told:
-            return
-        if len(self._told) >= _TOLD_MAX:
-            self._told.clear()
-        self._told.add((what, name))
-        logger.error("%s is left out: %r is not UTF-8", what, name)

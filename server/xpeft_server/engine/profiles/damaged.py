@@ -7,10 +7,9 @@ import logging
 from prometheus_client import Counter
 
 from xpeft_profiles import ProfileKey
+from xpeft_profiles.told_once import ToldOnce
 
 logger = logging.getLogger(__name__)
-
-_TOLD_MAX = 10_000
 
 
 class DamagedProfiles:
@@ -22,14 +21,10 @@ class DamagedProfiles:
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
-        self._told: set[tuple[ProfileKey, str]] = set()
+        self._told = ToldOnce[tuple[ProfileKey, str]]()
 
     def observe(self, key: ProfileKey, version: str, problem: str) -> None:
         """The log gets a line for each version of a profile, however often it is asked for."""
         self._counter.inc()
-        if (key, version) in self._told:
-            return
-        if len(self._told) >= _TOLD_MAX:
-            self._told.clear()
-        self._told.add((key, version))
-        logger.error("profile %r of tenant %r, version %r, is damaged: %s", key.name, key.tenant, version, problem)
+        if self._told.is_new((key, version)):
+            logger.error("profile %r of tenant %r, version %r, is damaged: %s", key.name, key.tenant, version, problem)

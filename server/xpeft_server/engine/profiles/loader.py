@@ -1,4 +1,4 @@
-"""Profiles from the store: who asks while a question is out shares one of the next ones."""
+"""Profiles from the store: requests that come while a query is out share one of the next queries."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from xpeft_profiles import (
     StoredProfile,
     StoreUnavailable,
 )
+from xpeft_profiles.told_once import ToldOnce
 
 from ..errors import DamagedProfile, EngineError, InternalError, ProfileNotFound, Unavailable, WrongBank
 from ..journey import Journey
 from ..metrics import Metrics
 from .cache import CachedProfile, ProfileCache
-from .foreign_banks import ForeignBanks
 from .round_size import RoundSize
 from .store_watch import StoreWatch
 from .wanted import WantedProfiles
@@ -38,18 +38,18 @@ Answer = StoredProfile | StoreUnavailable | None
 
 _FEW: Final = 2
 _FEW_BYTES: Final = 8192
-"""Records that are decoded in less time than another thread needs to begin."""
+"""Up to so many records of so many bytes are decoded in less time than it takes to start another thread."""
 
-_PARTS: Final = 8  # in which a round is asked for again that was too much for one answer
+_PARTS: Final = 8  # that a round is split into when it was too much for one answer
 
 
 class ProfileLoader:
-    """Reads and decodes in rounds of one `get_many`, many records beside the event loop; what it read is in the cache.
+    """Reads profiles in rounds of one `get_many`, decodes them (many of them in a thread), and fills the cache.
 
-    Tenants have turns in the rounds: nobody waits until all that another one wants has been read.
+    Tenants take turns in the rounds: nobody waits for all that another tenant wants.
 
     Args:
-        geometry: of the bank that is loaded; profiles of another one are refused here.
+        geometry: of the loaded bank; profiles of another one are refused here.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ProfileLoader:
         self._cache = cache
         self._watch = watch
         self._metrics = metrics
-        self._foreign = ForeignBanks()
+        self._foreign_banks = ToldOnce[str]()
         self._wanted = WantedProfiles[Loaded]()
         self._size = RoundSize()
         self._rounds: asyncio.Task[None] | None = None
@@ -69,13 +69,13 @@ class ProfileLoader:
         """The profile as the store has it after this call began.
 
         Args:
-            journey: of who asks; the question is noted there.
+            journey: of the request; the query is noted there.
         Raises: ProfileNotFound, DamagedProfile, WrongBank, or Unavailable while the store cannot be asked.
         """
         wanted = self._wanted.want(key)
         if self._rounds is None:
-            # In no request's context: what its logs say is about whoever asks meanwhile.
-            self._rounds = asyncio.create_task(self._ask(), name="profile-loader", context=contextvars.Context())
+            # Outside the request's context: its log lines are about the requests of all rounds.
+            self._rounds = asyncio.create_task(self._work(), name="profile-loader", context=contextvars.Context())
         with journey.stage("store", question="load"):
             loaded = await wanted
         if isinstance(loaded, EngineError):
@@ -83,9 +83,9 @@ class ProfileLoader:
         return loaded
 
     async def current(self, key: ProfileKey, since: float, journey: Journey) -> CachedProfile:
-        """The profile in a version that was current at ``since`` (monotonic seconds) or later, from the cache if it is.
+        """The profile in a version that was current at ``since`` (monotonic seconds) or later.
 
-        While the store cannot be asked, the version at hand is answered with.
+        It comes from the cache where possible. While the store cannot be asked, the cached version counts as current.
         Raises: as `load`.
         """
         cached = self._cache.get(key)
@@ -111,7 +111,7 @@ class ProfileLoader:
         except StoreUnavailable:
             return None
 
-    async def _ask(self) -> None:
+    async def _work(self) -> None:
         try:
             while wanted := self._wanted.take(self._size.keys):
                 try:
@@ -161,7 +161,7 @@ class ProfileLoader:
 
     def _decoded(self, key: ProfileKey, stored: Answer, asked_at: float) -> Loaded:
         if stored is None:
-            return not_found(key)
+            return ProfileNotFound(f"profile {key.name!r} does not exist", param="profile")
         if isinstance(stored, StoreUnavailable):
             return Unavailable(f"the profile store does not answer: {stored.message}")
         try:
@@ -181,9 +181,7 @@ class ProfileLoader:
         try:
             profile.check_fits(self._geometry)
         except BankMismatch as error:
-            self._foreign.observe(key, profile.bank, error.message)
+            if self._foreign_banks.is_new(profile.bank):
+                message = "profile %r of tenant %r is answered with 409, as will be every other one of its bank: %s"
+                logger.warning(message, key.name, key.tenant, error.message)
             raise
-
-
-def not_found(key: ProfileKey) -> ProfileNotFound:
-    return ProfileNotFound(f"profile {key.name!r} does not exist", param="profile")
