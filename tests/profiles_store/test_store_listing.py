@@ -20,6 +20,7 @@ from xpeft_profiles import (
     listing,
     open_store,
 )
+from xpeft_profiles.redis import key_scan
 from xpeft_profiles.redis import store as redis_store
 
 KEY = ProfileKey("acme", "support")
@@ -122,7 +123,7 @@ async def test_tenants_are_those_that_have_profiles_each_once(store: ProfileStor
 async def test_thousands_of_tenants_are_told(
     store: ProfileStore, make_profile: MakeProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_store, "SCANNED", 100)
+    monkeypatch.setattr(key_scan, "SCANNED", 100)
     profile = make_profile()
     keys = [ProfileKey(f"t{n:04}", "p") for n in range(2300)]
     await store.put_many([KeyedRecord(key, profile.version, encode_record(profile)) for key in keys])

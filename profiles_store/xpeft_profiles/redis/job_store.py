@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import redis.asyncio
@@ -14,11 +14,10 @@ from ..jobs.store import KEPT_SECONDS, JobPage, StoredJob
 from ..listing import check_limit, decode_cursor, encode_cursor
 from ..names import check_name
 from .job_scripts import ADD, RENEW, REPLACE
+from .key_scan import Ask, KeyScan
 from .name_reader import NameReader
 
 Argument = str | bytes | float
-Ask = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
-_SCANNED = 5_000  # keys that one step of the search for unfinished jobs looks at
 
 
 class RedisJobStore:
@@ -29,9 +28,10 @@ class RedisJobStore:
             StoreUnavailable.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, names: NameReader, *, read: Ask, once: Ask) -> None:
+    def __init__(self, client: redis.asyncio.Redis, names: NameReader, scan: KeyScan, *, read: Ask, once: Ask) -> None:
         self._client = client
         self._names = names
+        self._scan = scan
         self._read = read
         self._once = once
         self._reader = JobReader()
@@ -74,25 +74,12 @@ class RedisJobStore:
 
     async def unfinished(self) -> list[StoredJob]:
         jobs: list[StoredJob] = []
-        for tenant in await self._busy_tenants():
+        async for tenant in self._scan.tenants("jobs:unfinished"):
             key = _unfinished_key(tenant)
             ids = await self._read(lambda key=key: self._client.zrange(key, 0, -1))  # type: ignore[misc]
             found = await self._snapshot(tenant, self._names.readable(ids, _a_job(tenant)))
             jobs += [job for job in self._reader.readable(found) if job.record.finished is None]
         return jobs
-
-    async def _busy_tenants(self) -> set[str]:
-        """Found by their keys, among all that the database has: no list of tenants has to be kept right."""
-        begin, end = _unfinished_key("\n").split("\n")
-        tenants: set[str] = set()
-        cursor = 0
-        while True:
-            cursor, keys = await self._read(
-                lambda at=cursor: self._client.scan(at, match=f"{begin}*{end}", count=_SCANNED)  # type: ignore[misc]
-            )
-            tenants |= {*self._names.readable((key[len(begin) : -len(end)] for key in keys), "a tenant")}
-            if not cursor:
-                return tenants
 
     async def _snapshot(self, tenant: str, ids: Sequence[str]) -> list[FoundJob]:
         """Records, leases and the time, all of one moment. One that was dropped, or whose time is over, is left out."""

@@ -21,6 +21,7 @@ from ..record.writer import encode_record
 from ..store import NO_CONDITION, KeyedRecord, ListPage, Match, ProfileListing, PutOutcome, StoredProfile
 from .chunks import Chunk, chunks_of
 from .job_store import RedisJobStore
+from .key_scan import KeyScan
 from .name_reader import NameReader
 from .scripts import DELETE, NAMES_BACK, PUT, PUT_MANY, TIMES, open_envelope, precondition_arguments
 
@@ -29,7 +30,6 @@ T = TypeVar("T")
 LIST_CHUNK = 64
 LIST_FIRST = 2
 UNUSED = ("xpeft:ping", "xpeft:pong")  # keys that never are, of two slots of a cluster
-SCANNED = 5_000  # keys that one step of the search for tenants looks at
 
 
 class RedisStore:
@@ -65,7 +65,8 @@ class RedisStore:
         )
         self._client = redis.asyncio.Redis.from_pool(pool)
         self._names = NameReader()
-        self.jobs: JobStore = RedisJobStore(self._client, self._names, read=self._read, once=self._once)
+        self._scan = KeyScan(self._client, self._names, self._read)
+        self.jobs: JobStore = RedisJobStore(self._client, self._names, self._scan, read=self._read, once=self._once)
         self._put_script = self._client.register_script(PUT)
         self._put_many_script = self._client.register_script(PUT_MANY)
         self._delete_script = self._client.register_script(DELETE)
@@ -149,9 +150,9 @@ class RedisStore:
         return await self._once(write)
 
     async def _bring_names_back(self, tenant: str) -> None:
-        """Into the tenant's set of names, from its versions' keys, which are found among all that the database has."""
+        """Put the names of all the tenant's versions into its set of names again."""
         begin = f"xpeft:{{{tenant}}}:version:"
-        async for keys in self._found(f"{begin}*"):
+        async for keys in self._scan.keys(f"{begin}*"):
             names = [key[len(begin) :] for key in keys]
             await self._once(
                 lambda some=names: self._names_script(keys=[f"xpeft:{{{tenant}}}:names"], args=[begin, *some])  # type: ignore[misc]
@@ -184,26 +185,8 @@ class RedisStore:
             size = sum(line.bytes for line in lines)
         return ListPage(tuple(lines), encode_cursor(names[done - 1]) if len(names) > done else None)
 
-    async def tenants(self) -> AsyncIterator[str]:
-        """Found by their sets of names, among all keys that the database has."""
-        begin, end = "xpeft:{", "}:names"
-        seen: set[str] = set()
-        async for keys in self._found(f"{begin}*{end}"):
-            found = self._names.readable((key[len(begin) : -len(end)] for key in keys), "a tenant")
-            for tenant in {*found} - seen:
-                seen.add(tenant)
-                yield tenant
-
-    async def _found(self, pattern: str) -> AsyncIterator[Sequence[bytes]]:
-        """Keys of the database, some at a time; one may come twice."""
-        cursor = 0
-        while True:
-            cursor, keys = await self._read(
-                lambda at=cursor: self._client.scan(at, match=pattern, count=SCANNED)  # type: ignore[misc]
-            )
-            yield keys
-            if not cursor:
-                return
+    def tenants(self) -> AsyncIterator[str]:
+        return self._scan.tenants("names")
 
     async def ping(self) -> None:
         await self._read(self._ping)

@@ -29,7 +29,7 @@ from xpeft_profiles import (
     encode_record,
 )
 from xpeft_profiles.jobs.record import JobRecord, new_job_id
-from xpeft_profiles.redis import store as redis_store
+from xpeft_profiles.redis import key_scan
 from xpeft_profiles.transfer import FolderTarget, export_profiles
 
 KEY = ProfileKey("acme", "support")
@@ -437,7 +437,7 @@ async def test_names_that_were_lost_are_all_back_and_counted_with_the_next_put(
     name: str,
     many: bool,
 ) -> None:
-    monkeypatch.setattr(redis_store, "SCANNED", 10)
+    monkeypatch.setattr(key_scan, "SCANNED", 10)
     profile = make_profile()
     names = [f"old{number}" for number in range(50)]
     records = [
