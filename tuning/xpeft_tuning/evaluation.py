@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from xpeft_server.model.slots import SlotAdapters, SlotFill
 from .labelled_texts import LabelledTexts
 from .objective import completion_losses
 from .row_batch import Pick, pack_rows, within
+from .token_runs import token_runs
 
 
 class Score(NamedTuple):
@@ -113,7 +114,7 @@ class Evaluator:
         logits = [np.empty((len(pair.texts), head.size), np.float32) for pair, head in zip(pairs, rows, strict=True)]
         every = [(slot, place) for slot, pair in enumerate(pairs) for place in range(len(pair.texts))]
         every.sort(key=lambda each: len(pairs[each[0]].texts.texts[each[1]]))
-        for run in self._within([len(pairs[slot].texts.texts[place]) for slot, place in every]):
+        for run in token_runs((len(pairs[slot].texts.texts[place]) for slot, place in every), self._tokens):
             inputs = [ClassifierInput(pairs[slot].texts.texts[place], slot, rows[slot]) for slot, place in every[run]]
             for (slot, place), values in zip(every[run], self._classifier.logits(inputs), strict=True):
                 logits[slot][place] = values
@@ -124,16 +125,6 @@ class Evaluator:
             return self._classifier.buffers.shared_head_rows[profile.shared_head]
         labels = 0 if profile.labels is None else len(profile.labels)
         return slot * self._classes + np.arange(labels)
-
-    def _within(self, lengths: Sequence[int]) -> Iterator[slice]:
-        """Runs of at most ``tokens`` tokens, at least one text each."""
-        start = total = 0
-        for end, length in enumerate(lengths):
-            total += length
-            if total > self._tokens and end > start:
-                yield slice(start, end)
-                start, total = end, length
-        yield slice(start, len(lengths))
 
 
 def score_logits(logits: torch.Tensor, targets: torch.Tensor) -> Score:

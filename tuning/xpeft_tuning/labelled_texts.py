@@ -15,6 +15,7 @@ from xpeft_server.model.tokens.tokenizing import TokenizedText
 
 from .dataset import Example
 from .errors import DatasetInvalid
+from .token_runs import token_runs
 
 
 class LabelledTexts:
@@ -72,15 +73,8 @@ class LabelledTexts:
         return np.argsort(self.lengths, kind="stable")
 
     def within(self, places: NDArray[np.integer], tokens: int) -> Iterator[NDArray[np.integer]]:
-        """Part ``places``, in order, into runs of at most ``tokens`` tokens, at least one text each."""
-        start = total = 0
-        for end, place in enumerate(places):
-            total += len(self.texts[place])
-            if total > tokens and end > start:
-                yield places[start:end]
-                start, total = end, len(self.texts[place])
-        if start < len(places):
-            yield places[start:]
+        """``places`` in `token_runs`."""
+        return (places[run] for run in token_runs((len(self.texts[place]) for place in places), tokens))
 
 
 def _check_tokens(texts: Sequence[str], tokens: Sequence[TokenizedText]) -> None:

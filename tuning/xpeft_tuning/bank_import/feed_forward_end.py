@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -12,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 from xpeft_server.model.adapted import AdaptedFeedForward
 from xpeft_server.model.batches.packing import pack
 from xpeft_server.model.plm import Plm
-from xpeft_server.model.tokens.tokenizing import TokenizedText
+
+from ..token_runs import token_runs
 
 _TOKENS = 2048  # in one forward
 
@@ -37,8 +38,9 @@ def observe_feed_forward_ends(plm: Plm, texts: Sequence[str], blocks: Collection
     A block at a time is in memory in float64: ``observe`` is called in the middle of the forward.
     """
     tokenized = plm.tokenizer.encode([(text, None) for text in texts], truncate=True)
-    for batch in _batches(sorted(filter(len, tokenized), key=len)):
-        packed = pack(batch, None, first_position=plm.first_position, device=plm.device)
+    ordered = sorted(filter(len, tokenized), key=len)
+    for run in token_runs(map(len, ordered), _TOKENS):
+        packed = pack(ordered[run], None, first_position=plm.first_position, device=plm.device)
         with ExitStack() as hooks:
             for block in blocks:
                 hooks.enter_context(_hook(plm, block, packed.owners.numel(), observe))
@@ -53,16 +55,3 @@ def _hook(plm: Plm, block: int, tokens: int, observe: Observe) -> RemovableHandl
         observe(block, inner, out)
 
     return last_matrix(plm, block).register_forward_hook(record)
-
-
-def _batches(texts: Sequence[TokenizedText]) -> Iterator[list[TokenizedText]]:
-    batch: list[TokenizedText] = []
-    total = 0
-    for text in texts:
-        if batch and total + len(text) > _TOKENS:
-            yield batch
-            batch, total = [], 0
-        batch.append(text)
-        total += len(text)
-    if batch:
-        yield batch
