@@ -63,6 +63,10 @@ class ApiError(Exception):
         self.param = param
         self.headers = headers
 
+    def encoded_headers(self) -> list[tuple[bytes, bytes]]:
+        """``headers`` as ASGI has them."""
+        return [(name.lower().encode(), value.encode("latin-1")) for name, value in self.headers.items()]
+
     def envelope(self) -> bytes:
         error = {
             "message": self.message,

@@ -37,7 +37,6 @@ class Probes:
         self._scheme = store.scheme
         self._metrics = metrics
         self._drain = drain
-        self._version = VERSION
 
     async def health(self, request: Request) -> Reply:
         del request
@@ -60,7 +59,7 @@ class Probes:
         del request
         info, bank, settings = self._engine.info, self._engine.geometry, self._settings
         document = {
-            "version": self._version,
+            "version": VERSION,
             "plm": info.plm,
             "model_type": info.model_type,
             "device": info.device,

@@ -45,5 +45,4 @@ def json_reply(document: object, *, status: int = 200, headers: Headers = ()) ->
 
 
 def error_reply(error: ApiError) -> Reply:
-    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in error.headers.items()]
-    return Reply(error.envelope(), status=error.status, media_type=JSON, headers=headers)
+    return Reply(error.envelope(), status=error.status, media_type=JSON, headers=error.encoded_headers())

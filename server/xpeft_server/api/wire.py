@@ -14,7 +14,7 @@ from .name_schema import PROFILE_OR_MODEL, Name
 UNKNOWN_FIELD: Final = "unknown_field"
 # No list of texts is read further than the largest --max-inputs.
 MOST_ITEMS: Final = 1 << 16
-_VERSION: Final = "sha256:" + "4f" * 32
+EXAMPLE_VERSION: Final = "sha256:" + "4f" * 32
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -154,7 +154,7 @@ class ClassifyReplyBody(BaseModel):
                     "object": "list",
                     "created": 1767225600,
                     "profile": "support",
-                    "profile_version": _VERSION,
+                    "profile_version": EXAMPLE_VERSION,
                     "labels": ["refund", "baggage"],
                     "data": [{"index": 0, "label": "refund", "score": 0.93, "probs": [0.93, 0.07], "num_classes": 2}],
                     "usage": {"prompt_tokens": 13, "total_tokens": 13},
@@ -199,7 +199,7 @@ class ProfileBody(ProfileListingBody):
                 {
                     "object": "profile",
                     "name": "support",
-                    "version": _VERSION,
+                    "version": EXAMPLE_VERSION,
                     "labels": ["refund", "baggage"],
                     "shared_head": None,
                     "bytes": 3468,

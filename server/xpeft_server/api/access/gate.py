@@ -11,7 +11,7 @@ from ..context import context_of
 from ..drain import Drain
 from ..errors import ApiError
 from .auth import EVERYBODY, Keys, Principal, bearer_secret
-from .table import ACCESS, UNMATCHED, WHILE_DRAINING
+from .table import ACCESS, METHOD_LENGTH, UNMATCHED, WHILE_DRAINING
 
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="xpeft"'}
 
@@ -71,7 +71,7 @@ class Gate:
         roles = methods.get(method)
         if roles is None:
             allowed = ", ".join(sorted(methods))
-            message = f"{template} does not take {method[:32]}; it takes {allowed}"
+            message = f"{template} does not take {method[:METHOD_LENGTH]}; it takes {allowed}"
             raise ApiError(405, "method_not_allowed", message, headers={"Allow": allowed})
         if roles.isdisjoint(principal.roles):
             held, needed = (" or ".join(sorted(each)) for each in (principal.roles, roles))

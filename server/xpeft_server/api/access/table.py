@@ -18,7 +18,7 @@ CANCEL: Final = "/v1/jobs/{id}/cancel"
 MODELS_PREFIX: Final = "/v1/models/"
 MODEL: Final = "/v1/models/{name}"
 UNMATCHED: Final = "unmatched"
-METHOD_LENGTH: Final = 32  # characters of a method that are logged
+METHOD_LENGTH: Final = 32  # characters of a method that are logged, or told to its client
 
 _EVERY_KEY: Final = frozenset(Role)
 _READ: Final = frozenset({Role.INFER, Role.ADMIN})

@@ -18,7 +18,7 @@ def last_words(error: ApiError, default_headers: Iterable[tuple[bytes, bytes]], 
     body = error.envelope()
     headers = [
         *default_headers,
-        *((name.lower().encode(), value.encode("latin-1")) for name, value in error.headers.items()),
+        *error.encoded_headers(),
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
         (b"connection", b"close"),

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag
 
 from xpeft_server.engine.requests import SamplingRule
 
-from ..bodies.union_tags import TEXT, TEXTS, TOKENS
+from ..bodies.union_tags import TEXT, TEXTS, TOKENS, text_or
 from ..bodies.whole_numbers import WHOLE
 from ..wire import Text, WireBody
 
@@ -30,31 +30,19 @@ TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MOST_TOKENS, 
 StopText = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
 
 
-def _kind_of_stop(value: object) -> str | None:
-    if isinstance(value, str):
-        return TEXT
-    return TEXTS if isinstance(value, list) else None
-
-
 StopBody = Annotated[
     Annotated[StopText, Tag(TEXT)]
     | Annotated[list[StopText], Field(max_length=MOST_STOPS, fail_fast=True), Tag(TEXTS)],
     Discriminator(
-        _kind_of_stop, custom_error_type="stop_type", custom_error_message="must be a text or a list of texts"
+        text_or(TEXTS), custom_error_type="stop_type", custom_error_message="must be a text or a list of texts"
     ),
 ]
-
-
-def _kind_of_prompt(value: object) -> str | None:
-    if isinstance(value, str):
-        return TEXT
-    return TOKENS if isinstance(value, list) else None
 
 
 PromptBody = Annotated[
     Annotated[Text, Tag(TEXT)] | Annotated[TokenIds, Tag(TOKENS)],
     Discriminator(
-        _kind_of_prompt, custom_error_type="prompt_type", custom_error_message="must be a text or a list of token ids"
+        text_or(TOKENS), custom_error_type="prompt_type", custom_error_message="must be a text or a list of token ids"
     ),
 ]
 

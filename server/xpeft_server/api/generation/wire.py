@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from pydantic import BaseModel, ConfigDict
 
 from xpeft_server.engine.requests import FinishReason
 
 from ..name_schema import PROFILE_OR_MODEL, Name
-from ..wire import GeneratedUsageBody
+from ..wire import EXAMPLE_VERSION, GeneratedUsageBody
 from .sampling_wire import Logprobs, NewTokens, PromptBody, SamplingFields
-
-_VERSION: Final = "sha256:" + "4f" * 32
 
 
 class GenerateBody(SamplingFields):
@@ -68,7 +64,7 @@ class GenerateReplyBody(BaseModel):
                 {
                     "id": "generate-0f3a6c1be2d94c57a1b2c3d4",
                     "profile": "support",
-                    "profile_version": _VERSION,
+                    "profile_version": EXAMPLE_VERSION,
                     "text": " we are sorry for the delay.",
                     "finish_reason": "stop",
                     "usage": {"prompt_tokens": 3, "completion_tokens": 8, "total_tokens": 11},

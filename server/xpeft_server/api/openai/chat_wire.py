@@ -11,7 +11,7 @@ from xpeft_server.engine.requests import ChatMessage
 
 from ..bodies.counts import check_count, length_of
 from ..bodies.refused_fields import Unsupported, unsupported
-from ..bodies.union_tags import PARTS, TEXT
+from ..bodies.union_tags import PARTS, TEXT, text_or
 from ..generation.sampling_wire import Logprobs, NewTokens
 from .wire import NullableBody, OpenAiFields
 
@@ -38,12 +38,6 @@ def _no_tools(role: object) -> object:
     return role
 
 
-def _kind_of_content(value: object) -> str | None:
-    if isinstance(value, str):
-        return TEXT
-    return PARTS if isinstance(value, list) else None
-
-
 class TextPartBody(NullableBody):
     """``prompt_cache_breakpoint`` is ignored."""
 
@@ -57,7 +51,7 @@ ContentBody = Annotated[
     Annotated[str, Tag(TEXT)]
     | Annotated[list[_Part], Field(min_length=1, max_length=MOST_PARTS, fail_fast=True), Tag(PARTS)],
     Discriminator(
-        _kind_of_content, custom_error_type="content_type", custom_error_message="must be a text or a list of parts"
+        text_or(PARTS), custom_error_type="content_type", custom_error_message="must be a text or a list of parts"
     ),
 ]
 

@@ -11,9 +11,8 @@ from xpeft_profiles.texts import DESCRIPTION_BYTES
 
 from ..bodies.union_tags import COMPLETED, LABELLED
 from ..bodies.whole_numbers import WHOLE
-from ..wire import MOST_ITEMS, ErrorBody, LabelBody, Text, WireBody
+from ..wire import EXAMPLE_VERSION, MOST_ITEMS, ErrorBody, LabelBody, Text, WireBody
 
-_VERSION: Final = "sha256:" + "4f" * 32
 # No list of examples is read further than the largest --max-tuning-rows.
 _MOST_ROWS: Final = 1 << 20
 _Count = Annotated[int, Field(ge=1, le=1_000), WHOLE]
@@ -189,7 +188,7 @@ class TuningJobBody(BaseModel):
                     "finished": 1767225642,
                     "progress": {"epoch": 15, "epochs": 15, "step": 5, "steps": 5, "loss": 0.11},
                     "result": {
-                        "profile_version": _VERSION,
+                        "profile_version": EXAMPLE_VERSION,
                         "rows": {"train": 80, "held_out": 20},
                         "accuracy": {"train": 1.0, "held_out": 0.95, "head_alone": 0.9, "majority": 0.5},
                         "correlation": None,
