@@ -1,4 +1,4 @@
-"""How much computing may wait, in seconds of what the device did lately."""
+"""How much work may wait, in seconds at the device's recent pace."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _AT_LEAST: Final = 8  # the first ones are slow, and tell little
 
 
 class Backlog:
-    """Bounds the time that texts wait, where the queue's limits bound the room that they take.
+    """Bounds how long texts wait; the queue's limits bound how much memory they take.
 
-    A queue of many seconds answers nobody in time once it is full, and goes on doing so long after the flood.
+    A full queue of many seconds answers nobody in time, and goes on doing so long after the flood.
 
     Args:
-        seconds: most that may wait.
+        seconds: most work that may wait.
         least: tokens that may wait however slow the device is.
-        limits: for the part of it that each tenant may hold.
+        limits: the part of it that each tenant may hold.
 
     Attributes:
-        room: tokens that wait, without a bound before the pace is known.
+        room: tokens that wait; not bounded until the pace is known.
     """
 
     def __init__(self, seconds: float, *, least: int, limits: LimitsOfTenants) -> None:

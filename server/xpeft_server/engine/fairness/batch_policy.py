@@ -9,10 +9,10 @@ from typing import Final, NamedTuple
 from .shares import MARGIN, Shares
 
 PLENTY: Final = 2
-"""A tenant has plenty waiting where it would fill one part in so many of a batch."""
+"""A tenant has plenty waiting if its tokens would fill 1 / PLENTY of a batch."""
 
 GREEDY: Final = 0.75
-"""A tenant that had more than its share is greedy where it would fill that part of a batch."""
+"""A tenant that had more than its share is greedy if its tokens would fill this fraction of a batch."""
 
 PART: Final = 4
 """A tenant with plenty waiting, or one that had more than its share, gets at most this fraction (1 / PART) of a batch,
@@ -36,12 +36,12 @@ _PACE_OF: Final = 0.1  # part of the pace that the last batch makes up
 
 
 class Turns(NamedTuple):
-    """Who has a turn in a batch.
+    """Who may put tokens into a batch.
 
     Args:
-        first: these, ...
-        most: ... of whom some may not have as many tokens as fit, their first entries aside.
-        greedy: these in what is left, up to ``beside`` tokens, or ``alone`` if the others take nothing.
+        first: tenants that are served first.
+        most: caps on the tokens of some of them; a first entry is always taken.
+        greedy: tenants that get what is left: up to ``beside`` tokens, or ``alone`` if the others took nothing.
     """
 
     first: AbstractSet[str]
@@ -52,9 +52,11 @@ class Turns(NamedTuple):
 
 
 class BatchPolicy:
-    """A tenant that had more than its share lately goes on with the part that it had, and when ever more of it waits it
-    is greedy: then it has its turn when nobody else waits, and a short one, so that a neighbour that sends as fast as
-    it can gets what the others leave.
+    """Decides how much of a batch each tenant may have, by what it had lately.
+
+    A tenant that recently had more than its share keeps about the fraction of a batch that it had. If more and more of
+    its tokens wait it becomes greedy: it is served after the others, in small portions, so that a tenant that sends as
+    fast as it can gets what the others leave.
     """
 
     def __init__(self, shares: Shares) -> None:
@@ -64,12 +66,12 @@ class BatchPolicy:
     def observe(self, tokens: int, seconds: float, token_budget: int) -> None:
         """How long the device took for a batch."""
         if tokens * PART < token_budget:
-            return  # it took its time for other things than tokens
+            return  # a short batch spends its time on other things than tokens
         pace = tokens / max(seconds, 1e-9)
         self._pace += pace if not self._pace else _PACE_OF * (pace - self._pace)
 
     def ahead(self, tenants: AbstractSet[str]) -> set[str]:
-        """Those of them who had more than their share."""
+        """The tenants that had more than their share."""
         self._shares.enter(tenants)
         return {tenant for tenant in tenants if self._shares.is_ahead(tenant)}
 
@@ -86,11 +88,11 @@ class BatchPolicy:
         )
 
     def _most(self, waiting: Mapping[str, int], token_budget: int, ahead: AbstractSet[str]) -> dict[str, int]:
-        """Tokens of those in a batch who would fill it.
+        """Caps for tenants whose tokens could fill the batch.
 
-        Where others wait, who has plenty gets what keeps its part of the batch at its share: one that has not had its
-        share yet catches up over many batches, since a burst in one is what all others in it wait for. Who had more
-        than its share gets a little more than what keeps its part at what it was lately.
+        While others wait, a tenant with plenty waiting gets its share of the batch. One that has not had its share yet
+        catches up over many batches: a burst within one batch delays everybody in it. A tenant that had more than its
+        share gets a little more than the fraction that it had lately.
         """
         plenty = {tenant for tenant, tokens in waiting.items() if tokens * PLENTY > token_budget}
         shares = {tenant: self._shares.share(tenant) for tenant in plenty | ahead}

@@ -1,4 +1,4 @@
-"""Lines of tenants who take turns: deficit round robin."""
+"""One queue per tenant, served in turns: deficit round robin."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ Accept = Callable[[Entry], bool]
 
 
 class DeficitRounds(Generic[Entry]):
-    """Each round gives a tenant a number of tokens; what it does not use is kept while it waits.
+    """Each round credits a tenant with a number of tokens; it keeps unused credit while it waits.
 
     Source: deficit round robin (Shreedhar and Varghese, 1995).
 
     Args:
-        shares: for the tenants' weights; it is told what each took.
-        quantum: tokens that a round gives a tenant of weight 1.
+        shares: knows the tenants' weights, and is told what each took.
+        quantum: tokens that a round credits to a tenant of weight 1.
     Attributes:
-        waiting: tokens of each tenant who waits, be it for somebody who has gone.
+        waiting: queued tokens by tenant, those of withdrawn requests included.
     """
 
     def __init__(self, shares: Shares, quantum: int) -> None:
@@ -70,10 +70,10 @@ class DeficitRounds(Generic[Entry]):
     def take(
         self, accept: Accept[Entry], tenants: AbstractSet[str], most: Mapping[str, int] = MappingProxyType({})
     ) -> list[Entry]:
-        """Of these tenants, in turn, up to the first entry that is not accepted, which stays the next one.
+        """Take entries of these tenants in turn, up to the first that is not accepted, which stays the next one.
 
         Args:
-            most: tokens that a tenant may have of what is taken, its first entry aside; all, if it is not there.
+            most: caps on a tenant's tokens; its first entry is always taken. Tenants that are not in it have no cap.
         """
         taken: list[Entry] = []
         had: Counter[str] = Counter()
@@ -88,7 +88,7 @@ class DeficitRounds(Generic[Entry]):
         return taken
 
     def _turn(self, tenant: str, accept: Accept[Entry], most: int, had: Counter[str], taken: list[Entry]) -> _End:
-        """``had``: tokens of each that are taken already."""
+        """``had``: tokens taken already, by tenant."""
         line = self._lines[tenant]
         quantum = self._quantum * self._shares.weight(tenant)
         credit = self._deficit.get(tenant, 0.0) + quantum
@@ -115,7 +115,7 @@ class DeficitRounds(Generic[Entry]):
         return _End.NOTHING_LEFT
 
     def _goes_on(self, tenant: str, credit: float, end: _End) -> _End:
-        """Last in the next round."""
+        """Keep the tenant, as the last of the next round."""
         self._lines.move_to_end(tenant)
         self._deficit[tenant] = credit
         return end

@@ -1,4 +1,4 @@
-"""Accepted work on its way to the device: fair between tenants, bounded batches, nobody who has gone."""
+"""Accepted work on its way to the device: fair between tenants, in bounded batches, without withdrawn requests."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from .shares import Shares
 
 
 class FairQueue(Generic[Entry]):
-    """Tenants take turns, and none has more of a batch than is fair. Filled by the event loop, emptied by the device
-    thread.
+    """Tenants take turns, and none gets more of a batch than is fair.
+
+    The event loop fills it, the device thread empties it.
 
     Args:
-        shares: who had how much; queues of one device share it.
+        shares: who had how much; shared by the queues of one device.
         quantum: tokens a tenant of weight 1 may send to the device before the next tenant's turn.
-        changed: notified of everything that is put in; queues that one thread waits for share it.
+        changed: notified of everything that is put in; shared by queues that one thread waits for.
     """
 
     def __init__(self, shares: Shares, quantum: int = 512, *, changed: threading.Condition | None = None) -> None:
@@ -44,11 +45,11 @@ class FairQueue(Generic[Entry]):
             self._changed.notify_all()
 
     def take(self, token_budget: int, *, unless: Callable[[], bool] = lambda: False) -> list[Entry]:
-        """What is there, up to ``token_budget`` tokens, a longer first entry included. Waits for some.
+        """The next batch, of up to ``token_budget`` tokens; a longer first entry is taken alone. Waits if empty.
 
         Args:
-            unless: there is other work, so do not wait; asked again whenever something is put into any queue that
-                shares ``changed``.
+            unless: whether there is other work, so that it must not wait. Asked again whenever something is put into
+                any queue that shares ``changed``.
         """
         with self._changed:
             while not self.closed:
@@ -60,9 +61,9 @@ class FairQueue(Generic[Entry]):
             return []
 
     def offer(self, accept: Accept[Entry]) -> list[Entry]:
-        """Entries in turn, up to the first that is not accepted, which stays the next one. Never waits.
+        """Offer entries in turn, up to the first that is not accepted, which stays the next one. Never waits.
 
-        Those of tenants ahead of their share come when no other's is left.
+        Tenants ahead of their share come after all others.
         Returns: those that were accepted.
         """
         with self._changed:
@@ -86,7 +87,7 @@ class FairQueue(Generic[Entry]):
 
 
 def _within(token_budget: int, *, longer_first: bool = True) -> Callable[[Queued], bool]:
-    """Accepts what fits into the budget beside what it accepted before; a longer entry may be the first."""
+    """Accepts entries while they fit into the budget; with ``longer_first`` the first is accepted whatever its size."""
     used = 0
 
     def accept(entry: Queued) -> bool:

@@ -1,4 +1,4 @@
-"""Who had more of the device than their share lately."""
+"""Which tenants recently had more of the device than their share."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ HALF_LIFE: Final = 2.0
 """Seconds after which a token counts half."""
 
 MARGIN: Final = 1.25
-"""So many times its share a tenant has before it is ahead: those who share evenly never are, by chance or rounding."""
+"""A tenant is ahead beyond so many times its share; tenants that share evenly never get there by chance or rounding."""
 
 _FORGOTTEN: Final = 2.0  # tokens
 
 
 class Shares:
-    """Decayed counts of the tokens that each tenant had computed. The device thread's own.
+    """Decayed counts of the tokens computed for each tenant. Owned by the device thread.
 
-    A tenant's share is its weight among the weights of all who want or had anything lately: alone it is all.
+    A tenant's share is its weight over the weights of all tenants that are waiting or were served lately.
 
     Args:
-        limits: for the weights.
+        limits: the tenants' weights.
         clock: monotonic seconds.
     """
 
     def __init__(self, limits: LimitsOfTenants, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
-        # Tokens at the time `_start`: later ones are scaled up instead of the earlier ones down.
+        # Counts are in tokens at the time `_start`: later tokens are scaled up, so that earlier ones need no decay.
         self._start = clock()
         self._used: dict[str, float] = {}
         self._weights: dict[str, float] = {}
@@ -41,7 +41,7 @@ class Shares:
         return self._limits.of(tenant).weight
 
     def enter(self, tenants: Iterable[str]) -> None:
-        """These want something."""
+        """These tenants have something waiting."""
         for tenant in tenants:
             if tenant not in self._used:
                 self._used[tenant] = 0.0
@@ -74,7 +74,7 @@ class Shares:
         return used * self._all_weights > MARGIN * self._weights[tenant] * self._all_used
 
     def _sweep(self, now: float) -> None:
-        """Bring the counts up to date, take weights as they are now, forget who has had nothing for long."""
+        """Decay all counts, read the weights anew, and forget tenants that have had nothing for long."""
         factor = 0.5 ** ((now - self._start) / HALF_LIFE)
         self._start = now
         used = {tenant: tokens * factor for tenant, tokens in self._used.items()}

@@ -1,4 +1,4 @@
-"""What a tenant may still send: how many requests at once, and how much in a second."""
+"""A tenant's use of its limits: concurrent requests, requests a second, tokens a second."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .token_bucket import TokenBucket
 
 
 class TenantAccount:
-    """Counts of one tenant; its limits come with each call, for they may have changed. ``now``: monotonic seconds.
+    """Counts of one tenant. Limits come with each call, because they may change. ``now``: monotonic seconds.
 
     Attributes:
         requests: accepted and not yet answered.
@@ -48,6 +48,6 @@ class TenantAccount:
         self._spent.spend(tokens)
 
     def is_idle(self, limits: TenantLimits, now: float) -> bool:
-        """Whether nothing would be lost if it were forgotten."""
+        """Whether it can be forgotten without losing anything."""
         full = self._sent.is_full(limits.requests_per_second, now)
         return not self.requests and full and self._spent.is_full(limits.tokens_per_second, now)

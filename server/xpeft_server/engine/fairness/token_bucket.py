@@ -1,13 +1,13 @@
-"""A rate with a second's worth of patience."""
+"""A rate limit that allows bursts of one second's worth."""
 
 from __future__ import annotations
 
 
 class TokenBucket:
-    """Counts what was spent and not yet made up for, at a rate that may change from call to call.
+    """Counts what was spent and has not been refilled yet, at a rate that may change from call to call.
 
-    A second's worth may be spent at once, and at least one; who spent more than that (a long text is let in whole)
-    waits until the rest is made up for. Without a rate nothing is counted.
+    One second's worth may be spent at once, and at least 1. A single large expense (a long text is let in whole) may
+    overdraw it; the next one waits until the debt is refilled. Without a rate nothing is counted.
     """
 
     __slots__ = ("_owed", "_stamp")
@@ -27,7 +27,7 @@ class TokenBucket:
         self._owed += amount
 
     def is_full(self, rate: float | None, now: float) -> bool:
-        """Whether it is as good as new."""
+        """Whether nothing is owed."""
         self._make_up(rate, now)
         return not self._owed
 
