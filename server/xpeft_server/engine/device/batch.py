@@ -17,9 +17,9 @@ Outcome = NDArray[np.float32] | Exception
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """Outcomes in the order of the batch's entries; ``seconds`` on the device, filling of slots included.
+    """Outcomes in the order of the batch's entries, and the seconds on the device, fills included.
 
-    ``stages``: what these seconds went into; more than one of a kind where the batch was computed in parts.
+    ``stages``: what the seconds were spent on; several of a kind if the batch was computed in parts.
     """
 
     outcomes: list[Outcome]

@@ -13,9 +13,9 @@ _WORDS: Final = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]", "cuBL
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether this was an error of the device after which nothing can be computed in this process any more.
+    """Whether the error leaves a device with which this process can compute nothing any more.
 
-    CUDA repeats such an error at every call that follows, so one is made.
+    After such an error CUDA fails every later call, so one is tried.
     """
     if is_out_of_memory(error) or not any(words in str(error) for words in _WORDS):
         return False

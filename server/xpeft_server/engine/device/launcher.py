@@ -1,4 +1,4 @@
-"""Batches onto the device: slots filled, texts launched; what fails is halved until it is known whose fault it was."""
+"""Fills slots and launches batches; a batch that fails is halved until one text fails alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Flight(NamedTuple):
-    """Texts on their way through the device, and the fill that they waited for, of so many profiles."""
+    """Texts that the device is computing, and the fill of ``profiles`` slots that they waited for."""
 
     launched: Launched
     texts: int
@@ -32,14 +32,14 @@ class Flight(NamedTuple):
 
 
 Part = Flight | Exception
-"""Some texts of a batch, or why one text has no answer."""
+"""Some texts of a batch, or the failure of one text."""
 
 
 class Landed(NamedTuple):
-    """What has become of a batch's parts.
+    """The results of a batch's parts.
 
     Args:
-        busy: seconds that the device computed.
+        busy: seconds that the device computed, without fills.
         fills: seconds of each fill.
     """
 
@@ -50,16 +50,17 @@ class Landed(NamedTuple):
 
 
 class Launcher:
-    """The device thread's own."""
+    """Owned by the device thread."""
 
     def __init__(self, classifier: Classifier, slots: SlotTable) -> None:
         self._classifier = classifier
         self._slots = slots
 
     def launch(self, entries: list[Entry]) -> list[Part]:
-        """Parts that cover all entries in their order; more than one where slots are few or something failed.
+        """Launch all entries.
 
-        Raises: whatever the device is lost by.
+        Returns: parts that cover them in order; more than one if slots are few or something failed.
+        Raises: an error after which the device is lost.
         """
         parts: list[Part] = []
         start = 0
@@ -75,12 +76,12 @@ class Launcher:
                 if is_device_lost(error):
                     raise
                 failure = error
-            # Outside of the handler, and so without what the failed forward still held.
+            # Outside the handler, so that tensors of the failed forward are free.
             return parts + self._launch_after(failure, rest)
         return parts
 
     def _launch_after(self, failure: Exception, entries: list[Entry]) -> list[Part]:
-        """The parts of a batch that failed: its halves', or the failure of its one text."""
+        """Try a failed batch again in halves, or report the failure of its only text."""
         count, half = len(entries), len(entries) // 2
         tokens = sum(entry.tokens for entry in entries)
         first = entries[0].ticket
@@ -100,7 +101,7 @@ class Launcher:
         return self.launch(entries[:half]) + self.launch(entries[half:])
 
     def _launch_prefix(self, entries: list[Entry]) -> Flight:
-        """As many texts as there are slots for, from the first on; the others are the next turn's."""
+        """Launch the first texts, as many as there are slots for."""
         inputs: list[ClassifierInput] = []
         fills: dict[str, SlotFill] = {}
         for entry in entries:
@@ -126,7 +127,7 @@ class Launcher:
 
 
 def land(parts: list[Part]) -> Landed:
-    """Wait for all parts. Raises: RuntimeError if the device failed meanwhile."""
+    """Wait for all parts and collect their results. Raises: RuntimeError if the device failed meanwhile."""
     outcomes: list[Outcome] = []
     stages: list[Stage] = []
     fills: list[float] = []

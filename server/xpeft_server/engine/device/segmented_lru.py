@@ -1,4 +1,4 @@
-"""Who leaves first where there is no room for all: those that were needed once, before those that were needed again."""
+"""An LRU order in which what was used once is evicted before what was used again."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _PROVEN: Final = 0.8
 
 
 class SegmentedLru(Generic[T]):
-    """Values by name, in the order in which they should leave.
+    """Values by name, in order of eviction.
 
-    What was used once is on trial; used again, it is proven, and each step of a generation is a use. The trial's least
-    recently used leaves first. At most four fifths of the capacity are proven; whoever is too much there goes on trial
-    again. A crowd of names that are used once each therefore passes through a fifth of the room and leaves the rest
-    alone.
+    A name that was used once is on trial; used again, it is proven (each step of a generation is a use). Names on trial
+    are evicted first, the least recently used of them before the others. At most four fifths of the capacity are
+    proven; beyond that the least recently used proven name goes back on trial. So a flood of names that are used once
+    passes through a fifth of the capacity and evicts nothing else.
     Source: segmented LRU (Karedla, Love and Wherry, 1994, "Caching strategies to improve disk system performance").
 
     Args:
-        capacity: values that there will be at most; whoever adds one sees to it.
+        capacity: most values; the caller makes room before it adds one.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -33,20 +33,20 @@ class SegmentedLru(Generic[T]):
         return len(self._trial) + len(self._proven)
 
     def __iter__(self) -> Iterator[str]:
-        """Who should leave, first to last."""
+        """Names in order of eviction."""
         yield from self._trial
         yield from self._proven
 
     def get(self, name: str) -> T | None:
-        """Without counting as a use."""
+        """Look up without counting a use."""
         return self._proven.get(name, self._trial.get(name))
 
     def add(self, name: str, value: T) -> None:
-        """A name that is not there, used once."""
+        """Add a new name; this is its first use."""
         self._trial[name] = value
 
     def use(self, name: str) -> None:
-        """A name that is there has been used again."""
+        """Count a use of a name that is there."""
         if name in self._proven:
             self._proven.move_to_end(name)
             return

@@ -1,4 +1,4 @@
-"""Which profile version sits in which slot; the device thread's own book-keeping."""
+"""Which profile version sits in which slot. Owned by the device thread."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Placement(NamedTuple):
 
 
 class SlotTable:
-    """Evicts the least recently used versions, those that only one batch used first; never one that this batch needs.
+    """Places versions in slots, and evicts the least recently used (see `SegmentedLru`) that this batch does not need.
 
-    A slot is known by the version (content hash) in it: equal profiles of any tenants share one.
+    Slots are looked up by version, a content hash, so equal profiles of different tenants share one.
 
     Args:
         slots: S.
-        head_rows: label rows for own heads, handed out singly, so that they never fragment.
+        head_rows: label rows for own heads; handed out one by one, so they never fragment.
     """
 
     def __init__(self, *, slots: int, head_rows: int, metrics: Metrics) -> None:
@@ -40,16 +40,16 @@ class SlotTable:
         self._metrics = metrics
 
     def begin_batch(self) -> None:
-        """Nothing is pinned any more."""
+        """Unpin everything."""
         self._pinned.clear()
         self._asked.clear()
 
     def may_hold(self, profile: CachedProfile) -> bool:
-        """Whether its head has no more labels than there are rows."""
+        """Whether there are enough label rows for its head at all."""
         return _labels(profile) <= self._most_rows
 
     def pin(self, version: str) -> Placement | None:
-        """Its placement, pinned for this batch, if it is still there: a use, but no hit of the tier, and no miss."""
+        """Pin it for this batch if it is resident, without counting a hit or a miss."""
         found = self._placed.get(version)
         if found is not None and version not in self._pinned:
             self._placed.use(version)
@@ -57,9 +57,9 @@ class SlotTable:
         return found
 
     def place(self, profile: CachedProfile) -> tuple[Placement, bool] | None:
-        """The version's placement, pinned for this batch, and whether it has to be filled; None if there is no room.
+        """Pin the version for this batch, in a new slot if it is not resident. Counts a hit or a miss once a batch.
 
-        The first time in a batch it is a hit or a miss.
+        Returns: its placement, and whether the slot has to be filled; None if there is no room.
         """
         version = profile.version
         found = self.pin(version)
@@ -80,7 +80,7 @@ class SlotTable:
         return placement, True
 
     def forget(self, versions: Iterable[str]) -> None:
-        """Their slots were never filled, or not whole."""
+        """Release slots whose fill failed, or never happened."""
         for version in versions:
             self._release(version)
 
@@ -103,6 +103,6 @@ class SlotTable:
 
 
 def _labels(profile: CachedProfile) -> int:
-    """Of its own head."""
+    """Number of labels of its own head."""
     head = profile.profile.head_weight
     return 0 if head is None else head.shape[0]

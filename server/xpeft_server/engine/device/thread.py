@@ -1,4 +1,4 @@
-"""The one thread that owns the device: a batch of texts to classify and a step of generation, in turn."""
+"""The one thread that owns the device; it alternates between classify batches and generation steps."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from .times import DeviceTimes
 logger = logging.getLogger(__name__)
 
 _IN_FLIGHT: Final = 2
-"""Batches that a device has which computes by itself."""
+"""Batches that an asynchronous device has at once."""
 
 
 class DeviceThread:
-    """Works until the queue is closed. No timer: a batch grows exactly while the ones before it are computed.
+    """Runs until the queue is closed. No timer: a batch grows exactly while the ones before it are computed.
 
-    A device that computes by itself has two batches, so that it never waits for the host: while one is computed the
-    next is launched, and what comes meanwhile is the one after that.
+    An asynchronous device has two batches in flight, so that it never waits for the host: while it computes one, the
+    next is launched, and requests that come meanwhile make up the one after that.
 
     Attributes:
         times: how device and host spent their time.
 
     Args:
-        thread: an executor of one thread, best the one that loaded the model: the OpenMP runtime behind CPU torch keeps
-            workers for every thread that ever computed, and lets them sleep between two operations (1.4 times the
-            time for a single text) once there are more of them than cores.
-        generation: None where the model does not generate.
-        profiler: records the batches and steps.
+        thread: an executor of one thread, preferably the one that loaded the model. The OpenMP runtime of CPU torch
+            keeps workers for every thread that ever computed; once they outnumber the cores they sleep between two
+            operations, and a single text takes 1.4 times as long.
+        generation: None if the model does not generate.
+        profiler: records batches and steps.
         on_taken: called in the event loop with each batch when it is taken.
-        on_death: called in the event loop if the thread ends otherwise than by the queue's closing.
+        on_death: called in the event loop if the thread ends for any reason but the queue's closing.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class DeviceThread:
         self._on_death = on_death
         self._thread = thread
         self._running: Future[None] | None = None
-        # What the device computes by itself is waited for beside the next batch's launch.
+        # An asynchronous device is waited for in another thread, while this one launches the next batch.
         self._room = threading.Semaphore(_IN_FLIGHT if classifier.asynchronous else 1)
         self._collector = ThreadPoolExecutor(1, thread_name_prefix="landed") if classifier.asynchronous else None
         self._landed_at = 0.0
@@ -101,9 +101,7 @@ class DeviceThread:
         try:
             while not self._queue.closed:
                 self._classify_next(loop)
-                if self._generation is not None and self._generation.generator.busy:
-                    with self._turn("step"):
-                        loop.call_soon_threadsafe(self._generation.advance, self._generation.generator.step())
+                self._generate_next(loop)
         except BaseException as error:
             self._die(error, loop)
         finally:
@@ -118,8 +116,14 @@ class DeviceThread:
     def _generates(self) -> bool:
         return self._generation is not None and self._generation.generator.busy
 
+    def _generate_next(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Compute one step of the running sequences, if there are any."""
+        if self._generation is not None and self._generates():
+            with self._turn("step"):
+                loop.call_soon_threadsafe(self._generation.advance, self._generation.generator.step())
+
     def _classify_next(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Launch the next batch, as soon as there is room for it on the device and somebody to answer."""
+        """Launch the next batch, once the device has room for it and there is something to classify or generate."""
         self._room.acquire()
         entries = self._queue.take(self._max_batch_tokens, unless=self._generates)
         if not entries:
@@ -142,7 +146,7 @@ class DeviceThread:
             self._die(error, loop)
 
     def _collect(self, batch: Batch, parts: list[Part], host: float, loop: asyncio.AbstractEventLoop) -> None:
-        """Wait for a batch and hand it over."""
+        """Wait for a batch and pass its results to the event loop."""
         try:
             landed = land(parts)
         finally:
@@ -155,7 +159,7 @@ class DeviceThread:
         loop.call_soon_threadsafe(_set, batch.computed, Computed(landed.outcomes, seconds, landed.stages))
 
     def _die(self, error: BaseException, loop: asyncio.AbstractEventLoop) -> None:
-        """Two threads may find the same out; it is told once."""
+        """Report the end of the thread, once: two threads may notice it."""
         if not self._died:
             self._died = True
             logger.critical("the device thread ended", exc_info=error)

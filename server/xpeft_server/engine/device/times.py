@@ -10,8 +10,8 @@ class DeviceTimes(NamedTuple):
 
     Args:
         batches: computed.
-        busy_seconds: that the device computed batches; fills beside them are not counted.
-        host_seconds: that the device thread needed to launch them, its waiting left out.
+        busy_seconds: the device computed batches; fills beside them are not counted.
+        host_seconds: the device thread spent launching them, without its waits.
     """
 
     batches: int = 0
