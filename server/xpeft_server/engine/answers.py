@@ -13,11 +13,11 @@ from .requests import ClassifiedText, ClassifyAnswer
 from .ticket import Ticket
 
 _FEW: Final = 16
-"""Labels; which way is taken depends on nothing else, so that an answer's bits do not."""
+"""Labels up to which softmax is plain Python. Nothing else decides, so an answer's bits depend on nothing else."""
 
 
 def classified_texts(logits: Sequence[NDArray[np.float32]], labels: tuple[str, ...]) -> tuple[ClassifiedText, ...]:
-    """Softmax in float64; the label is the first of the likeliest. One label is regression: its raw value.
+    """Softmax in float64; of equally likely labels the first wins. With one label it is regression: the raw value.
 
     Args:
         logits: ``[C]`` of each text, in the order of ``labels``.
@@ -33,7 +33,7 @@ def classified_texts(logits: Sequence[NDArray[np.float32]], labels: tuple[str, .
 
 
 def _softmax_of_few(logits: NDArray[np.float32]) -> tuple[float, ...]:
-    """Without numpy, whose calls cost more than the arithmetic of a few labels."""
+    """In plain Python: for a few labels numpy's calls cost more than the arithmetic."""
     values = logits.tolist()
     highest = max(values)
     exponents = [math.exp(value - highest) for value in values]

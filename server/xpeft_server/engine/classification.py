@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 class Classification:
-    """The event loop's side: queues texts, and answers with what the device computed for the current version.
+    """The event loop's side: queues texts, and answers with logits that the current version gave.
 
     Args:
         queue: what the device thread takes batches from.
-        on_failure: called with a bug of ours, for which a batch could not be answered.
+        on_failure: called if a bug of ours kept a batch from being answered.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Classification:
     async def answer(
         self, request: ClassifyRequest, texts: list[TokenizedText], profile: CachedProfile, accepted: float
     ) -> ClassifyAnswer:
-        """Queue the texts and wait; cancelling withdraws them.
+        """Queue the texts and wait for the answer; cancelling withdraws them.
 
         Args: accepted: monotonic seconds. Raises: EngineError.
         """
@@ -79,25 +79,25 @@ class Classification:
             ticket.leave()
 
     def batch_taken(self, batch: Batch) -> None:
-        """The device has begun with it."""
+        """The device has started the batch."""
         for ticket in {entry.ticket for entry in batch.entries if entry.alive}:
             ticket.take(batch.taken)
         self._spawn(self._settle(batch))
 
     def fail_all(self, error: EngineError) -> None:
-        """Tell everybody who has no answer yet."""
+        """Fail every request that has no answer yet."""
         for ticket in list(self._tickets):
             if not ticket.answer.done():
                 ticket.answer.set_exception(error)
 
     async def close(self) -> None:
-        """Once nobody waits any more."""
+        """To be called once no request waits."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _settle(self, batch: Batch) -> None:
-        """Ask for the versions while the device computes, then answer whose texts are all there."""
+        """Ask the store for versions while the device computes, then answer requests whose texts are all done."""
         for ticket in await self._freshness.stale({entry.ticket for entry in batch.entries if entry.alive}):
             if not ticket.answer.done():
                 ticket.abandon()

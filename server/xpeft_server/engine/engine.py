@@ -1,4 +1,4 @@
-"""Requests in, answers out: every request that was accepted is answered exactly once, whatever fails."""
+"""Requests in, answers out: every accepted request is answered exactly once, whatever fails."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ from .tokenizer_stage import TokenizerStage, tokenizer_threads
 class Engine:
     """Serves one model. Its methods are for one event loop; the device belongs to a thread of its own.
 
-    A profile that is resident is computed at once with the version at hand, while the store is asked, once a batch,
-    which versions are current; what turns out stale is computed anew before anybody sees it.
+    Cached profiles are computed at once with the version at hand. Meanwhile the store is asked, once a batch, which
+    versions are current; texts of a stale version are computed anew before anybody sees them.
 
     Args:
-        tenants: what each of them may take.
-        decoder: over the classifier's PLM and slots; None if it does not generate.
+        tenants: the limits of each.
+        decoder: over the classifier's PLM and slots; None if the model does not generate.
         device: an executor of one thread, which becomes the device thread; see `DeviceThread`.
         profiler: records what the device thread does.
-        on_death: called in the event loop when the device thread has died and everybody has been told.
+        on_death: called in the event loop after the device thread has died and every request has failed.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Engine:
         metrics.requests_waiting.set_function(self._count_waiting)
 
     async def start(self) -> None:
-        """Warm up and begin; the store may be down, then it is asked again until it answers."""
+        """Warm up and begin. The store may be down: it is asked again until it answers."""
         await self._watch.start()
         await self._device.start()
         self.info = self._tell()
@@ -141,7 +141,7 @@ class Engine:
             with permit.waiting():
                 profile = self._cache.get(request.profile) or await self._loader.load(request.profile, request.journey)
                 if profile.labels is None:
-                    # It is refused without a batch, in which it would be found out whether it has one by now.
+                    # Refused without a batch, which would have checked the version: so it is checked here.
                     profile = await self._loader.current(request.profile, accepted, request.journey)
                 check_head(profile)
                 self._check_open()
@@ -165,7 +165,7 @@ class Engine:
                 yield each
 
     async def close(self) -> None:
-        """Whoever still waits is told; the device thread ends after the batch that it computes."""
+        """Fail the requests that still wait, and end the device thread after its current batch."""
         if self._state != "failed":
             self._state = "stopped"
         self._fail_all(Unavailable("the server stopped before it could answer"))

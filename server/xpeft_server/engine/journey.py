@@ -1,4 +1,4 @@
-"""What the engine notes of a request on its way, for whoever watches it: also of one that fails or is withdrawn."""
+"""What the engine records about a request for traces and logs, even if the request fails or is withdrawn."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _NO_FACTS: Final[Facts] = {}
 
 
 class Stage(NamedTuple):
-    """A part of the way: when it began and ended, in monotonic seconds, and what there was to do, by name.
+    """A stage of a request: begin and end in monotonic seconds, and its facts by name.
 
-    ``fill`` and ``forward`` are those of the whole batch: a request waits for what it shares its batch with.
+    ``fill`` and ``forward`` are the whole batch's: a request waits for everything in its batch.
     """
 
     name: StageName
@@ -50,7 +50,7 @@ class Journey:
         self.stages.append(Stage(name, began, ended, facts))
 
     def stage(self, name: StageName, **facts: int | str) -> _OpenStage:
-        """Note what happens within the ``with``, however it ends."""
+        """Record the ``with`` block as a stage, however it ends."""
         return _OpenStage(self, name, facts)
 
 

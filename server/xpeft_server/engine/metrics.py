@@ -20,7 +20,7 @@ OUTCOMES: Final = ("ok", "client_error", "overloaded", "cancelled", "server_erro
 UPLOAD_OUTCOMES: Final = ("created", "replaced", "identical", "refused", "failed")
 SPAN_OUTCOMES: Final = ("exported", "lost")
 TUNING_OUTCOMES: Final = ("succeeded", "failed", "cancelled")
-# The first three while more is asked for than the device does; the others are limits of a tenant.
+# The first three are overload; the others are limits of a tenant.
 REFUSALS: Final = (
     "queue",
     "queue_seconds",
@@ -31,7 +31,8 @@ REFUSALS: Final = (
     "profiles",
     "tuning_jobs",
 )
-# Why a server ends a connection: none was free; others needed the room; no request, no whole head, no reading in time.
+# Why the server ended a connection: no room; evicted for another; no request in time; no complete head in time;
+# the client did not read in time.
 CONNECTION_ENDS: Final = ("refused", "room", "idle", "late", "unread")
 CAPACITIES: Final = ("queue_texts", "queue_tokens", "slots", "sequences")
 TIERS: Final = ("host", "device")
@@ -86,7 +87,7 @@ class Metrics:
         self._durations[route].observe(seconds)
 
     def count_request(self, route: str, outcome: str) -> None:
-        """One that has no duration."""
+        """Count a request that has no duration."""
         self._answers[route, outcome].inc()
 
     def set_kernels(self, kernels: Mapping[str, str]) -> None:

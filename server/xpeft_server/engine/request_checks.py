@@ -1,4 +1,4 @@
-"""What a request must be before it may wait for the device."""
+"""Checks on a request before it may wait for the device."""
 
 from __future__ import annotations
 

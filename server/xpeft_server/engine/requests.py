@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: plain values, no tensors, no HTTP."""
+"""The engine's inputs and outputs: plain values, no tensors, no HTTP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TextInput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ClassifyRequest:
-    """Texts of one tenant for one profile; a permit for ``len(inputs)`` texts is taken from it.
+    """Texts of one tenant for one profile; it takes a permit for ``len(inputs)`` texts.
 
     Args:
         journey: the caller's; the engine writes into it.
@@ -50,7 +50,7 @@ class ClassifiedText(NamedTuple):
 class ClassifyAnswer:
     """Answers in the order of the inputs, all computed with one version of the profile. Times in seconds.
 
-    ``verified``: the store was asked for the version after the request came; false only while it cannot be asked.
+    ``verified``: the store confirmed the version after the request came; false only while it cannot be asked.
     """
 
     profile_version: str
@@ -68,15 +68,15 @@ class ChatMessage(NamedTuple):
 
 
 Prompt = str | tuple[int, ...] | tuple[ChatMessage, ...]
-"""A text, its token ids, or a chat that the tokenizer's template makes a text of."""
+"""A text, token ids, or a chat that the tokenizer's template turns into a text."""
 
 FinishReason = Literal["stop", "length"]
 
 
 class PromptGroup(NamedTuple):
-    """The prompts of one HTTP request: for rates and concurrency they are one, in the queue ``size`` texts.
+    """The prompts of one HTTP request: one request for rates and concurrency, ``size`` texts in the queue.
 
-    ``id``: no other group's, and nothing that a client chooses.
+    ``id``: unique, and not chosen by a client.
     """
 
     id: str
@@ -85,16 +85,16 @@ class PromptGroup(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """One prompt to go on with.
+    """One prompt to continue.
 
     Args:
-        tenant: who asks.
+        tenant: whose request it is.
         profile: of that tenant; None asks for the bare PLM.
-        max_new_tokens: most tokens to generate; None goes on to the end of the context.
-        seed: of what is drawn at random; None draws another one each time.
-        stop: texts that end the answer and are no part of it.
-        ignore_eos: whether tokens that end a text are tokens like others: such a token adds no text, and more follow.
-        group: this prompt and those that came with it; they share a permit. None for one that came alone.
+        max_new_tokens: most tokens to generate; None: up to the end of the context.
+        seed: of the sampling; None draws a new one for each request.
+        stop: texts that end the answer and are not part of it.
+        ignore_eos: whether generation goes on after an end token, which adds no text.
+        group: this prompt and those that came with it, which share a permit; None for a prompt that came alone.
         journey: the caller's; the engine writes into it.
     """
 
@@ -111,7 +111,7 @@ class GenerateRequest:
 
 
 class LikelyToken(NamedTuple):
-    """``bytes`` are the token's own, where ``text`` may be half a character; ``logprob`` is natural."""
+    """``bytes`` are the token's own, even where ``text`` is half a character; ``logprob`` is a natural logarithm."""
 
     id: int
     text: str
@@ -120,9 +120,9 @@ class LikelyToken(NamedTuple):
 
 
 class ChosenToken(NamedTuple):
-    """A generated token and the likeliest ones in its place, the likeliest first; before temperature and limits.
+    """A generated token and the likeliest alternatives, likeliest first, before temperature and limits.
 
-    ``special``: it adds nothing to the text, its ``token.text`` is a name.
+    ``special``: it adds nothing to the text; its ``token.text`` is a name.
     """
 
     token: LikelyToken
@@ -131,7 +131,7 @@ class ChosenToken(NamedTuple):
 
 
 class Started(NamedTuple):
-    """The first news of an answer: its first token is there. ``profile_version`` is None for the bare PLM.
+    """The first news of an answer, when it has its first token. ``profile_version`` is None for the bare PLM.
 
     ``queue_time`` is in seconds; ``verified``: as in `ClassifyAnswer`; ``prompt_tokens``: as in `Finished`.
     """
@@ -146,7 +146,7 @@ class Piece(NamedTuple):
     """More of the answer: whole characters.
 
     Args:
-        tokens: told only if logprobs were asked for.
+        tokens: only if logprobs were asked for.
         generated: tokens of the whole answer so far.
     """
 
@@ -170,7 +170,7 @@ News = Started | Piece | Finished
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """``checks`` has one short text a part ("ok", or why not); ready means that all of them are "ok"."""
+    """``checks`` has a short text for each part ("ok", or why not); ready means that all are "ok"."""
 
     ready: bool
     checks: dict[str, str]

@@ -17,7 +17,7 @@ from .requests import ClassifyAnswer, ClassifyRequest
 
 
 class Entry(NamedTuple):
-    """One text of a ticket. ``attempt`` tells a text of a ticket that started anew from its earlier self."""
+    """One text of a ticket. ``attempt``: entries of earlier attempts no longer count."""
 
     ticket: Ticket
     place: int
@@ -67,7 +67,7 @@ class Ticket:
         self.begin(profile)
 
     def begin(self, profile: CachedProfile) -> None:
-        """Start, or start anew with another version; texts in flight of an earlier attempt no longer count."""
+        """Start, or start anew with another version; entries of an earlier attempt that are in flight are void."""
         self.attempt += 1
         self.profile = profile
         self.logits: list[NDArray[np.float32] | None] = [None] * len(self.texts)
@@ -83,12 +83,12 @@ class Ticket:
             self.journey.note("queue", self.queued, at)
 
     def leave(self) -> None:
-        """Nobody waits for it any more, answered or not."""
+        """The request is over, answered or not."""
         if self.taken is None:
             self.journey.note("queue", self.queued, time.monotonic())
 
     def abandon(self) -> None:
-        """What is in flight no longer counts; `begin` follows when the other version is there."""
+        """Void what is in flight; `begin` follows once the other version is loaded."""
         self.attempt += 1
 
     @property

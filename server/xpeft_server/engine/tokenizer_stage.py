@@ -1,4 +1,4 @@
-"""Tokenising beside the event loop, many requests at a time."""
+"""Tokenising in threads, many requests at a time."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .errors import InvalidInput, NoChatTemplate
 from .requests import ClassifyRequest, Prompt
 
 SHORT = 16_384
-"""Characters; longer requests go to a lane of their own, so that nobody's short text waits behind a book."""
+"""Characters; longer requests use a lane of their own, so that no short text waits behind a book."""
 
 ROUND = 65_536
-"""Characters that a lane tokenises at once, for which whoever comes meanwhile waits; a longer request is alone."""
+"""Most characters of a lane's round, for which later requests wait; a longer request has a round of its own."""
 
 PER_MESSAGE = 16
-"""Characters that a chat's template puts around a message, about: sixty thousand empty ones are no short text."""
+"""About the characters that a chat template adds to a message, so that sixty thousand empty ones are no short text."""
 
 Inputs = Sequence[tuple[str, str | None]]
 Encode = Callable[[Inputs], list[TokenizedText]]
@@ -34,7 +34,7 @@ Result = list[TokenizedText] | Exception
 
 
 class _Waiting(NamedTuple):
-    """Neighbours of the same ``encode`` are tokenised by one call of it."""
+    """A request that waits. Neighbours with the same ``encode`` share one call of it."""
 
     tenant: str
     characters: int
@@ -44,17 +44,17 @@ class _Waiting(NamedTuple):
 
 
 class _Lane:
-    """One thread; of what comes while it works the next round takes some, one request of each tenant in turn."""
+    """One thread that works in rounds; each takes waiting requests, one of each tenant in turn."""
 
     def __init__(self, name: str) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-        # Whose turn is next stands first, and so does a tenant's oldest request.
+        # In order: the tenant whose turn is next, and each tenant's oldest request, come first.
         self._waiting: OrderedDict[str, deque[_Waiting]] = OrderedDict()
         self._count = 0
         self._busy = False
 
     def queued(self) -> int:
-        """Requests that wait, or are being worked on."""
+        """Waiting requests, plus one if a round is running."""
         return self._count + self._busy
 
     def submit(self, waiting: _Waiting) -> None:
@@ -73,7 +73,7 @@ class _Lane:
             self._thread.submit(self._work, loop, round_)
 
     def _taken(self) -> list[_Waiting]:
-        """Without those that nobody waits for any more."""
+        """The next round, without cancelled requests."""
         taken: list[_Waiting] = []
         left = ROUND
         while self._waiting:
@@ -110,8 +110,11 @@ class _Lane:
 
 
 def _encoded(some: list[_Waiting]) -> list[Result]:
-    """By one call, as each return from the tokenizer has to take the interpreter's lock again. Where that fails, by one
-    for each, so that it is known whose fault it was. A panic of the tokenizer is no Exception."""
+    """Encode all by one call, because every return from the tokenizer takes the interpreter's lock again.
+
+    If that fails each request is encoded by itself, so that only the faulty one fails. A panic of the tokenizer is a
+    BaseException.
+    """
     try:
         encoded = iter(some[0].encode([each for waiting in some for each in waiting.inputs]))
         return [list(islice(encoded, len(waiting.inputs))) for waiting in some]
@@ -122,10 +125,10 @@ def _encoded(some: list[_Waiting]) -> list[Result]:
 
 
 class TokenizerStage:
-    """Requests to token lists on threads of its own: some for short requests, one for long ones.
+    """Turns requests into token lists, on threads of its own: some for short requests, one for long ones.
 
     Args:
-        threads: for short requests; the tokenizer lets others compute while it works.
+        threads: for short requests; the tokenizer releases the interpreter's lock while it works.
     """
 
     def __init__(self, tokenizer: TextTokenizer, *, threads: int = 1) -> None:
@@ -134,10 +137,11 @@ class TokenizerStage:
         self._long = _Lane("tokenizer-long")
 
     async def encode(self, request: ClassifyRequest) -> list[TokenizedText]:
-        """A token list a text, cut to the model's limit if the request says so; of one far beyond it a beginning.
+        """A token list for each text, cut to the model's limit if the request says so.
 
-        Of many texts some at a time, so that other tenants have their turns between them. Of a pair both sides of which
-        are far beyond the limit the odd token goes to the side that has more tokens in what is read of them.
+        Only the beginning of a text far beyond the limit is read. Many texts are encoded in portions, so that other
+        tenants have their turns between them. If both sides of a pair are far beyond the limit, the odd token goes to
+        the side with more tokens in what was read.
         """
         encode = self._encode_cut if request.truncate else self._encode
         encoded: list[TokenizedText] = []
@@ -146,9 +150,9 @@ class TokenizerStage:
         return encoded
 
     async def encode_prompt(self, tenant: str, prompt: Prompt) -> TokenizedText:
-        """A prompt's tokens, with the special ones that the tokenizer adds, or the template where it is a chat.
+        """A prompt's tokens, with the special tokens that the tokenizer adds, or for a chat its template.
 
-        Raises: InvalidInput, which names the token that the vocabulary has not; NoChatTemplate.
+        Raises: InvalidInput, naming a token that is not in the vocabulary; NoChatTemplate.
         """
         if isinstance(prompt, str):
             encoded = await self._on_lane(tenant, len(prompt), self._encode, [(prompt, None)])
@@ -198,8 +202,10 @@ class TokenizerStage:
 
 
 def _portions(inputs: Inputs) -> Iterator[Inputs]:
-    """Runs of a round's characters, one text at least. What the tokenizer made of a call is thrown away in one go, too,
-    in which nothing else runs."""
+    """Runs of at most a round's characters, at least one text each.
+
+    Freeing the tokenizer's results of one call blocks the interpreter, too: smaller calls block it for less time.
+    """
     begin = characters = 0
     for place, each in enumerate(inputs):
         size = _characters([each])
@@ -219,5 +225,5 @@ def _told(encoded: TokenizedText, read: object, asked: object) -> TokenizedText:
 
 
 def tokenizer_threads(device_works_by_itself: bool) -> int:
-    """For short requests: beside a GPU a quarter of the cores, four at the most; beside a model on the cores one."""
+    """Threads for short requests: with a GPU a quarter of the cores, four at most; with a model on the CPU one."""
     return max(1, min(4, len(os.sched_getaffinity(0)) // 4)) if device_works_by_itself else 1

@@ -1,4 +1,4 @@
-"""What a step did to a sequence: the device thread's message to the event loop."""
+"""The result of a step for one sequence: the device thread's message to the event loop."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .sequence import Sequence
 
 
 class Advance(NamedTuple):
-    """One more token of a sequence, or its end, or both.
+    """A new token of a sequence, its end, or both.
 
     Args:
-        token: shown to the client; None if there is none, as where the model ended the text.
+        token: shown to the client; None if there is none to show, as when the model ended the text.
         counted: whether a token was generated, shown or not.
         at: monotonic seconds.
     """

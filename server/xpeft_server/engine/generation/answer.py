@@ -1,4 +1,4 @@
-"""An answer that is being generated, as the event loop sees it: tokens come in, news goes out."""
+"""An answer that is being generated, on the event loop's side: tokens come in, news goes out."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .text_stream import TextStream
 
 
 class Answer:
-    """Tells each piece of news once, in order; the last is `Finished`, or an error. Used from the event loop alone.
+    """Delivers each piece of news once, in order; the last is `Finished`, or an error. Used from the event loop alone.
 
     Args:
-        text: turns its tokens into text.
+        text: turns tokens into text.
         profile_version: None for the bare PLM.
-        verified: whether the store was asked for it after the request came.
+        verified: whether the store confirmed the version after the request came.
         accepted: monotonic seconds when the request came.
-        journey: its stages are noted there.
+        journey: where its stages are noted.
     """
 
     def __init__(
@@ -55,18 +55,18 @@ class Answer:
 
     @property
     def told_all(self) -> bool:
-        """Whether it is over and all its news has been taken."""
+        """Whether it is over and all its news has been delivered."""
         return self.done and self._news.empty()
 
     async def next(self) -> News:
-        """Waits for it. Raises: EngineError if the answer ended with one."""
+        """Wait for the next news. Raises: EngineError if the answer ended with one."""
         news = await self._news.get()
         if isinstance(news, EngineError):
             raise news
         return news
 
     def advance(self, advance: Advance) -> bool:
-        """Take in what a step did. Returns: whether the answer is over. What comes after its end does not count."""
+        """Process the result of a step; ignored after the end. Returns: whether the answer is over."""
         if self.done:
             return True
         if advance.error is not None:
@@ -90,17 +90,17 @@ class Answer:
         return self.done
 
     def fail(self, error: EngineError) -> None:
-        """The answer ends with an error, unless it is over."""
+        """End the answer with an error, unless it is over."""
         if not self.done:
             self.done = True
             self._news.put_nowait(error)
 
     def fail_unexpectedly(self, error: Exception) -> None:
-        """The answer ends with a bug of ours."""
+        """End the answer because of a bug of ours."""
         self.fail(InternalError(f"the answer could not be told: {error!r}"))
 
     def leave(self, sequence: Sequence) -> None:
-        """Note what it was in the middle of: it is over, or nobody waits for it any more."""
+        """Note its last stage: it is over, or was withdrawn."""
         now = time.monotonic()
         if self._started_at is not None:
             facts = {"tokens": self._tokens, "preemptions": sequence.preemptions}

@@ -1,4 +1,4 @@
-"""A sequence that cannot be computed: it ends, and the others go on."""
+"""A sequence that cannot be computed ends; the others go on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests to go on with a prompt: in as values, out as news of the answer."""
+"""Requests to generate: a request goes in, news of its answer comes out."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 
 
 class Generation:
-    """The event loop's side: checks, tokenises, finds the profile, queues, and tells what the device thread did.
+    """The event loop's side: checks, tokenises, loads the profile, queues, and delivers what the device thread did.
 
     Args:
-        changed: notified of sequences that wait; what the device thread waits for.
-        check_open: raises Unavailable where the engine takes no requests.
+        changed: notified of sequences that wait; the device thread waits for it.
+        check_open: raises Unavailable if the engine takes no requests.
 
     Attributes:
         generator: the device thread's side.
@@ -80,7 +80,7 @@ class Generation:
 
     @property
     def running(self) -> int:
-        """Answers that the device thread has begun, and that are not over."""
+        """Answers that the device thread has begun and not finished."""
         return sum(each.taken is not None and not each.answer.done for each in self._sequences)
 
     @property
@@ -123,7 +123,7 @@ class Generation:
                 permit.spend(sequence.generated)
 
     def advance(self, advances: list[Advance]) -> None:
-        """What a step did."""
+        """Deliver the results of a step."""
         for advance in advances:
             sequence = advance.sequence
             try:

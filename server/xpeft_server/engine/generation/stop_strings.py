@@ -1,4 +1,4 @@
-"""Texts that end an answer."""
+"""Stop strings: texts that end an answer."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Passes on a text that comes in pieces, up to the stop string that is complete first.
+    """Passes on a streamed text up to the first complete stop string.
 
-    Of two that are complete at the same character the longer one counts. What may be the beginning of a stop string is
-    held back until it is clear. However the text is cut into pieces, the outcome is the same.
-
-    One automaton looks for all of them, a step a character (Aho and Corasick, Efficient string matching, 1975).
+    If two are complete at the same character, the longer one counts. Text that may begin a stop string is held back
+    until that is decided. The outcome does not depend on how the text is cut into pieces. One automaton looks for all
+    stop strings, a step for each character (Aho and Corasick, Efficient string matching, 1975).
 
     Attributes:
-        stopped: whether one has come; nothing is passed on from then on.
+        stopped: whether a stop string has come; nothing is passed on after that.
     Raises: ValueError if a stop string is empty.
     """
 
@@ -35,7 +34,7 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> str:
-        """What is clear now."""
+        """The text that can be passed on now."""
         if self.stopped:
             return ""
         if not self._state and self._starts.isdisjoint(text):
@@ -52,7 +51,7 @@ class StopStrings:
         return seen[:clear]
 
     def end(self) -> str:
-        """What was held back, when nothing more will come."""
+        """The text that was held back: no more comes."""
         held, self._held, self._state = self._held, "", 0
         return held
 
@@ -69,7 +68,7 @@ class StopStrings:
         self._length[state] = len(text)
 
     def _link(self) -> None:
-        """Each state falls back to the longest other one that it ends with, and is an end if that one is."""
+        """Link each state to the longest other one that is a suffix of it; it is an end if that one is."""
         waiting = deque(self._next[0].values())
         while waiting:
             state = waiting.popleft()

@@ -1,4 +1,4 @@
-"""Tokens of an answer to the pieces of its text."""
+"""An answer's tokens to pieces of its text."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class TextStream:
-    """All that is pushed, and the end, are the text that the tokenizer makes of all tokens at once, behind the prompt.
+    """The pieces together are the text that the tokenizer makes of all tokens at once, behind the prompt.
 
-    Only whole characters come out: one that several tokens spell comes with the last of them, bytes that can no longer
-    become a character are U+FFFD, and one that the answer leaves unfinished is dropped. Special tokens are no text.
+    Only whole characters come out. A character spelt by several tokens comes with the last of them, bytes that cannot
+    become a character any more are U+FFFD, and a character that the answer leaves unfinished is dropped. Special tokens
+    add no text.
 
-    One difference: where a run of byte tokens has a wrong byte, Llama 2's decoder takes the whole run for unknown,
-    so that a line's end of such a token would be certain only behind the run, and a stop string in it seen too late.
+    One difference: if a run of byte tokens has an invalid byte, Llama 2's decoder replaces the whole run. Doing
+    so here would hold back every byte token, such as a line's end, until its run is over, and find a stop string in it
+    too late.
 
     Args:
-        prompt: tokens that the answer stands behind: its first space is kept, a character that they began comes whole.
-        stop: see `StopStrings`; what ends the answer is no part of it.
+        prompt: tokens before the answer: its first space is kept, and a character that they began comes whole.
+        stop: see `StopStrings`; the stop string is not part of the answer.
     Raises: ModelUnusable if the tokenizer's texts cannot be streamed (see `TokenTexts`); ValueError of `StopStrings`.
     """
 
@@ -41,7 +43,7 @@ class TextStream:
 
     @property
     def stopped(self) -> bool:
-        """A stop string has come: what was pushed before it is all there is."""
+        """Whether a stop string has come: the text ends before it."""
         return self._stop.stopped
 
     def push(self, token: int) -> str:
@@ -62,10 +64,10 @@ class TextStream:
 
 
 class _Characters:
-    """Bytes to characters; what cannot be decoded is replaced as in a byte-level tokenizer's own decoder.
+    """Bytes to characters; invalid bytes are replaced as a byte-level tokenizer's own decoder does.
 
     Args:
-        before: what stands before the first byte.
+        before: bytes before the first one.
     """
 
     def __init__(self, before: bytes) -> None:
@@ -86,7 +88,7 @@ class _Characters:
 
 
 def _last_bytes(texts: TokenTexts, tokens: Sequence[int]) -> bytes:
-    """At least as many as a character may have begun with, if there are so many."""
+    """The last bytes of the tokens: enough to hold the beginning of a character."""
     last = b""
     for token in reversed(tokens):
         if len(last) >= _LONGEST_HALF:

@@ -1,4 +1,4 @@
-"""The host tier: decoded profiles in memory, bounded in bytes, least recently used first out."""
+"""The host tier: an LRU cache of decoded profiles, bounded in bytes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from xpeft_profiles import Profile, ProfileKey
 from ..metrics import Metrics
 
 OVERHEAD = 2048
-"""Bytes of Python objects that a decoded profile costs beside its arrays and labels, rounded up."""
+"""Bytes of a decoded profile's Python objects, besides its arrays and labels; rounded up."""
 
 
 class CachedProfile:
-    """A profile as the store had it.
+    """A profile version from the store, decoded.
 
     Args:
-        key, version, profile: whose, which, and what it is.
+        key, version, profile: as the store has them.
         labels: of its own or its shared head; None if it cannot classify.
-        asked_at: monotonic seconds just before the store was last asked and had this version.
+        asked_at: monotonic seconds just before the latest query to which the store answered with this version.
     """
 
     __slots__ = ("asked_at", "key", "labels", "profile", "size", "version")
@@ -38,7 +38,7 @@ class CachedProfile:
 
 
 class ProfileCache:
-    """Key → decoded profile. Used from the event loop alone; a version that left it lives on in its tickets."""
+    """Used from the event loop alone. Tickets keep a version that was evicted."""
 
     def __init__(self, limit_bytes: int, metrics: Metrics) -> None:
         self._limit = limit_bytes
@@ -65,7 +65,7 @@ class ProfileCache:
         self._metrics.profiles_resident["host"].set(len(self._profiles))
 
     def invalidate(self, cached: CachedProfile) -> None:
-        """Drop this version, unless a later one has taken its place."""
+        """Drop this version, unless another has taken its place."""
         if self._profiles.get(cached.key) is cached:
             self._forget(cached.key)
             self._metrics.cache_invalidations["host"].inc()

@@ -1,4 +1,4 @@
-"""Whether the tickets of a batch hold the versions of their profiles that the store has."""
+"""Finds the tickets of a batch whose profile version is no longer the store's."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .loader import ProfileLoader
 
 
 class Freshness:
-    """Asks the store once for many tickets; what turns out stale leaves the cache."""
+    """Asks the store once for many tickets; stale versions leave the cache."""
 
     def __init__(self, loader: ProfileLoader, cache: ProfileCache) -> None:
         self._loader = loader
         self._cache = cache
 
     async def stale(self, tickets: Iterable[Ticket]) -> list[Ticket]:
-        """Those whose profile has another version by now, or is gone.
+        """The tickets whose profile has another version by now, or is gone.
 
-        The question is about tickets whose version nobody asked for since they came; while the store cannot be asked,
-        none of them counts as stale.
+        Only tickets whose version was not confirmed since they came are asked about. While the store cannot be asked,
+        none counts as stale.
         """
         unsure = [ticket for ticket in tickets if not ticket.fresh]
         if not unsure:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-_BEGIN: Final = 32  # profiles of which nothing is known yet: the store must be able to send so many of the largest
+_BEGIN: Final = 32  # first round, of unknown sizes: the store must be able to send so many of the largest profiles
 _MOST: Final = 128
 _BYTES: Final = 8 << 20
-"""Of a round's records, about: whoever wants another profile waits while they are read and decoded."""
+"""About the size of a round's records: requests for other profiles wait while they are read and decoded."""
 
 
 class RoundSize:
-    """Many small records cost few questions, large ones hold nobody up for long; the last round tells which they are.
+    """Small records are read many at a time, large ones a few, by the sizes in the last round.
 
     Attributes:
         keys: how many the next round takes at most.

@@ -1,4 +1,4 @@
-"""Whether the profile store answers, found out in the background and by every question that fails."""
+"""Whether the profile store answers: pings in the background, and every query that fails, tell."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 INTERVAL = 1.0
-"""Seconds between two pings; a store that is back is noticed within one of them."""
+"""Seconds between two pings; a store that is back is noticed within that time."""
 
 SOON = 0.05
-"""Seconds from a failed question to the first ping; doubled up to INTERVAL. Often just one connection broke."""
+"""Seconds from a failed query to the first ping, doubled up to INTERVAL: often just one connection broke."""
 
 PATIENCE = 3.0
-"""Seconds in which a question must be answered."""
+"""Seconds in which a query must be answered."""
 
 NOT_ASKED = "not asked yet"
 
 
 class StoreWatch:
-    """Opens the store, again and again until it works, and pings it from then on."""
+    """Tries to open the store until it works, then keeps pinging it."""
 
     def __init__(self, store: ProfileStore, metrics: Metrics) -> None:
         self._store = store
         self._metrics = metrics
         self._opened = False
-        self._doubted = asyncio.Event()  # set: whether it answers is to be found out now
+        self._doubted = asyncio.Event()  # set: ping at once
         self._answered_at = -math.inf
         self._task: asyncio.Task[None] | None = None
         self.problem: str | None = NOT_ASKED
@@ -47,7 +47,7 @@ class StoreWatch:
         return self.problem is None
 
     async def start(self) -> None:
-        """The first try is awaited; whatever comes of it, the watch goes on."""
+        """Wait for the first try; whatever its result, watching goes on."""
         await self._try()
         self._task = asyncio.create_task(self._watch(), name="store-watch")
 
@@ -59,10 +59,10 @@ class StoreWatch:
             self._task = None
 
     async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
-        """The store's answer; who asks while it is known to be away is not kept waiting.
+        """The store's answer; fails at once while the store is known to be down.
 
-        Raises: StoreUnavailable. The store counts as away then, until a ping is answered, unless it has answered
-            something since this question began: then it was one connection, or too much to ask for.
+        Raises: StoreUnavailable. The store then counts as down until it answers a ping, unless it has answered
+            something else since this query began: then one connection broke, or the query asked for too much.
         """
         if self.problem is not None:
             raise StoreUnavailable(self.problem)

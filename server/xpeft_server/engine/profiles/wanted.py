@@ -1,4 +1,4 @@
-"""Profiles that somebody waits for until the store is asked for them, the tenants in turn."""
+"""Profiles that requests wait for until the store is asked for them, tenants in turn."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class WantedProfiles(Generic[T]):
     """Each key once, with a future for everybody who wants it. Used from the event loop alone."""
 
     def __init__(self) -> None:
-        # Whose turn is next stands first, and so does a tenant's oldest key.
+        # In order: the tenant whose turn is next, and each tenant's oldest key, come first.
         self._tenants: OrderedDict[str, OrderedDict[ProfileKey, list[asyncio.Future[T]]]] = OrderedDict()
 
     def want(self, key: ProfileKey) -> asyncio.Future[T]:
-        """For whoever takes the key to fill; to cancel it is to want the key no longer."""
+        """A future that whoever takes the key will set; cancel it to give the key up."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._tenants.setdefault(key.tenant, OrderedDict()).setdefault(key, []).append(future)
         return future
 
     def take(self, most: int) -> dict[ProfileKey, list[asyncio.Future[T]]]:
-        """So many of the keys that are still wanted, one of each tenant in turn; none if there are none."""
+        """At most ``most`` keys that are still wanted, one of each tenant in turn."""
         taken: dict[ProfileKey, list[asyncio.Future[T]]] = {}
         while self._tenants and len(taken) < most:
             tenant, keys = self._tenants.popitem(last=False)
