@@ -1,4 +1,4 @@
-"""The bank's place in the PLM: modules that stand where each block's feed-forward ends."""
+"""Modules that put adapters behind each block's feed-forward."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .loading.families import Family
 
 
 class Adapters(Protocol):
-    """What goes behind the feed-forward of one block: slots when serving, masks when tuning."""
+    """The adapters behind the blocks' feed-forwards: slots when serving, masks when tuning."""
 
     def __call__(self, block: int, hidden: Tensor, residual: Tensor | None, norm: Norm | None) -> Tensor:
-        """``[T, H]`` in and out; ``residual`` and ``norm`` are applied after the adapter where they are given."""
+        """``[T, H]`` in and out; applies ``residual`` and ``norm``, if given, after the adapter."""
         ...
 
 
 class AdapterContext:
-    """Which adapters the running forward applies; without any it is the bare PLM. One thread, one forward."""
+    """The adapters that the running forward applies; None is the bare PLM. For one thread and one forward at a time."""
 
     def __init__(self) -> None:
         self.adapters: Adapters | None = None
@@ -78,7 +78,7 @@ class AdaptedOutput(nn.Module):
 
 
 def install_adapters(model: nn.Module, family: Family) -> AdapterContext:
-    """Put the modules in, once, after loading; the returned context switches them."""
+    """Install the modules, once, after loading. Returns: the context that chooses their adapters."""
     context = AdapterContext()
     blocks = model.get_submodule(family.blocks)
     if not isinstance(blocks, nn.ModuleList):

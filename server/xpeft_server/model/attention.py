@@ -1,4 +1,4 @@
-"""Attention over a packed row: every sequence sees itself and nobody else."""
+"""Attention over a packed row: every sequence sees only itself."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention within each sequence.
 
-    On CPU neighbours of equal length share one call, which gives a sequence the same bits whoever is beside it. Where a
-    gradient is asked for, sequences of similar length do, padded: many small calls are slow on the way back. On a GPU
-    all sequences are one launch.
+    On CPU, neighbours of equal length share a call, which gives a sequence the same bits whatever is beside it. If a
+    gradient is needed, sequences of similar length share one, padded, because many small calls have a slow backward. On
+    a GPU all sequences are one launch.
 
     Args:
         query: ``[1, heads, T, d]``; key and value may have fewer heads (grouped queries).
-        packed_groups: all T rows, or tables or lengths of them on the device; or, when generating, where each row's
-            sequence has its keys and values.
+        packed_groups: which rows are one sequence, on the host or as tables on the device; or, when generating, where
+            each sequence has its keys and values.
         sliding_window: tokens at this distance or more are not seen.
     Returns: ``[1, T, heads, d]``.
     """
@@ -92,7 +92,7 @@ def _with_gradient(
     window: int | None,
     causal: bool,
 ) -> Tensor:
-    """Softmax written out: in bfloat16 on CPU five times faster than the way back through PyTorch's fused one."""
+    """Softmax written out: in bfloat16 on CPU its backward is five times faster than that of PyTorch's fused one."""
     padding, buckets = groups.buckets_on(query.device)
     counts = [each.sequences * each.length for each in buckets]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -26,7 +26,7 @@ from .slots import Filled, SlotAdapters, SlotBuffers, SlotFill
 from .tokens.tokenizing import TokenizedText
 
 _EVERYWHERE: Final = ("aggregate_adapters", "apply_adapters", "apply_heads")
-"""Operators that run on a CPU too; there attention and pooling are PyTorch's."""
+"""Operators that run on a CPU, too; its attention and pooling are PyTorch's."""
 
 
 class ClassifierInput(NamedTuple):
@@ -42,10 +42,10 @@ class Classifier:
 
     Args:
         plm: loaded model.
-        bank: a bank of that model (see `open_bank`, which checks it); copied, so that the caller can let go of it.
+        bank: a bank of that model, checked by `open_bank`; copied, so the caller need not keep it.
         slots: profiles that can be resident at once.
         head_rows: label rows for the resident profiles' own heads.
-        graph_tokens: on a GPU, batches of up to so many tokens run as CUDA graphs, captured by `warm_up`; 0 for none.
+        graph_tokens: on a GPU, batches of up to so many tokens run as CUDA graphs, captured by `warm_up`; 0: none.
     Raises: ModelUnusable if the device has no memory for the bank, or for so many slots.
     """
 
@@ -67,25 +67,25 @@ class Classifier:
 
     @property
     def graphs(self) -> GraphFacts:
-        """None of them before `warm_up`."""
+        """Empty before `warm_up`."""
         return GraphFacts() if self._graphs is None else self._graphs.facts
 
     @property
     def kernels(self) -> Mapping[str, str]:
-        """Operator → what it runs as; without those that this device does by PyTorch's own operators."""
+        """Operator → implementation, without those for which this device uses PyTorch's own."""
         chosen = chosen_implementations(self.plm.device.type) | self._attention.shown()
         return chosen if self.plm.device.type == "cuda" else {name: chosen[name] for name in _EVERYWHERE}
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Everything that a batch launches, so that none pays for what is done at first use, and graphs.
+        """Launch everything that a batch launches, so that no request pays for first use, and capture graphs.
 
         No profile's slot or label row is touched.
         """
         buffers = self.buffers
         buffers.warm_up(self.geometry)
         first = np.zeros(64, np.int32)
-        # How many tokens there are matters to kernels that are compiled at first use.
+        # Kernels that are compiled at first use depend on the number of tokens.
         for count in (1, FEW_TOKENS // first.size + 1) if self.asynchronous else (1,):
             pooled = self._pooled([TokenizedText(first, first)] * count, [buffers.bare_slot] * count)
         self._logits(pooled.vectors, np.array([buffers.spare_head_row]), np.zeros(1, np.int64))
@@ -100,12 +100,12 @@ class Classifier:
             return self.buffers.fill(fills, overlap=overlap)
 
     def logits(self, inputs: Sequence[ClassifierInput]) -> list[NDArray[np.float32]]:
-        """Each input's logits ``[C]``, in the order of the inputs. What is in the batch beside it does not matter."""
+        """Each input's logits ``[C]``, in the order of the inputs. They do not depend on the rest of the batch."""
         return self.launch(inputs).result()
 
     @torch.inference_mode()
     def launch(self, inputs: Sequence[ClassifierInput]) -> Launched:
-        """As `logits`, without waiting for a device that works by itself."""
+        """As `logits`, without waiting for an asynchronous device."""
         lanes = self.buffers.lanes
         order = packed_order([each.slot for each in inputs], [len(each.text) for each in inputs]).tolist()
         packed = [inputs[i] for i in order]
@@ -121,13 +121,13 @@ class Classifier:
 
     @torch.inference_mode()
     def capture_bare(self) -> None:
-        """Graphs for `bare` too, where there are graphs; nothing that serves needs them."""
+        """Capture graphs for `bare`, too, if there are graphs. Serving does not need them."""
         if self._graphs is not None:
             self._graphs.capture(adapters=False)
 
     @torch.inference_mode()
     def bare(self, texts: Sequence[TokenizedText]) -> Launched:
-        """Each text's pooled vector ``[H]`` by the PLM without adapters, packed in the order given."""
+        """Each text's pooled vector ``[H]`` from the PLM without adapters, packed in the order given."""
         lanes = self.buffers.lanes
         pooled, began = self._pooled(texts, None)
         vectors = lanes.download(pooled.flatten())
@@ -135,7 +135,7 @@ class Classifier:
         return Launched(vectors, counts, range(len(texts)), began, lanes.mark())
 
     def _pooled(self, texts: Sequence[TokenizedText], slots: list[int] | None) -> Pooled:
-        """Vectors that are there until the next batch."""
+        """Vectors that are valid until the next batch."""
         if self._graphs is not None:
             rows = PackedRows.of(texts, first_position=self.plm.first_position)
             pooled = self._graphs.pooled(rows, None if slots is None else np.array(slots))
@@ -156,7 +156,7 @@ class Classifier:
             return Pooled(pool(self.plm.forward(batch, adapters), batch, self._pooling), began)
 
     def _logits(self, pooled: Tensor, rows: NDArray[np.int64], owners: NDArray[np.int64]) -> Tensor:
-        """``[ΣC]`` on the host, there when a mark made afterwards has passed; see `apply_heads`."""
+        """``[ΣC]`` on the host, valid once a mark made afterwards has passed; see `apply_heads`."""
         lanes, buffers = self.buffers.lanes, self.buffers
         with recorded("heads"):
             logits = apply_heads(

@@ -28,9 +28,9 @@ class Decoder:
     """Owns the KV cache, and shares PLM and slots with the classifier; the same one thread calls both.
 
     Args:
-        kv_tokens: room for keys and values, in tokens.
-        cache: what keeps them; None for an arena on a GPU and pools elsewhere.
-        graph_tokens: on a GPU, steps of up to so many tokens run as CUDA graphs, captured by `warm_up`; 0 for none.
+        kv_tokens: size of the KV cache, in tokens.
+        cache: its kind; None for an arena on a GPU and pools elsewhere.
+        graph_tokens: on a GPU, steps of up to so many tokens run as CUDA graphs, captured by `warm_up`; 0: none.
     Raises: ModelUnusable if the PLM has no language-model head, its tokenizer's texts cannot be told piece by piece, or
         the device has no memory for so many tokens.
     """
@@ -46,7 +46,7 @@ class Decoder:
     ) -> None:
         if plm.vocabulary_head is None:
             raise ModelUnusable(f"plm: {plm.name!r} has no language-model head and does not generate")
-        _ = plm.tokenizer.texts
+        _ = plm.tokenizer.texts  # raises if its texts cannot be streamed
         self.plm = plm
         self.cache = _cache(plm, kv_tokens, cache or (KvArena if plm.device.type == "cuda" else KvCache))
         self._buffers = buffers
@@ -57,15 +57,15 @@ class Decoder:
 
     @property
     def graphs(self) -> GraphFacts:
-        """None of them before `warm_up`."""
+        """Empty before `warm_up`."""
         return GraphFacts() if self._graphs is None else self._graphs.facts
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Everything that a step launches, so that none pays for what is done at first use, and graphs."""
+        """Launch everything that a step launches, so that no request pays for first use, and capture graphs."""
         if not self._buffers.lanes.asynchronous:
             return
-        # A text's first token, and the last of the longest: of many known tokens the sums may be made in parts.
+        # The first token of a text, and the last of the longest: over many cached tokens sums may be split.
         for past in (0, self.limit - 1):
             row = self.cache.claim(past + 1)
             self.step([Chunk(np.zeros(1, np.int32), past, row, self._buffers.bare_slot, asks=True)])
@@ -76,14 +76,14 @@ class Decoder:
 
     @property
     def limit(self) -> int:
-        """Tokens that a sequence can have, prompt and answer together."""
+        """Most tokens of a sequence, prompt and answer together."""
         return min(self.plm.tokenizer.limit, self.cache.longest)
 
     @torch.inference_mode()
     def step(self, chunks: Sequence[Chunk[Any]]) -> Tensor:
-        """Read every chunk's tokens, and leave their keys and values in its row.
+        """Compute every chunk's tokens, and write their keys and values to its row.
 
-        A step that failed can be repeated, whole or in parts: it writes the same to the same places.
+        A step that failed can be repeated, whole or in parts: it writes the same values to the same places.
 
         Returns: ``[Q, V]`` float32 logits behind the last token of each chunk that asks, in the order of the chunks.
         """
@@ -93,7 +93,7 @@ class Decoder:
             hidden = self._launched(rows)
         with recorded("vocabulary head"):
             logits: Tensor = self._head(hidden[on_device(rows.asking, self.plm.device)])
-        # A step that only reads prompts has no answer that anybody waits for, and may still run when a slot is filled.
+        # Nobody waits for the logits of a step of prefills alone: it may still run when a slot is filled.
         self._buffers.note_readers(rows.slots, _NO_ROWS, self._buffers.lanes.mark())
         return logits
 

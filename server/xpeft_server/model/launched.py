@@ -1,4 +1,4 @@
-"""A batch on its way through the device."""
+"""A batch that the device is computing."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .lanes import Mark
 
 
 class Launched:
-    """Values of several texts that are computed, or will be.
+    """Values of several texts, computed or still being computed.
 
     Args:
-        values: ``[ΣC]`` float32 on the host, there when ``ended`` has passed: C of each text in packed order.
+        values: ``[ΣC]`` float32 on the host, C of each text in packed order; valid once ``ended`` has passed.
         counts: C of each packed text.
         order: packed text → its place among the results.
         began, ended: of the batch, on the main lane.

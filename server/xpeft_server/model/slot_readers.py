@@ -1,4 +1,4 @@
-"""Which slots and label rows batches still read that were launched and are not done."""
+"""The slots and label rows that launched batches may still be reading."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Read(NamedTuple):
 
 
 class SlotReaders:
-    """One thread's own. Batches end in the order in which they were launched."""
+    """For one thread. Batches end in the order in which they were launched."""
 
     def __init__(self) -> None:
         self._reads: deque[_Read] = deque()
@@ -29,7 +29,7 @@ class SlotReaders:
         self._reads.append(_Read(slots, head_rows, until))
 
     def last_of(self, slots: NDArray[np.int64], head_rows: NDArray[np.int64]) -> Mark | None:
-        """When nobody reads any of these any more; None if nobody does now."""
+        """The mark after which no batch reads any of these; None if none does now."""
         self._let_go()
         for read in reversed(self._reads):
             if np.isin(slots, read.slots).any() or np.isin(head_rows, read.head_rows).any():

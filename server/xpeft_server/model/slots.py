@@ -1,4 +1,4 @@
-"""Slots: device rows that hold the resident profiles' materialised adapters and heads."""
+"""Slots: device rows with the materialised adapters and heads of resident profiles."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .slot_readers import SlotReaders
 
 
 class SlotFill(NamedTuple):
-    """A profile to materialise. ``head_rows`` ``[C]`` are the rows its own head goes to, empty without one."""
+    """A profile to materialise. ``head_rows`` ``[C]`` are the label rows for its own head, empty without one."""
 
     slot: int
     profile: Profile
@@ -70,13 +70,13 @@ def bank_rows(bank: Bank, *, device: torch.device, dtype: torch.dtype) -> Tensor
 
 
 class SlotBuffers:
-    """Preallocated for S slots and ``head_rows`` label rows; the bank's shared heads come behind those.
+    """Preallocated for S slots and ``head_rows`` label rows; the bank's shared heads follow.
 
     Args:
         bank: ``[L, N, D]`` rows of the form, as `bank_rows`; dtype of the model, float32 on CPU.
         adapters: ``[L, S + 1, D']`` rows of the form, dtype of the model; the last is all zeros, an adapter that
-            changes nothing: rows of the bare PLM in a batch with others.
-        head_weight, head_bias: ``[rows, H]`` and ``[rows]`` float32; the last row is all zeros, and nobody's.
+            changes nothing, for rows of the bare PLM in a batch with others.
+        head_weight, head_bias: ``[rows, H]`` and ``[rows]`` float32; the last row is all zeros, and no profile's.
     Raises: ModelUnusable if the device has no memory for the bank, or for so many slots.
     """
 
@@ -85,7 +85,7 @@ class SlotBuffers:
         self.lanes = lanes_of(device)
         self.own_head_rows = head_rows
         self._readers = SlotReaders()
-        # On CPU rows are added up in float32, which is how they are kept there.
+        # On CPU the bank is float32, because rows are added up in float32.
         kept = torch.float32 if device.type == "cpu" else dtype
         bank_bytes = bank.blocks * bank.adapters * self.form.bank_row * kept.itemsize
         with room_for(f"bank: {bank.adapters} adapters for each block take {bank_bytes} bytes", device):
@@ -94,7 +94,7 @@ class SlotBuffers:
         total = head_rows + sum(shared.values()) + 1
         slot_bytes = bank.blocks * self.form.slot_row * dtype.itemsize
         with room_for(f"slots: {slots} of {slot_bytes} bytes", device):
-            # Not zeroed: on CPU a slot takes memory when it is first filled, and no other is ever read.
+            # Not zeroed: on CPU a slot takes memory when it is first filled, and is not read before.
             self.adapters = torch.empty(bank.blocks, slots + 1, self.form.slot_row, device=device, dtype=dtype)
             self.head_weight = torch.empty(total, bank.hidden, device=device)
             self.head_bias = torch.empty(total, device=device)
@@ -117,20 +117,20 @@ class SlotBuffers:
 
     @property
     def bare_slot(self) -> int:
-        """The row that changes nothing."""
+        """The slot of the bare PLM, whose adapter changes nothing."""
         return self.slots
 
     @property
     def spare_head_row(self) -> int:
-        """The label row that is nobody's."""
+        """The label row that is no profile's."""
         return self.head_bias.numel() - 1
 
     def warm_up(self, geometry: BankGeometry) -> None:
-        """Launch what `fill` may launch, into the slot and the label row that are no profile's, and zeros afterwards.
+        """Launch what `fill` may launch, into the slot and the label row that are no profile's; then zero the slot.
 
         Args: geometry: of the bank.
         """
-        # How many there are matters to kernels that are compiled at first use.
+        # Kernels that are compiled at first use depend on the number of profiles.
         counts = PROFILE_TILES if self.lanes.asynchronous else (1,)
         for profile, count in product(_stand_ins(geometry), counts):
             self._write([SlotFill(self.bare_slot, profile, np.array([self.spare_head_row]))] * count)
@@ -140,8 +140,8 @@ class SlotBuffers:
         """Materialise profiles into their slots, before whatever is launched next.
 
         Args:
-            overlap: whatever was launched on these slots before is known by `note_readers`: only that is waited for,
-                and the rest goes on meanwhile.
+            overlap: wait only for launches that read these slots, which must all be known by `note_readers`; others
+                go on meanwhile.
         """
         with self.lanes.filling(after=self._readers_of(fills) if overlap else None):
             began = self.lanes.mark()
@@ -149,7 +149,7 @@ class SlotBuffers:
             return Filled(began, self.lanes.mark())
 
     def note_readers(self, slots: NDArray[np.int64], head_rows: NDArray[np.int64], until: Mark) -> None:
-        """What was launched last reads these until then."""
+        """The latest launch reads these until then."""
         if self.lanes.asynchronous:
             self._readers.add(slots, head_rows, until)
 
@@ -159,7 +159,7 @@ class SlotBuffers:
         return [] if last is None else [last]
 
     def _write(self, fills: Sequence[SlotFill]) -> None:
-        """One product a block for all hard ones, one for all soft ones."""
+        """For each block one product for all hard profiles, and one for all soft ones."""
         for hard in (True, False):
             some = [fill for fill in fills if fill.profile.hard is hard]
             if some:
@@ -196,7 +196,7 @@ class SlotBuffers:
 
 
 def _stand_ins(geometry: BankGeometry) -> list[Profile]:
-    """A hard and a soft profile that choose the bank's first adapter, each with a head of zeros."""
+    """A hard and a soft profile that select the bank's first adapter, each with a head of zeros."""
     first = np.broadcast_to(np.arange(geometry.adapters) == 0, (geometry.blocks, geometry.adapters))
     head = np.zeros((1, geometry.hidden), np.float16)
     return [
@@ -206,7 +206,7 @@ def _stand_ins(geometry: BankGeometry) -> list[Profile]:
 
 
 class SlotAdapters:
-    """The slots as the `Adapters` of one batch's forward."""
+    """Slots as the `Adapters` of one batch's forward."""
 
     def __init__(self, rows: Tensor, tiles: Tiles | PlacedTiles, form: AdapterForm, *, impl: Impl = Impl.AUTO) -> None:
         self._rows = rows

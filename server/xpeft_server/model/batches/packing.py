@@ -19,13 +19,13 @@ from .sequence_groups import SequenceGroups
 
 _FEW_THREADS = 8
 _VECTORS = 32
-"""Floats that PyTorch's widest CPU code takes in one go (two AVX-512 registers)."""
+"""Floats that PyTorch's widest CPU code processes at once (two AVX-512 registers)."""
 
 
 def packed_order(slots: ArrayLike, lengths: ArrayLike) -> NDArray[np.intp]:
-    """Order in which sequences are packed: by profile, profiles and their sequences by length.
+    """The order in which sequences are packed: by profile; profiles, and the sequences of each, by length.
 
-    Neighbours of equal length share one attention call, and profiles with as many tokens one stack of adapters.
+    Neighbours of equal length share an attention call, and profiles with equally many tokens a stack of adapters.
     """
     slot, length = np.asarray(slots), np.asarray(lengths)
     _, profile = np.unique(slot, return_inverse=True)
@@ -34,15 +34,15 @@ def packed_order(slots: ArrayLike, lengths: ArrayLike) -> NDArray[np.intp]:
 
 
 def even_rows(tokens: int, width: int, threads: int) -> int:
-    """Fewest rows, ``tokens`` and 16 at least, at which products and activations on CPU treat all rows alike.
+    """The fewest rows, at least ``tokens`` and 16, for which a CPU computes all rows in the same way.
 
-    From 12 threads on, MKL multiplies one to three odd rows otherwise (measured up to 128 threads). PyTorch cuts
-    ``[rows, width]`` into one piece a thread and computes what a piece has beyond whole vectors in scalar code, which
-    rounds SiLU and GELU otherwise: every piece has to be whole vectors. How many pieces it makes is in ATen/Parallel.h
-    and, for GELU, in cpu/Activation.cpp.
+    From 12 threads on, MKL multiplies one to three leftover rows differently (measured up to 128 threads). PyTorch cuts
+    ``[rows, width]`` into one piece for each thread, and computes what is left of a piece after whole vectors in scalar
+    code, which rounds SiLU and GELU differently: so every piece has to be whole vectors. How many pieces there are is
+    decided in ATen/Parallel.h and, for GELU, in cpu/Activation.cpp.
 
     Args:
-        width: elements of a row inside the feed-forward; 0 asks for 16 rows only.
+        width: elements of a row inside the feed-forward; 0: only the 16 rows matter.
         threads: of PyTorch.
     """
     rows = max(tokens, MIN_ROWS)
@@ -58,13 +58,13 @@ def _splits_evenly(elements: int, threads: int) -> bool:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Q sequences as T rows. A batch of too few rows (see `even_rows`) ends with a filler that nothing reads.
+    """Q sequences as T rows. If there are too few rows (see `even_rows`), filler that nothing reads comes last.
 
     Args:
         input_ids, position_ids: ``[1, T]`` int64; token_type_ids likewise where the model has segments.
         starts, ends: ``[Q]`` int64, first row of each real sequence and the row behind its last.
-        owners: ``[T']`` int64, sequence of each row, fillers left out.
-        groups: filler included.
+        owners: ``[T']`` int64, sequence of each row, without filler.
+        groups: with filler.
         tiles: rows of each slot, covering all T; None for the bare PLM.
     """
 
@@ -105,8 +105,8 @@ class PackedRows(NamedTuple):
     def of(cls, texts: Sequence[TokenizedText], *, first_position: int) -> PackedRows:
         """Args: first_position: position id of each sequence's first token.
 
-        RoBERTa counts from behind its padding token's id, which is the position of that token where one stands in a
-        text, and then it is not counted.
+        RoBERTa numbers positions from its padding token's id + 1. A padding token within a text has that id as its
+        position, and is not counted.
         """
         length = np.fromiter(map(len, texts), np.int64, len(texts))
         ids, types = (np.concatenate(each) for each in zip(*((text.ids, text.type_ids) for text in texts), strict=True))
@@ -132,7 +132,7 @@ def pack(
         texts: Q ≥ 1 token lists, none empty.
         slots: the slot of each text's profile; None for the bare PLM.
         first_position: position id of each sequence's first token.
-        feed_forward: width of a row inside the model's feed-forward; 0 on devices that treat all rows alike.
+        feed_forward: width of a row inside the model's feed-forward; 0 on devices that compute all rows alike.
     """
     real, tokens = len(texts), sum(map(len, texts))
     filler = even_rows(tokens, feed_forward, torch.get_num_threads()) - tokens

@@ -1,4 +1,4 @@
-"""Sequences that are all padded to one length: what a captured pass with gradients reads."""
+"""Sequences padded to one length: the input of a captured pass with gradients."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from xpeft_kernels import visible_keys, without_cudnn
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Q sequences of S tokens, end to end. What comes out for padding means nothing, and nobody reads it.
+    """Q sequences of S tokens, end to end. Outputs for padding are meaningless and never read.
 
     Args:
-        input_ids, position_ids, token_type_ids: ``[1, Q · S]`` int64; padding has any that the model knows.
+        input_ids, position_ids, token_type_ids: ``[1, Q · S]`` int64; any valid values for padding.
     """
 
     input_ids: Tensor
@@ -26,10 +26,10 @@ class PaddedBatch:
 
 
 class PaddedSequences:
-    """Attention within each sequence. One forward's: it keeps the masks that the blocks share.
+    """Attention within each sequence, for one forward: it keeps the masks that the blocks share.
 
     Args:
-        live: ``[Q]`` int64 on the device, tokens of each sequence, which stand before its padding; 0 counts as 1.
+        live: ``[Q]`` int64 on the device, tokens of each sequence before its padding; 0 counts as 1.
         length: S.
     """
 
@@ -47,13 +47,13 @@ class PaddedSequences:
         if repeats > 1:
             k, v = (each.repeat_interleave(repeats, dim=1) for each in (k, v))
         seen = self._seen(window, causal)
-        # A capture would fail by a kernel that cannot be had.
+        # A kernel that is not available would fail the capture.
         with without_cudnn(query.device):
             out = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling)
         return out.transpose(1, 2).flatten(0, 1)[None]
 
     def _seen(self, window: int | None, causal: bool) -> Tensor:
-        """``[Q, 1, S or 1, S]`` bool, which keys each query sees: at least one, or padding were no number."""
+        """``[Q, 1, S or 1, S]`` bool, which keys each query sees: at least one, or padding would give NaN."""
         if (window, causal) not in self._masks:
             position = torch.arange(self._length, device=self._live.device)
             seen = (position < self._live[:, None].clamp_min(1))[:, None, None]

@@ -1,4 +1,4 @@
-"""How attention goes over a packed row: groups of equal length, or, with gradients, a few padded buckets."""
+"""How attention divides a packed row: groups of equal length or, with gradients, a few padded buckets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from xpeft_kernels import Padding, Sequences
 
 _SPREAD = 1.25
-"""How many times as long as a bucket's shortest sequence its longest may be."""
+"""Longest over shortest sequence of a bucket, at most."""
 
 
 class Bucket(NamedTuple):
@@ -42,7 +42,7 @@ class SequenceGroups(tuple[tuple[int, int], ...]):
         return cls(zip(count.tolist(), length[first].tolist(), strict=True))
 
     def buckets_on(self, device: torch.device) -> Buckets:
-        """The buckets, moved once a batch."""
+        """The buckets on a device, moved there once a batch."""
         if device not in self._moved:
             padding, buckets = self.buckets
             self._moved[device] = Buckets(
@@ -52,7 +52,7 @@ class SequenceGroups(tuple[tuple[int, int], ...]):
         return self._moved[device]
 
     def sequences_on(self, device: torch.device) -> Sequences:
-        """The lengths as the operators take them, made once a batch."""
+        """The lengths in the operators' form, made once a batch."""
         if device not in self._placed:
             self._placed[device] = Sequences.of([length for count, length in self for _ in range(count)], device)
         return self._placed[device]
@@ -86,7 +86,7 @@ class SequenceGroups(tuple[tuple[int, int], ...]):
 
 
 def _similar(length: NDArray[np.int64]) -> Iterator[NDArray[np.intp]]:
-    """Sequences by length, parted where one is too long for the bucket of those before it."""
+    """Sequences in order of length, cut wherever one is too long for the bucket before it."""
     order = np.argsort(length, kind="stable")
     ascending = length[order]
     start = 0

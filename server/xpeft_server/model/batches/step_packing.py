@@ -1,4 +1,4 @@
-"""One step of generation as a row of tokens: each sequence's new ones, those of one profile next to each other."""
+"""One step of generation as a packed row: the new tokens of each sequence, those of one profile together."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Chunk(NamedTuple, Generic[Row]):
 
     Args:
         ids: ``[n]`` its new tokens.
-        past: tokens that stand in ``row`` already; the new ones go behind them.
+        past: tokens already in ``row``; the new ones go behind them.
         slot: of its profile.
-        asks: whether the logits behind the last new token are wanted.
+        asks: whether the logits behind its last new token are needed.
     """
 
     ids: NDArray[np.int32]
@@ -40,7 +40,7 @@ class Chunk(NamedTuple, Generic[Row]):
 
 
 class StepRows(NamedTuple, Generic[Row]):
-    """A step's T tokens end to end, those of one profile next to each other; on the host.
+    """A step's T tokens end to end, those of one profile together; on the host.
 
     Args:
         ids, positions: ``[T]`` int64.
@@ -96,10 +96,10 @@ class StepBatch:
 
 
 def pack_step(rows: StepRows[Row], store: KvStore[Row], *, feed_forward: int) -> StepBatch:
-    """Bring the rows to the device of the store that has their sequences.
+    """Move the rows to the device of the store that holds their sequences.
 
     Args:
-        feed_forward: width of a row inside the model's feed-forward; 0 on devices that treat all rows alike.
+        feed_forward: width of a row inside the model's feed-forward; 0 on devices that compute all rows alike.
     """
     device = store.shape.device
     tokens = rows.ids.size
