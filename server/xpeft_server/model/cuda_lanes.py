@@ -31,9 +31,9 @@ class CudaMark:
 
 
 class CudaLanes:
-    """The current stream, and one for fills. Graphs that are kept share one pool of memory: they never run at once.
+    """The current stream, and one for fills. Kept graphs share one memory pool, because they never run at once.
 
-    Copies leave from pinned memory, which PyTorch hands out again when the copy is over.
+    Copies leave from pinned memory, which PyTorch reuses once a copy is done.
     """
 
     asynchronous = True
@@ -78,15 +78,15 @@ class CudaLanes:
         graph = torch.cuda.CUDAGraph()
         main = torch.cuda.current_stream(self._device)
         if not self._sharing:
-            # PyTorch does not open a pool anew that was everybody's and is nobody's.
+            # PyTorch cannot reuse a pool whose last graph is gone.
             self._pool = torch.cuda.graph_pool_handle()
         try:
-            # A capture that cannot be ended leaves its own stream the current one.
+            # A capture that cannot be ended leaves its own stream current.
             with torch.cuda.stream(main), torch.cuda.graph(graph, pool=self._pool if kept else None):
                 run()
         except BaseException:
             if not _has_ended(graph):
-                # The allocator goes on asking it what is its own, and lets nothing else be captured into its pool.
+                # The allocator goes on calling it, so it must live on, and allows no other capture into its pool.
                 self._unended.append(graph)
                 if kept:
                     self._sharing = WeakSet()

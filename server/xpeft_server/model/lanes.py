@@ -1,4 +1,4 @@
-"""In what order a device works: batches one after the other, fills of slots beside them, copies nobody waits for."""
+"""The order of work on a device: batches one after the other, slot fills beside them, copies that nobody waits for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Mark(Protocol):
-    """A moment on the device: when everything launched before it is done."""
+    """A moment on the device: everything launched before it is done."""
 
     @property
     def passed(self) -> bool: ...
@@ -29,7 +29,7 @@ class Mark(Protocol):
 
 
 class Lanes(Protocol):
-    """What is launched on the main lane runs in its order; fills have a lane of their own beside it.
+    """The main lane runs launches in order; slot fills have a lane of their own beside it.
 
     Attributes:
         asynchronous: whether a launch returns before its work is done.
@@ -38,14 +38,14 @@ class Lanes(Protocol):
     asynchronous: bool
 
     def mark(self) -> Mark:
-        """On the main lane, or within `filling` on that of the fills."""
+        """A mark on the main lane, or within `filling` on the lane of fills."""
         ...
 
     def filling(self, *, after: Sequence[Mark] | None) -> AbstractContextManager[None]:
-        """What is launched within runs beside the main lane, behind ``after``; later launches there wait for it.
+        """Launches within run beside the main lane, behind ``after``; later launches on the main lane wait for them.
 
         Args:
-            after: None where everything launched before has to be done first.
+            after: None: behind everything launched before.
         """
         ...
 
@@ -54,18 +54,18 @@ class Lanes(Protocol):
         ...
 
     def download(self, values: Tensor) -> Tensor:
-        """A copy on the host, there when a mark made afterwards has passed."""
+        """A copy on the host, valid once a mark made afterwards has passed."""
         ...
 
     def staging(self, size: int) -> Tensor:
-        """``[size]`` uint8 host memory to upload from; kept as long as a copy needs it."""
+        """``[size]`` uint8 host memory to upload from; it lives as long as a copy needs it."""
         ...
 
     def graph(self, run: Callable[[], None], *, kept: bool = True) -> Callable[[], None]:
-        """``run`` as it will be repeated: on the same tensors, without its Python. It must have run before.
+        """``run`` captured, to be repeated on the same tensors without its Python. It must have run once before.
 
         Args:
-            kept: it shares the memory of what it computes with others that are kept; False for a trial.
+            kept: it shares one memory pool with the other kept graphs; False for a trial.
         Raises: RuntimeError if the device has no room for it.
         """
         ...
@@ -76,7 +76,7 @@ class Lanes(Protocol):
 
 
 class _Stamp:
-    """On a device that works while it is called, a mark has passed when it is made."""
+    """On a synchronous device a mark has passed when it is made."""
 
     def __init__(self) -> None:
         self.at = time.perf_counter()
@@ -119,8 +119,8 @@ class HostLanes:
 
 
 def on_device(values: NDArray[np.generic], device: torch.device | str) -> Tensor:
-    """The array as a tensor; on a GPU a copy that nobody waits for, from pinned memory."""
-    # A profile's arrays are read-only, which PyTorch warns of.
+    """The array as a tensor; on a GPU an asynchronous copy from pinned memory."""
+    # PyTorch warns of read-only arrays, such as a profile's.
     host = torch.from_numpy(np.require(values, requirements=["C", "W"]))
     if torch.device(device).type == "cpu":
         return host

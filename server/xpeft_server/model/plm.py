@@ -51,8 +51,8 @@ class Plm:
     ``feed_forward`` is the width inside a block's feed-forward on CPU, 0 elsewhere (see `even_rows`).
     ``vocabulary_head`` is None for encoders, and for decoders whose checkpoint brings no head and ties none, or whose
     tokens see those behind them.
-    ``ends`` are the tokens that end a generated text: what the checkpoint names, and what its tokenizer does. Chats of
-    many a fine-tuned model end with the latter, beside the generation_config.json of the model that it was made of.
+    ``ends`` are the tokens that end a generated text: those that the checkpoint names, and its tokenizer's. Many
+    fine-tuned models end chats with the latter, and still have the generation_config.json of the model they began as.
     """
 
     name: str
@@ -170,7 +170,7 @@ def open_plm_facts(name: str) -> PlmFacts:
 
 
 def _check_vocabulary(tokenizer: TextTokenizer, model: PreTrainedModel) -> None:
-    """A token that the model has no row for would fail every request of its batch."""
+    """Refuse a tokenizer with tokens that the model has no row for: each would fail a whole batch."""
     token, last = max(tokenizer.vocabulary.items(), key=lambda each: each[1])
     rows = model.get_input_embeddings().get_parameter("weight").shape[0]
     if last >= rows:

@@ -1,4 +1,4 @@
-"""A sequence's token rows to one vector."""
+"""Pooling: a sequence's token rows to one vector."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .lanes import Mark
 
 
 class Pooled(NamedTuple):
-    """``[Q, H]`` float32, and when the device began with them."""
+    """``[Q, H]`` float32, and when the device began to compute them."""
 
     vectors: Tensor
     began: Mark

@@ -1,4 +1,4 @@
-"""Weights in the order in which oneDNN multiplies by them, for processes that only infer on a CPU."""
+"""Weights in oneDNN's own layout, for processes that only infer on a CPU."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _MACHINES: Final = ("x86_64", "AMD64")
 class PrepackedLinear(nn.Module):
     """``x W.T + b`` by a weight that is kept in oneDNN's order alone. No gradient passes.
 
-    A product that is given its weight as it stands puts it in order on every call, which costs as much as
-    multiplying a few dozen rows by it. A row's bits do not depend on how many rows there are, from two on.
+    A product with a plain weight reorders it on every call, which costs as much as multiplying a few dozen rows by it.
+    From two rows on, a row's bits do not depend on how many rows there are.
 
     Args: weight: ``[out, in]``; bias: ``[out]``; float32 or bfloat16.
     """
@@ -30,9 +30,9 @@ class PrepackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.bias = bias
-        # By these torch.compile's frozen graphs multiply; PyTorch has no other name for them.
+        # torch.compile's frozen graphs use these operators; PyTorch has no public name for them.
         self._multiply = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
-        # Not a buffer: whoever walks over a module's tensors cannot read this one.
+        # Not a buffer: code that walks over a module's tensors cannot read this one.
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())  # noqa: SLF001
 
     def forward(self, rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""By which kernel the attention of graphs runs."""
+"""Chooses the attention kernel of graphs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SIZES: Final = (2048, 8192)
 
 
 def choose_attention(plm: Plm, lanes: Lanes, *, tokens: int) -> AttentionKernel:
-    """Ours or PyTorch's, whichever is faster; in float32, and on CPU, there is only ours.
+    """Ours or PyTorch's, whichever is faster; in float32 and on CPU there is only ours.
 
     Args:
         tokens: of the largest batch that has a graph.
@@ -43,10 +43,10 @@ def choose_attention(plm: Plm, lanes: Lanes, *, tokens: int) -> AttentionKernel:
 
 
 def fastest_attention(plm: Plm, lanes: Lanes, buckets: Sequence[BatchSize]) -> AttentionKernel:
-    """The one that takes the least time a token over these buckets, by trying both.
+    """The kernel that takes the least time for a token over these buckets, measured.
 
-    A graph launches as many programs as its bucket has places, of which a batch of texts of 64 tokens fills an eighth:
-    what the empty ones cost is part of it.
+    A graph launches as many programs as its bucket has places for. A batch of texts of 64 tokens fills an eighth of
+    them, so the cost of empty ones is part of the measurement.
 
     Raises: ModelUnusable if neither runs.
     """
@@ -70,7 +70,7 @@ def fastest_attention(plm: Plm, lanes: Lanes, buckets: Sequence[BatchSize]) -> A
 
 
 def _attention(plm: Plm, lanes: Lanes, bucket: BatchSize, kernel: AttentionKernel) -> Callable[[], None]:
-    """Some calls of one block's, over a bucket with as many texts of 64 tokens as it holds."""
+    """Some calls of one block's attention, over a bucket full of texts of 64 tokens."""
     heads, kv_heads, size = plm.attention_shape
     groups = _full(plm, lanes, bucket, kernel)
     query, key, value = (
@@ -86,7 +86,7 @@ def _attention(plm: Plm, lanes: Lanes, bucket: BatchSize, kernel: AttentionKerne
 
 
 def _full(plm: Plm, lanes: Lanes, bucket: BatchSize, kernel: AttentionKernel) -> PackedSequences:
-    """The sequences of a static batch as a graph has it."""
+    """The sequences of a static batch, as in a graph."""
     pieces = PieceSizes(queries=query_rows(plm.attention_shape.size, plm.dtype.itemsize), tiles=bucket.tokens)
     limit = plm.tokenizer.limit
     static = StaticBatch(
@@ -106,7 +106,7 @@ def _full(plm: Plm, lanes: Lanes, bucket: BatchSize, kernel: AttentionKernel) ->
 
 
 def _seconds(lanes: Lanes, run: Callable[[], None]) -> float:
-    """Of one call, as a graph repeats it: the median of some rounds."""
+    """Of one call within a graph: the median of some rounds."""
     run()
     repeat = lanes.graph(run, kept=False)
     found = []

@@ -8,14 +8,14 @@ from typing import Final
 from .placed_batch import BatchSize
 
 _FINE: Final = 8
-"""Steps between a power of two and the next: a batch is filled up by an eighth at the most, a sixteenth on average."""
+"""Sizes from a power of two to the next: filler is at most an eighth of a batch, a sixteenth on average."""
 
 _SMALLEST: Final = 64
 
 _STEP: Final = 16
 
 _TOKENS_PER_SEQUENCE: Final = 8
-"""Batches of shorter texts go into a bucket of more tokens."""
+"""Batches of shorter texts than that need a bucket of more tokens."""
 
 
 def buckets_up_to(tokens: int) -> list[BatchSize]:
@@ -29,7 +29,7 @@ def buckets_up_to(tokens: int) -> list[BatchSize]:
 
 
 def smallest_that_holds(buckets: Iterable[BatchSize], tokens: int, sequences: int) -> BatchSize | None:
-    """Of ascending ones; None if the batch is too large for all."""
+    """Of ascending buckets; None if the batch is too large for all."""
     return next((each for each in buckets if tokens <= each.tokens and sequences <= each.sequences), None)
 
 

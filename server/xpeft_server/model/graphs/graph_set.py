@@ -1,4 +1,4 @@
-"""CUDA graphs by the size of what they compute."""
+"""CUDA graphs by input size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Static = TypeVar("Static")
 
 
 class Captured(NamedTuple, Generic[Static]):
-    """Static inputs, and what computes with them."""
+    """Static inputs, and the computation on them."""
 
     inputs: Static
     repeat: Callable[[], None]
@@ -30,7 +30,7 @@ class Captured(NamedTuple, Generic[Static]):
 
 @dataclass(frozen=True, slots=True)
 class GraphFacts:
-    """How many graphs there are, for how many tokens at the most, and the device memory that they take."""
+    """Number of graphs, tokens of the largest, and the device memory of all."""
 
     graphs: int = 0
     tokens: int = 0
@@ -38,10 +38,10 @@ class GraphFacts:
 
 
 class GraphSet(Generic[Size, Static]):
-    """All of them share one pool of memory, as they never run at once.
+    """They share one memory pool, because they never run at once.
 
     Args:
-        what: they compute, for logs.
+        what: is computed, for logs.
     """
 
     def __init__(self, lanes: Lanes, device: torch.device, what: str) -> None:
@@ -65,13 +65,13 @@ class GraphSet(Generic[Size, Static]):
         return self._captured[size]
 
     def capture(self, sizes: Sequence[Size], prepare: Callable[[Size], Captured[Static]]) -> None:
-        """Capture what ``prepare`` made ready for each size, the largest first: the others fit into its memory.
+        """Capture a graph for each size, the largest first, so that the others fit into its memory.
 
-        What the device has no room for is left out: it is launched operator by operator.
+        Sizes that the device has no room for are left out; they are launched operator by operator.
 
         Args:
             sizes: largest first.
-            prepare: static inputs that hold something that can be computed, and the computation.
+            prepare: returns static inputs with valid contents, and the computation.
         """
         began = told = time.monotonic()
         before = self._free()
@@ -92,7 +92,7 @@ class GraphSet(Generic[Size, Static]):
         logger.info(message, len(self), self._what, seconds, self.bytes / 1e6)
 
     def _graph(self, ready: Captured[Static]) -> Captured[Static]:
-        # Once by itself, so that what libraries do at first use is no part of the graph.
+        # Run once before, so that what libraries do at first use does not become part of the graph.
         ready.repeat()
         self._lanes.synchronize()
         return ready._replace(repeat=self._lanes.graph(ready.repeat))
@@ -106,5 +106,5 @@ class GraphSet(Generic[Size, Static]):
 
 
 def _wants_memory(error: BaseException) -> bool:
-    """A capture that ran out of memory may not be ended either, which is another error."""
+    """Whether the capture ran out of memory: ending it may then fail, too, with another error."""
     return any(each is not None and is_out_of_memory(each) for each in (error, error.__context__))

@@ -1,4 +1,4 @@
-"""Forwards of packed batches as CUDA graphs: what the host does for one does not grow with the model."""
+"""Forwards of packed batches as CUDA graphs: the host's work does not grow with the model."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from .placed_batch import BatchSize, PieceSizes, StaticBatch
 class GraphedForward:
     """A graph for every size of batch (see `buckets_up_to`): static inputs in, pooled vectors out.
 
-    All of them read one region of device memory and write one; a batch is brought there by one copy, in the order of
-    the main lane, so that the batch before it is done with both.
+    All graphs read one region of device memory and write another. One copy on the main lane brings a batch there, after
+    the batch before it is done with both.
 
     Args:
         pooling: as the bank says.
         tokens: of the largest batch that has a graph.
-        impl: of the operators; tests order Triton's, which needs no GPU where it is interpreted.
+        impl: of the operators; tests ask for Triton's, which runs without a GPU in its interpreter.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class GraphedForward:
         self._graphs[adapters].capture(self._buckets[::-1], lambda bucket: self._prepared(bucket, adapters))
 
     def pooled(self, rows: PackedRows, slots: NDArray[np.int64] | None) -> Pooled | None:
-        """None where no graph holds the batch; else vectors that are there until the next batch.
+        """Vectors that are valid until the next batch; None if no graph holds this batch.
 
         Args:
             slots: ``[Q]``, of each sequence's profile; None for the bare PLM.

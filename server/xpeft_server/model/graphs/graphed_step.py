@@ -21,11 +21,11 @@ from .placed_step import StaticStep
 class GraphedStep:
     """A graph for every size of step (see `steps_up_to`): static inputs in, last hidden states out.
 
-    A step's tokens may be the next one of each answer, parts of prompts, or both: the graph is the same.
+    A step may decode, prefill, or both: the graph is the same.
 
     Args:
         tokens: of the largest step that has a graph.
-        impl: of the operators; tests order Triton's, which needs no GPU where it is interpreted.
+        impl: of the operators; tests ask for Triton's, which runs without a GPU in its interpreter.
     """
 
     def __init__(self, plm: Plm, buffers: SlotBuffers, arena: KvArena, *, tokens: int, impl: Impl = Impl.AUTO) -> None:
@@ -47,7 +47,7 @@ class GraphedStep:
         self._graphs.capture(self._sizes[::-1], self._prepared)
 
     def hidden(self, rows: StepRows[ArenaRow]) -> Tensor | None:
-        """``[T, H]``, there until the next step; None where no graph holds it."""
+        """``[T, H]``, valid until the next step; None if no graph holds this step."""
         size = next((each for each in self._sizes if each >= rows.ids.size and each in self._graphs), None)
         if size is None:
             return None
@@ -69,7 +69,7 @@ class GraphedStep:
         def run() -> None:
             into.copy_(plm.forward(static.step, slots))
 
-        # A token of the bare PLM that belongs to no sequence: it leaves nothing in anybody's row.
+        # One token of the bare PLM that belongs to no sequence and so writes to no row.
         none = np.zeros(1, np.int64)
         bare = np.array([buffers.bare_slot])
         static.load(static.stage(StepRows(none, none, bare, np.ones(1, np.int64), none[:0], [])))

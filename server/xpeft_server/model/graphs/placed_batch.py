@@ -1,4 +1,4 @@
-"""A packed batch at addresses that never change, which is what a captured forward reads."""
+"""A packed batch at fixed addresses: the input of a captured forward."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .static_fields import Field, Staged, StaticFields, put_rows
 
 
 class BatchSize(NamedTuple):
-    """Most tokens and most sequences of a batch."""
+    """Most tokens and sequences of a batch."""
 
     tokens: int
     sequences: int
 
 
 class PieceSizes(NamedTuple):
-    """Rows at a time: of a sequence's queries in attention, and of a profile's tokens in its adapter."""
+    """Rows of a piece: of a sequence's queries in attention, and of a profile's tokens in its adapter."""
 
     queries: int
     tiles: int
@@ -33,8 +33,8 @@ class PieceSizes(NamedTuple):
 
 @dataclass(frozen=True)
 class PlacedBatch:
-    """T and Q are those of a bucket. Tokens behind the last sequence belong to none; places without a sequence point at
-    the first row. What comes out for either means nothing, and nobody reads it.
+    """T and Q are the bucket's. Tokens behind the last sequence belong to none; unused places point at the first row.
+    Outputs for either are meaningless and never read.
 
     Args:
         input_ids, position_ids, token_type_ids: ``[1, T]`` int64.
@@ -55,7 +55,7 @@ class StaticBatch:
 
     Args:
         memory: device bytes, ``size_of(bucket, pieces)`` at least; see `StaticFields`.
-        first_position: position id that the model's tokens may have.
+        first_position: a valid position id, for filler.
         longest: tokens of the longest sequence that the model takes.
     """
 
@@ -91,7 +91,7 @@ class StaticBatch:
         return StaticFields.size_of(_fields(bucket, pieces))
 
     def stage(self, rows: PackedRows, slots: NDArray[np.int64] | None) -> Staged:
-        """A batch that fits into the bucket, laid out on the host; without ``slots`` there are no tiles."""
+        """Lay out a batch that fits into the bucket on the host; without ``slots`` it has no tiles."""
         tokens, sequences = rows.ids.size, rows.lengths.size
         staged = self._fields.stage()
         to = staged.fields
@@ -130,5 +130,5 @@ def _fields(bucket: BatchSize, pieces: PieceSizes) -> list[Field]:
 
 
 def _most_pieces(bucket: BatchSize, rows: int) -> int:
-    """Whatever the lengths are: every sequence ends with a piece that need not be full."""
+    """An upper bound for any lengths: the last piece of each sequence need not be full."""
     return bucket.tokens // rows + bucket.sequences

@@ -1,4 +1,4 @@
-"""A step of generation at addresses that never change, which is what a captured step reads."""
+"""A step of generation at fixed addresses: the input of a captured step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .static_fields import Field, Staged, StaticFields, put_rows
 
 @dataclass(frozen=True)
 class PlacedStep:
-    """T tokens; those that a step does not have leave their keys and values at the arena's scratch token.
+    """T tokens; filler writes its keys and values to the arena's scratch token.
 
     Args:
         input_ids, position_ids: ``[1, T]`` int64.
@@ -31,10 +31,10 @@ class PlacedStep:
 
 
 class StaticStep:
-    """The static inputs of steps of up to ``tokens`` tokens, of prompts and of answers alike.
+    """The static inputs of steps of up to ``tokens`` tokens, prefill and decode alike.
 
     Args:
-        tile_rows: rows of a profile's tokens at a time.
+        tile_rows: most rows of a profile's tokens in a piece.
         memory: device bytes, ``size_of(tokens, arena)`` at least; see `StaticFields`.
     """
 
@@ -59,7 +59,7 @@ class StaticStep:
         return StaticFields.size_of(_fields(tokens, step_room(arena, tokens)))
 
     def stage(self, rows: StepRows[ArenaRow]) -> Staged:
-        """A step that fits, laid out on the host."""
+        """Lay out a step that fits on the host."""
         staged = self._fields.stage()
         to = staged.fields
         put_rows(to["ids"], rows.ids)
@@ -76,7 +76,7 @@ class StaticStep:
 
 
 def _fields(tokens: int, room: StepRoom) -> list[Field]:
-    """A token each is the most tiles that there can be."""
+    """There are at most as many tiles as tokens."""
     return [
         Field("ids", np.int64, (tokens,)),
         Field("positions", np.int64, (tokens,)),

@@ -1,4 +1,4 @@
-"""Arrays at device addresses that never change, brought there together by one copy."""
+"""Arrays at fixed device addresses, brought there together by one copy."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Field(NamedTuple):
 
 
 class Staged(NamedTuple):
-    """Host memory that is laid out as the device's, and the arrays in it, to be written whole."""
+    """Host memory with the device's layout, and the arrays in it, to be written completely."""
 
     memory: Tensor
     fields: Mapping[str, NDArray[Any]]
 
 
 class StaticFields:
-    """Arrays in a region of device memory; sets that are used one after the other may share it.
+    """Arrays in a region of device memory; sets that are never used at once may share it.
 
     Args:
         memory: device bytes, ``size_of(fields)`` at least.
@@ -60,19 +60,19 @@ class StaticFields:
         return _end(_places(fields))
 
     def stage(self) -> Staged:
-        """Memory to write the next contents into."""
+        """Host memory for the next contents."""
         memory = self._lanes.staging(self._memory.numel())
         host = memory.numpy()
         fields = {field.name: host[place].view(field.dtype).reshape(field.shape) for field, place in self._places}
         return Staged(memory, fields)
 
     def load(self, staged: Staged) -> None:
-        """Bring what was staged to the device, in the order of the main lane."""
+        """Copy what was staged to the device, on the main lane."""
         self._memory.copy_(staged.memory, non_blocking=True)
 
 
 def put_rows(to: NDArray[np.signedinteger], rows: NDArray[np.integer]) -> None:
-    """``rows`` first, then zeros."""
+    """Write ``rows``, then zeros."""
     to[: len(rows)] = rows
     to[len(rows) :] = 0
 

@@ -1,4 +1,4 @@
-"""Keys and values of running sequences in one tensor that never moves, so that a CUDA graph can be over it."""
+"""Keys and values of running sequences in one tensor that never moves, so that CUDA graphs can use it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class ArenaRow:
-    """A sequence's place: ``length`` tokens of the arena from ``start`` on, which changes when another needs room."""
+    """A sequence's place: ``length`` tokens of the arena from ``start``, which changes when others need room."""
 
     __slots__ = ("length", "start")
 
@@ -27,14 +27,14 @@ class ArenaRow:
 
 
 class KvArena:
-    """Ranges of 64, 128, 256 … tokens of one tensor, ``tokens`` of them at the most. One thread's own.
+    """A `KvStore`: ranges of 64, 128, 256 … tokens of one tensor of ``tokens`` tokens. For one thread.
 
-    A `KvStore`. What the counters promise can be had: where enough is free, but nowhere in one range, rows move
-    together, which costs a copy of each that moves, on the device's current stream. What is in no sequence's tokens may
-    be anything, as attention does not read it.
+    Whatever the counters allow can be claimed: if enough is free, but in no single range, rows are moved, which copies
+    each of them on the device's current stream. Memory beyond a sequence's tokens may hold anything; attention does not
+    read it.
 
     Args:
-        tokens: room, in tokens; rows count with all their length.
+        tokens: size in tokens; a row counts with its full length.
         context: tokens of the longest sequence that the model takes.
 
     Attributes:
@@ -58,7 +58,7 @@ class KvArena:
 
     @property
     def scratch(self) -> int:
-        """The token that is no sequence's: what fillers leave goes there, and nobody reads it."""
+        """The token that belongs to no sequence: filler is written there, and nothing reads it."""
         return self._ranges.total
 
     def claim(self, tokens: int, *, spare: int = 0) -> ArenaRow | None:
@@ -72,8 +72,10 @@ class KvArena:
         return row
 
     def lengthen(self, row: ArenaRow, tokens: int) -> ArenaRow | None:
-        """The same row, longer where it has to be, with all that was in it; None if there is no room, or the device has
-        no memory for the copy by which it would move."""
+        """The same row, lengthened if need be, with its contents.
+
+        Returns: None if there is no room, or the device has no memory for the copy by which the row would move.
+        """
         if tokens <= row.length:
             return row
         length = self._row_length(tokens)
@@ -98,7 +100,7 @@ class KvArena:
         return next(length for length in self._lengths if length >= tokens)
 
     def _place(self, length: int) -> int:
-        """Where a range begins that is now taken. As much must be free; others move where it is not in one range."""
+        """Take a range, and return its start. So much must be free; rows are moved if it is not in one range."""
         start = self._ranges.take(length)
         if start is None:
             start = self._ranges.clear(length)
@@ -108,8 +110,10 @@ class KvArena:
         return start
 
     def _move_to_longer(self, row: ArenaRow, length: int) -> bool:
-        """To a longer range. Where there is none beside its own, its own is given away first, and what was in it kept
-        for as long: False, and nothing has changed, if the device has no memory for that."""
+        """Move a row to a longer range. If none is free, its own is freed first, and its contents are kept in a copy.
+
+        Returns: False if the device has no memory for the copy; nothing has changed then.
+        """
         start = self._ranges.take(length)
         if start is not None:
             self._ranges.give(row.start, row.length)
@@ -130,7 +134,7 @@ class KvArena:
         return True
 
     def _move(self, row: ArenaRow, start: int) -> None:
-        """With what is in it, to a place that is taken for it."""
+        """Move a row and its contents to a range that was taken for it."""
         old, new = (slice(place, place + row.length) for place in (row.start, start))
         self.states[:, :, new] = self.states[:, :, old]
         del self._rows[row.start]

@@ -1,4 +1,4 @@
-"""Attention of one step over the arena: by tables on the device, of shapes that do not depend on who is in the step."""
+"""Attention of one step over the arena, by tables on the device whose shapes do not depend on who is in the step."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 class ArenaStep:
     """Where each packed token's key and value go, and what its query sees. Made once a step, used by every block.
 
-    Tables that are on the device already, such as a CUDA graph's static inputs, do as well: nothing here asks for their
-    values, and every shape follows from T and `StepRoom`. Tokens that the step does not have go to the scratch token,
-    and pieces and joins that it does not have are zeros.
+    The tables may be on the device already, as a CUDA graph's static inputs are: nothing here reads their values, and
+    every shape follows from T and `StepRoom`. Filler tokens go to the scratch token; unused pieces and joins are zeros.
 
     Args:
-        places: ``[T]`` int64, the token of the arena that each packed token is; `KvArena.scratch` for fillers.
+        places: ``[T]`` int64, the arena's token for each packed token; `KvArena.scratch` for filler.
         steps: see `attend_cache`, of at most `piece_rows` query rows a piece.
     """
 
@@ -53,8 +52,8 @@ class ArenaStep:
         Args:
             query: ``[1, heads, T, d]``; key and value may have fewer heads (grouped queries).
             window: tokens at this distance or more are not seen.
-        Returns: ``[1, T, heads, d]``; fillers get whatever lay in that memory.
-        Raises: ValueError if there are not as many query heads as the arena's shape says, for which pieces are cut.
+        Returns: ``[1, T, heads, d]``; what filler gets is undefined.
+        Raises: ValueError if the number of query heads is not that of the arena's shape, for which pieces are cut.
         """
         q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
         if q.shape[1] != self._heads:

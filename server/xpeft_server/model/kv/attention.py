@@ -1,4 +1,4 @@
-"""Attention of one step: every new token sees its own sequence's row in the KV cache, and nobody else's."""
+"""Attention of one step: every new token sees only its own sequence's row in the KV cache."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from .cache import KvPool, KvRow
 
 Row = TypeVar("Row")
-"""A sequence's place in whatever store it is of."""
+"""A sequence's place in its store."""
 
 
 class Run(NamedTuple, Generic[Row]):
-    """A sequence's new tokens in a step: ``length`` packed tokens from ``start`` on, behind ``past`` known ones."""
+    """A sequence's new tokens in a step: ``length`` packed tokens from ``start``, behind ``past`` cached ones."""
 
     row: Row
     start: int
@@ -33,12 +33,12 @@ class Run(NamedTuple, Generic[Row]):
 class KvStep:
     """Where each packed token's key and value go, and what its query sees. Made once a step, used by every block.
 
-    Single tokens of a pool share one product over all the pool's rows, whatever their pasts; longer runs go one by
-    one. Either way the bits of a sequence's answer depend on its own tokens alone: a row's length follows from its
-    sequence's, and the rows beside it enter no sum.
+    The decodes of a pool share one product over all its rows, however long their pasts; longer runs are computed one by
+    one. Either way the bits of a sequence's answer depend on its own tokens alone: the length of a row follows from its
+    sequence, and other rows enter no sum.
 
     Args:
-        runs: all real tokens of the step; packed tokens behind them are filler, which nothing sees and nothing keeps.
+        runs: all real tokens of the step; packed tokens behind them are filler, which nothing sees or stores.
     """
 
     def __init__(self, runs: Sequence[Run[KvRow]], device: torch.device) -> None:
@@ -57,7 +57,7 @@ class KvStep:
         Args:
             query: ``[1, heads, T, d]``; key and value may have fewer heads (grouped queries).
             window: tokens at this distance or more are not seen.
-        Returns: ``[1, T, heads, d]``; fillers get zeros.
+        Returns: ``[1, T, heads, d]``; filler gets zeros.
         """
         q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
         scale = q.shape[-1] ** -0.5 if scaling is None else scaling
@@ -91,16 +91,16 @@ def _attend_run(
 
 
 def _mask(past: int, end: int, window: int | None, device: torch.device) -> Tensor | None:
-    """``[new, end]`` bool; None where it is the plain triangle."""
+    """``[new, end]`` bool; None for the plain triangle."""
     if not past and (window is None or end <= window):
         return None
     return visible_keys(end, device, causal=True, window=window, past=past)
 
 
 class _PoolStep:
-    """The single new tokens of one pool's sequences. Rows of others take part as well, and nobody reads what they get.
+    """The decodes of one pool's sequences. Its other rows are computed, too, and their results are not read.
 
-    A group of query heads that shares a key is the query's length here, so that keys are not repeated.
+    Query heads that share a key take the place of query tokens here, so that keys are not repeated.
     """
 
     def __init__(self, pool: KvPool, runs: Sequence[Run[KvRow]], device: torch.device) -> None:

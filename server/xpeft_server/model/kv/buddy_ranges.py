@@ -1,4 +1,4 @@
-"""Ranges whose lengths are powers of two, and that begin at multiples of their lengths (Knowlton 1965)."""
+"""A buddy allocator: ranges of power-of-two lengths that begin at multiples of their length (Knowlton 1965)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections import Counter
 
 
 class BuddyRanges:
-    """Cuts ``[0, total)``; two free halves of a range become one again.
+    """Allocates ranges of ``[0, total)``; two free halves of a range are merged.
 
     Args:
-        total: a multiple of ``shortest``; where it is no power of two, it is a range for each of its bits.
-        shortest: a power of two that no range is below.
+        total: a multiple of ``shortest``; if it is not a power of two, there is a range for each of its bits.
+        shortest: the least length, a power of two.
     Raises: ValueError if ``total`` is no such multiple.
     """
 
@@ -30,11 +30,11 @@ class BuddyRanges:
 
     @property
     def free(self) -> int:
-        """How much of all is in free ranges."""
+        """Total length of the free ranges."""
         return sum(length * len(starts) for length, starts in self._free.items())
 
     def take(self, length: int) -> int | None:
-        """Where a range begins that is now taken, out of the shortest free one that has it; None if none has."""
+        """Take a range out of the shortest free one that holds it. Returns: its start; None if there is none."""
         found = next((each for each, starts in self._free.items() if each >= length and starts), None)
         if found is None:
             return None
@@ -46,14 +46,14 @@ class BuddyRanges:
         return start
 
     def give(self, start: int, length: int) -> None:
-        """A range, or some that make one together, is free again."""
+        """Free a range, or several that make up one."""
         while (buddy := start ^ length) in self._free.get(length, ()):
             self._free[length].remove(buddy)
             start, length = min(start, buddy), 2 * length
         self._free[length].add(start)
 
     def extend(self, start: int, length: int, to: int) -> bool:
-        """Whether a taken range could have what lies behind it, up to length ``to``; it is taken then."""
+        """Extend a taken range to length ``to``, if what lies behind it is free. Returns: whether it was."""
         behind = []
         while length < to:
             if start & length or start + length not in self._free[length]:
@@ -65,11 +65,10 @@ class BuddyRanges:
         return True
 
     def clear(self, length: int) -> int:
-        """Where the range begins, among all of this length, that has most in free ones; those are taken now.
+        """Choose the range of this length with the most free space, and take what is free in it. Returns: its start.
 
-        Who has moved what else is in it somewhere else has the whole range. That is always possible where as much is
-        free as ``length``, though no range of it: what is in the range fits into what is free elsewhere, by clearing
-        shorter ranges if need be.
+        The caller owns the whole range once it has moved what else is in it. It always can if ``length`` is free in
+        total: the rest of the range fits into what is free elsewhere, if need be by clearing shorter ranges.
         """
         room: Counter[int] = Counter()
         for each, starts in self._free.items():

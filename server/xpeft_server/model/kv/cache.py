@@ -1,8 +1,8 @@
-"""Keys and values of running sequences: a contiguous row for each, in pools of rows that are equally long.
+"""Keys and values of running sequences: a contiguous row for each, in pools of rows of equal length.
 
-Rows, not pages: attention over the rows of a pool is one strided product, where pages have to be copied together
-first, at every step and in every block. What pages save, room for tokens that may never come, rows save by growing: a
-sequence moves to a row twice as long when it needs one, which copies each token about once in its life.
+Rows, not pages: attention over the rows of a pool is one strided product, while pages would have to be gathered first,
+at every step and in every block. Pages save room for tokens that may never come; rows save it by growing: a sequence
+moves to a row twice as long when it needs one, which copies each token about once in its life.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from .arena_step import ArenaStep
 
 SHORTEST = 64
-"""Tokens of the shortest row. Every length is a multiple of it, so that sums over a row are cut alike for everybody."""
+"""Tokens of the shortest row. Every length is a multiple of it, so that sums over rows are always split alike."""
 
 
 class KvShape(NamedTuple):
-    """What a token leaves behind: ``heads`` keys and as many values of ``size`` numbers in each of ``blocks``.
+    """What is cached of a token: ``heads`` keys and values of ``size`` numbers in each of ``blocks``.
 
     ``group`` query heads share a key.
     """
@@ -42,15 +42,15 @@ class KvShape(NamedTuple):
 
 
 class KvStore(Protocol[Row]):
-    """Where sequences have their keys and values: `KvCache` on CPU, `KvArena` where a step is to be a CUDA graph.
+    """Holds the keys and values of sequences: `KvCache` on CPU, `KvArena` where steps are CUDA graphs.
 
-    A row is a sequence's place; only the store that it is of looks inside. One thread's own. Where there is no memory
-    for what a row needs, all stays as it was: `KvCache` raises torch's error, and `KvArena`, which has its room already
-    and only copies, says that there is no room.
+    A row is a sequence's place; only its store looks inside. For one thread. If there is no memory for what a row
+    needs, nothing changes: `KvCache` raises torch's error, and `KvArena`, which was allocated whole and only copies,
+    returns None.
 
     Attributes:
-        tokens: room, in tokens; rows count with all their length.
-        used: tokens of the rows that are claimed.
+        tokens: size in tokens; a row counts with its full length.
+        used: tokens of all claimed rows.
     """
 
     shape: KvShape
@@ -67,24 +67,26 @@ class KvStore(Protocol[Row]):
         ...
 
     def lengthen(self, row: Row, tokens: int) -> Row | None:
-        """A row that is long enough and has all that was in this one, which it takes the place of; None if there is no
-        room, and the row stays as it is."""
+        """A row that is long enough, with the contents of this one, which it replaces.
+
+        Returns: None if there is no room; the row stays as it is then.
+        """
         ...
 
     def release(self, row: Row) -> None: ...
 
     def step(self, runs: Sequence[Run[Row]], tokens: int) -> KvStep | ArenaStep:
-        """Attention of a step over the rows as they are now; the next change of any ends it.
+        """Attention of a step over the rows as they are now; invalid after the next change of any row.
 
         Args:
             runs: all real tokens of the step.
-            tokens: packed tokens, those included that are fillers, which nothing sees and nothing keeps.
+            tokens: packed tokens, including filler, which nothing sees or stores.
         """
         ...
 
 
 def row_lengths(tokens: int, context: int) -> list[int]:
-    """The lengths that rows may have, of room for ``tokens``, where no sequence is longer than ``context``."""
+    """The lengths of rows in a store of ``tokens`` tokens, for sequences of up to ``context``."""
     lengths = [SHORTEST]
     while lengths[-1] < context and 2 * lengths[-1] <= tokens:
         lengths.append(2 * lengths[-1])
@@ -92,7 +94,7 @@ def row_lengths(tokens: int, context: int) -> list[int]:
 
 
 class KvRow:
-    """A sequence's place. ``index`` changes when a neighbour leaves: rows in use are always the first of their pool."""
+    """A sequence's place. ``index`` changes when another row leaves: rows in use are the first of their pool."""
 
     __slots__ = ("index", "pool")
 
@@ -102,7 +104,7 @@ class KvRow:
 
 
 class KvPool:
-    """Rows of one length. What is not in use is zero: nothing of one sequence is ever there for another."""
+    """Rows of one length. Unused memory is zero: a sequence never finds anything of another one."""
 
     def __init__(self, shape: KvShape, length: int) -> None:
         self.length = length
@@ -112,7 +114,7 @@ class KvPool:
 
     @property
     def states(self) -> Tensor:
-        """``[L, 2, rows in use, heads, length, size]``, keys before values; a view that the next change ends."""
+        """``[L, 2, rows in use, heads, length, size]``, keys before values; a view that the next change invalidates."""
         return self._states[:, :, : len(self.rows)]
 
     @property
@@ -140,7 +142,7 @@ class KvPool:
             self._shrink(capacity // 2 if self.rows else 0)
 
     def _shrink(self, capacity: int) -> None:
-        """Where there is no memory for the copy, all stays as it is."""
+        """Nothing changes if there is no memory for the copy."""
         try:
             self._resize(capacity)
         except (RuntimeError, MemoryError) as error:
@@ -160,10 +162,10 @@ class KvPool:
 
 
 class KvCache:
-    """Rows of 64, 128, 256 … tokens, ``tokens`` of them at the most. One thread's own. A `KvStore`.
+    """A `KvStore`: rows of 64, 128, 256 … tokens, at most ``tokens`` in total. For one thread.
 
     Args:
-        tokens: room, in tokens; rows count with all their length.
+        tokens: size in tokens; a row counts with its full length.
         context: tokens of the longest sequence that the model takes.
     """
 
@@ -193,7 +195,7 @@ class KvCache:
         return row
 
     def lengthen(self, row: KvRow, tokens: int) -> KvRow | None:
-        """The same row where it is long enough, else a longer one with all that was in it; None if there is no room."""
+        """The same row if it is long enough, else a longer one with its contents; None if there is no room."""
         if tokens <= row.pool.length:
             return row
         length = self._row_length(tokens)
