@@ -14,8 +14,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from xpeft_profiles import Profile, ProfileKey, open_store
-from xpeft_server.cli.profiles import transfer_progress
 from xpeft_server.cli.profiles.commands import app
+
+pytestmark = pytest.mark.usefixtures("no_progress")
 
 KEYS = [ProfileKey(tenant, name) for tenant in ("acme", "zeta") for name in ("a", "b.1", "c")]
 
@@ -69,12 +70,6 @@ def out(tmp_path: Path) -> Path:
     path = tmp_path / "out"
     path.mkdir()
     return path
-
-
-@pytest.fixture(autouse=True)
-def no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow the machine is."""
-    monkeypatch.setattr(transfer_progress, "_LINE_SECONDS", 1e9)
 
 
 def call(command: str, *arguments: object) -> Result:

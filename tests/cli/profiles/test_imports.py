@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 from base64 import b64encode
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from xpeft_profiles import Profile, ProfileKey, encode_record, open_store, write_profile_file
-from xpeft_server.cli.profiles import transfer_progress
 from xpeft_server.cli.profiles.commands import app
+
+pytestmark = pytest.mark.usefixtures("no_progress")
 
 BANK = "sha256:" + "ab" * 32
 PROFILES = 400_000 if os.environ.get("NIGHTLY") == "1" else 40_000
@@ -47,24 +47,8 @@ def line(name: str, seed: int = 0, **words: str) -> str:
 
 
 @pytest.fixture
-def jsonl(tmp_path: Path) -> Callable[..., Path]:
-    def write(*lines: str) -> Path:
-        path = tmp_path / "p.jsonl"
-        path.write_text("".join(each + "\n" for each in lines))
-        return path
-
-    return write
-
-
-@pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/profiles.db"
-
-
-@pytest.fixture(autouse=True)
-def no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow the machine is."""
-    monkeypatch.setattr(transfer_progress, "_LINE_SECONDS", 1e9)
 
 
 def call(*arguments: object, env: dict[str, str] | None = None) -> Result:

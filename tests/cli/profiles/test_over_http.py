@@ -23,10 +23,11 @@ from typer.testing import CliRunner, Result
 from xpeft_profiles import Profile, read_profile_file, write_profile_file
 from xpeft_server.cli.keys.commands import app as keys_app
 from xpeft_server.cli.profiles import kept_client as profiles_kept_client
-from xpeft_server.cli.profiles import transfer_progress
 from xpeft_server.cli.profiles.commands import app
 from xpeft_server.cli.profiles.kept_client import KeptProfilesClient
 from xpeft_server.cli.tune.sinks import ServerSink, SinkFailed
+
+pytestmark = pytest.mark.usefixtures("no_progress")
 
 BANK = "sha256:" + "ab" * 32
 SERVER = """
@@ -70,16 +71,6 @@ def profile(seed: int = 0, *, bank: str = BANK) -> Profile:
 def line(name: str, file: bytes | Profile, **words: str) -> str:
     data = write_profile_file(file) if isinstance(file, Profile) else file
     return json.dumps({**words, "name": name, "file": b64encode(data).decode()})
-
-
-@pytest.fixture
-def jsonl(tmp_path: Path) -> Callable[..., Path]:
-    def write(*lines: str) -> Path:
-        path = tmp_path / "p.jsonl"
-        path.write_text("".join(each + "\n" for each in lines))
-        return path
-
-    return write
 
 
 class Server:
@@ -136,12 +127,6 @@ def empty(server: Server) -> None:
         with closing(KeptProfilesClient(server.url, key)) as client:
             for each in list(client.list(prefix="", limit=None)):
                 client.delete(each["name"], if_match=None)
-
-
-@pytest.fixture(autouse=True)
-def no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow the machine is."""
-    monkeypatch.setattr(transfer_progress, "_LINE_SECONDS", 1e9)
 
 
 def test_an_import_is_there_and_the_second_finds_it(call: Call, jsonl: Any) -> None:
