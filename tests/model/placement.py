@@ -204,7 +204,7 @@ def generate(plm: Plm, bank: Bank, texts: list[TokenizedText], graph_tokens: int
         [Chunk(text.ids, 0, rows[n], n, asks=n != 1) for n, text in enumerate(texts)],
         [Chunk(text.ids[:1], len(text), rows[n], n, asks=True) for n, text in enumerate(texts)],
     ]
-    logits = [decoder.step(step) for step in steps]
+    logits = [decoder.step(step).logits for step in steps]
     choose(logits[-1], RULES)
     return {"graphs": decoder.graphs.graphs, "shapes": [list(made(each).shape) for each in logits]}
 

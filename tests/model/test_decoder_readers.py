@@ -59,7 +59,7 @@ def test_a_fill_waits_for_a_step_that_only_reads_a_prompt(lab: Any) -> None:
     lanes = SlowLanes()
     classifier.buffers.lanes = lanes
     row = decoder.cache.claim(8)
-    logits = decoder.step([Chunk(np.arange(5, dtype=np.int32), 0, row, 1, asks=False)])
+    logits = decoder.step([Chunk(np.arange(5, dtype=np.int32), 0, row, 1, asks=False)]).logits
     assert logits.shape[0] == 0
     step = lanes.marks[-1]
     classifier.fill([SlotFill(1, profile, nobody)], overlap=True)

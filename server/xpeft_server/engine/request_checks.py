@@ -28,10 +28,11 @@ def check_lengths(request: ClassifyRequest, texts: list[TokenizedText], limit: i
             )
 
 
-def check_prompt(tokens: TokenizedText, limit: int) -> None:
+def check_prompt(tokens: TokenizedText, limit: int, *, least: int = 1) -> None:
+    """Args: least: tokens that the answer has at least."""
     if not len(tokens):
         raise InvalidInput("prompt has no tokens", param="prompt")
-    if len(tokens) >= limit:
+    if len(tokens) + least > limit:
         raise InputTooLong(
             f"prompt has {_counted(tokens)} tokens; prompt and answer together have room for {limit}", param="prompt"
         )

@@ -90,10 +90,11 @@ class GenerateRequest:
     Args:
         tenant: whose request it is.
         profile: of that tenant; None asks for the bare PLM.
-        max_new_tokens: most tokens to generate; None: up to the end of the context.
+        max_new_tokens: most tokens to generate; None: up to the end of the context; 0, with ``echo``: the prompt alone.
         seed: of the sampling; None draws a new one for each request.
         stop: texts that end the answer and are not part of it.
         ignore_eos: whether generation goes on after an end token, which adds no text.
+        echo: whether the prompt is told before the answer, with logprobs where ``sampling`` asks for them.
         group: this prompt and those that came with it, which share a permit; None for a prompt that came alone.
         journey: the caller's; the engine writes into it.
     """
@@ -106,21 +107,26 @@ class GenerateRequest:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    echo: bool = False
     group: PromptGroup | None = None
     journey: Journey = field(default_factory=Journey, compare=False, repr=False)
 
 
 class LikelyToken(NamedTuple):
-    """``bytes`` are the token's own, even where ``text`` is half a character; ``logprob`` is a natural logarithm."""
+    """``bytes`` are the token's own, even where ``text`` is half a character.
+
+    ``logprob`` is a natural logarithm; None for the first token of a prompt, which has nothing before it.
+    """
 
     id: int
     text: str
     bytes: bytes
-    logprob: float
+    logprob: float | None
 
 
 class ChosenToken(NamedTuple):
-    """A generated token and the likeliest alternatives, likeliest first, before temperature and limits.
+    """A generated token, or one of the prompt, and the likeliest alternatives, likeliest first, before temperature and
+    limits.
 
     ``special``: it adds nothing to the text; its ``token.text`` is a name.
     """
@@ -140,6 +146,13 @@ class Started(NamedTuple):
     queue_time: float
     verified: bool = True
     prompt_tokens: int = 0
+
+
+class Echo(NamedTuple):
+    """A part of the prompt. ``tokens`` are told only if logprobs were asked for; ``text`` may run ahead of them."""
+
+    text: str
+    tokens: tuple[ChosenToken, ...] = ()
 
 
 class Piece(NamedTuple):
@@ -164,8 +177,8 @@ class Finished(NamedTuple):
     inference_time: float
 
 
-News = Started | Piece | Finished
-"""An answer on its way: `Started`, any number of `Piece`, `Finished`."""
+News = Started | Echo | Piece | Finished
+"""An answer on its way: `Started`, `Echo` where it was asked for, any number of `Piece`, `Finished`."""
 
 
 @dataclass(frozen=True, slots=True)

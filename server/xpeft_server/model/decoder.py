@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +19,20 @@ from .kv.cache import KvCache, KvShape, KvStore
 from .lanes import on_device
 from .plm import Plm
 from .recorded import recorded
+from .sampling.prompt_logprobs import LaunchedPromptLogprobs, launch_prompt_logprobs
 from .slots import SlotAdapters, SlotBuffers
 
 _NO_ROWS: Final = np.empty(0, np.int64)
+
+
+class StepOutput(NamedTuple):
+    """Args:
+    logits: ``[Q, V]`` float32 behind the last token of each chunk that asks, in the order of the chunks.
+    prompt_logprobs: of each chunk; None where it has no targets.
+    """
+
+    logits: Tensor
+    prompt_logprobs: list[LaunchedPromptLogprobs | None]
 
 
 class Decoder:
@@ -80,12 +91,10 @@ class Decoder:
         return min(self.plm.tokenizer.limit, self.cache.longest)
 
     @torch.inference_mode()
-    def step(self, chunks: Sequence[Chunk[Any]]) -> Tensor:
+    def step(self, chunks: Sequence[Chunk[Any]]) -> StepOutput:
         """Compute every chunk's tokens, and write their keys and values to its row.
 
         A step that failed can be repeated, whole or in parts: it writes the same values to the same places.
-
-        Returns: ``[Q, V]`` float32 logits behind the last token of each chunk that asks, in the order of the chunks.
         """
         rows = StepRows.of(chunks)
         hidden = None if self._graphs is None else self._graphs.hidden(rows)
@@ -93,9 +102,13 @@ class Decoder:
             hidden = self._launched(rows)
         with recorded("vocabulary head"):
             logits: Tensor = self._head(hidden[on_device(rows.asking, self.plm.device)])
+            prompt_logprobs = [
+                chunk.targets and launch_prompt_logprobs(hidden[run.start :], self._head, chunk.targets)
+                for chunk, run in zip(chunks, rows.runs, strict=True)
+            ]
         # Nobody waits for the logits of a step of prefills alone: it may still run when a slot is filled.
         self._buffers.note_readers(rows.slots, _NO_ROWS, self._buffers.lanes.mark())
-        return logits
+        return StepOutput(logits, prompt_logprobs)
 
     def _launched(self, rows: StepRows[Any]) -> Tensor:
         """``[T, H]``, operator by operator."""

@@ -24,7 +24,6 @@ BOTH = {
 OF_COMPLETIONS = {
     **BOTH,
     "best_of": ([1], [2, True]),
-    "echo": ([False], [True, 0]),
     "suffix": ([""], [" end"]),
 }
 OF_CHAT = {

@@ -27,7 +27,7 @@ from xpeft_server.engine.engine_limits import EngineLimits
 from xpeft_server.engine.generation.advance import Advance
 from xpeft_server.engine.generation.generator import Generator
 from xpeft_server.engine.metrics import Metrics
-from xpeft_server.engine.requests import Finished, GenerateRequest, News, Piece, Started
+from xpeft_server.engine.requests import Echo, Finished, GenerateRequest, News, Piece, Started
 from xpeft_server.model.banks.bank import Bank
 from xpeft_server.model.banks.source import open_bank
 from xpeft_server.model.classifier import Classifier
@@ -150,6 +150,7 @@ class Told(NamedTuple):
     """All news of one answer."""
 
     started: Started
+    echoes: list[Echo]
     pieces: list[Piece]
     finished: Finished
 
@@ -170,7 +171,8 @@ async def listen(news: AsyncIterator[News]) -> Told:
     started, *pieces, finished = everything
     assert isinstance(started, Started)
     assert isinstance(finished, Finished)
-    return Told(started, [each for each in pieces if isinstance(each, Piece)], finished)
+    echoes = [each for each in pieces if isinstance(each, Echo)]
+    return Told(started, echoes, [each for each in pieces[len(echoes) :] if isinstance(each, Piece)], finished)
 
 
 class Studio:

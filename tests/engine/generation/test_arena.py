@@ -94,7 +94,7 @@ def written(
             asks = known[i] == len(text)
             chunks.append(Chunk(ids, known[i] - ids.size, rows[i], classifier.buffers.bare_slot, asks))
         asking = [text for text, chunk in zip(texts, chunks, strict=True) if chunk.asks]
-        for text, token in zip(asking, decoder.step(chunks).argmax(-1).tolist(), strict=True):
+        for text, token in zip(asking, decoder.step(chunks).logits.argmax(-1).tolist(), strict=True):
             text.append(token)
     return texts
 

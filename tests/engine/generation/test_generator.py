@@ -258,12 +258,12 @@ async def test_a_sequence_whose_numbers_are_not_finite_ends_alone(
 
     @torch.inference_mode()
     def spoiled(chunks: Any) -> Any:
-        logits = step(chunks)
+        stepped = step(chunks)
         slots = [chunk.slot for chunk in chunks if chunk.asks]
         placed = studio.engine._device._launcher._slots._placed.get(version)
         if placed is not None and placed.slot in slots:
-            logits[slots.index(placed.slot)] = torch.nan
-        return logits
+            stepped.logits[slots.index(placed.slot)] = torch.nan
+        return stepped
 
     monkeypatch.setattr(studio.decoder, "step", spoiled)
     answers = await asyncio.gather(*(studio.told(key, PROMPT, 20) for key in keys), return_exceptions=True)

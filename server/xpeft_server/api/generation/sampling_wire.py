@@ -19,13 +19,13 @@ MOST_STOP_CHARACTERS: Final = 256
 # More tokens than any model's context.
 MOST_TOKENS: Final = 1 << 20
 # Counts of tokens and ids of tokens fit into 32 bits everywhere.
-_INT32: Final = 1 << 31
+INT32: Final = 1 << 31
 _INT64: Final = 1 << 63
 
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-NewTokens = Annotated[int, Field(ge=1, lt=_INT32), WHOLE]
+NewTokens = Annotated[int, Field(ge=1, lt=INT32), WHOLE]
 Logprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS), WHOLE]
-TokenId = Annotated[int, Field(ge=0, lt=_INT32, description="without a fraction: 4.0 is refused")]
+TokenId = Annotated[int, Field(ge=0, lt=INT32, description="without a fraction: 4.0 is refused")]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MOST_TOKENS, fail_fast=True)]
 StopText = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
 
@@ -56,7 +56,7 @@ class SamplingFields(WireBody):
 
     temperature: Temperature = 0.0
     top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=-1, lt=_INT32), WHOLE] = 0
+    top_k: Annotated[int, Field(ge=-1, lt=INT32), WHOLE] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     seed: Annotated[int, Field(ge=-_INT64, lt=_INT64), WHOLE] | None = None

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from xpeft_profiles import RESERVED, ProfileKey
 from xpeft_server.engine.errors import DoesNotGenerate, EngineError
 from xpeft_server.engine.metrics import Metrics
-from xpeft_server.engine.requests import Finished, GenerateRequest, News, Piece, Prompt, PromptGroup, Started
+from xpeft_server.engine.requests import Echo, Finished, GenerateRequest, News, Piece, Prompt, PromptGroup, Started
 from xpeft_server.settings import Settings
 
 from ..bodies.counts import CountsCheck
@@ -28,10 +28,10 @@ AnswerNews = AsyncGenerator[News, None]
 
 
 class WholeAnswer(NamedTuple):
-    """All the news of one answer."""
+    """All the news of one answer; its pieces begin with those of the prompt, where they were asked for."""
 
     started: Started
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Echo | Piece, ...]
     finished: Finished
 
     @property
@@ -86,7 +86,7 @@ class TextRequests:
         async with aclosing(self.news(asked, fields)) as news:
             items = [item async for item in news]
         started, finished = items[0], items[-1]
-        pieces = tuple(item for item in items if isinstance(item, Piece))
+        pieces = tuple(item for item in items if isinstance(item, (Echo, Piece)))
         if not (isinstance(started, Started) and isinstance(finished, Finished)):
             raise RuntimeError(f"the engine began an answer with {started!r}")
         return WholeAnswer(started, pieces, finished)
@@ -104,6 +104,7 @@ def generate_request(
     *,
     max_new_tokens: int | None,
     logprobs: int | None,
+    echo: bool = False,
     group: PromptGroup | None = None,
 ) -> GenerateRequest:
     """What the caller's tenant asks of one of its profiles, or of the bare model by the name ``base``."""
@@ -119,6 +120,7 @@ def generate_request(
         seed=body.seed,
         stop=body.stops(),
         ignore_eos=body.ignore_eos,
+        echo=echo,
         group=group,
         journey=context.journey,
     )

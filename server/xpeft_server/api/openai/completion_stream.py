@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
-from xpeft_server.engine.requests import Finished, FinishReason, News, Piece, Started
+from xpeft_server.engine.requests import Echo, Finished, FinishReason, News, Piece, Started
 
 from ..event_stream import Document, Events, Opening
 from ..generation.logprobs import LegacyLines, LegacyLogprobs
@@ -57,7 +57,7 @@ class CompletionStream:
 
     def _documents(self, index: int, item: News) -> list[Document]:
         match item:
-            case Piece(text):
+            case Echo(text) | Piece(text):
                 logprobs = None if self._logprobs is None else self._logprobs[index].of(item)
                 return [self._chunk(index, choice(index, text, logprobs=logprobs))]
             case Finished(finish_reason):

@@ -42,6 +42,7 @@ class Completions:
             generate_request,
             max_new_tokens=body.max_tokens,
             logprobs=body.logprobs,
+            echo=body.echo,
             group=PromptGroup(id_, len(prompts)) if len(prompts) > 1 else None,
         )
         asked = [ask(request, name, prompt, body) for prompt in prompts.values()]
@@ -57,7 +58,7 @@ class Completions:
             works = map(self._requests.answer, asked, fields)
             answers = await unless_client_leaves(request.scope, request.receive, all_of(works))
             self._requests.count(asked[0])
-            return _reply(head, answers, logprobs=logprobs)
+            return await _reply(head, answers, logprobs=logprobs)
         stream = CompletionStream(
             head,
             prompts=len(asked),
@@ -73,14 +74,14 @@ class Completions:
         check_count("prompt", prompts, self._requests.max_inputs, message, code="too_many_inputs")
 
 
-def _reply(
+async def _reply(
     head: dict[str, object], answers: list[WholeAnswer], *, logprobs: Callable[[], LegacyLogprobs] | None
 ) -> Reply:
     choices = [
         choice(
             index,
             answer.text,
-            logprobs=None if logprobs is None else logprobs().of_all(answer.pieces),
+            logprobs=None if logprobs is None else await logprobs().of_all(answer.pieces),
             finish_reason=answer.finished.finish_reason,
         )
         for index, answer in enumerate(answers)

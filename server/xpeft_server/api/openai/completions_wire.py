@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from xpeft_server.engine.requests import FinishReason
 
@@ -13,7 +13,7 @@ from ..bodies.counts import length_of
 from ..bodies.refused_fields import Unsupported
 from ..bodies.union_tags import LISTS, TEXT, TEXTS, TOKENS
 from ..bodies.whole_numbers import WHOLE
-from ..generation.sampling_wire import NewTokens, TokenIds
+from ..generation.sampling_wire import INT32, TokenIds
 from ..wire import MOST_ITEMS, GeneratedUsageBody, Text
 from .wire import OpenAiFields
 
@@ -50,7 +50,11 @@ PromptsBody = Annotated[
 
 
 class CompletionBody(OpenAiFields):
-    """Several prompts are worked on side by side and become choices in their order."""
+    """Several prompts are worked on side by side and become choices in their order.
+
+    With ``echo`` a choice's text begins with the prompt's, and so do its logprobs, if they are asked for;
+    ``max_tokens`` may be 0 then.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -63,11 +67,18 @@ class CompletionBody(OpenAiFields):
     )
 
     prompt: PromptsBody
-    max_tokens: NewTokens = 16
+    echo: bool = False
+    max_tokens: Annotated[int, Field(ge=0, lt=INT32), WHOLE] = 16
     logprobs: Annotated[int, Field(ge=0, le=_MOST_LOGPROBS), WHOLE] | None = None
     best_of: Annotated[object, Unsupported(1)] = None
-    echo: Annotated[object, Unsupported(False)] = None
     suffix: Annotated[object, Unsupported("")] = None
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _some_text(cls, value: int, info: ValidationInfo) -> int:
+        if value == 0 and not info.data.get("echo"):
+            raise ValueError("must be at least 1 without echo")
+        return value
 
     def prompts(self) -> dict[str, str | tuple[int, ...]]:
         """Each as the engine takes it, by its place in the body."""
@@ -82,11 +93,12 @@ class CompletionBody(OpenAiFields):
 
 
 class LegacyLogprobsBody(BaseModel):
-    """A list each with an entry a token; offsets count characters of the choice's text."""
+    """A list each with an entry a token; offsets count characters of the choice's text. The first token of a prompt has
+    null for its logprobs."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 
-from xpeft_server.model.sampling.logprobs import RowLogprobs
 from xpeft_server.model.tokens.tokenizing import TextTokenizer
 
 from ..errors import EngineError, InternalError
 from ..journey import Journey
-from ..requests import ChosenToken, Finished, FinishReason, LikelyToken, News, Piece, Started
+from ..requests import ChosenToken, Finished, FinishReason, News, Piece, Started
 from .advance import Advance
 from .sequence import Sequence
 from .text_stream import TextStream
+from .told_token import told_token
 
 
 class Answer:
@@ -80,9 +80,9 @@ class Answer:
         reason: FinishReason | None = "stop" if self._text.stopped else advance.finish_reason
         if reason is not None:
             text += self._text.end()
-        tokens = (
-            () if advance.token is None or advance.logprobs is None else (self._told(advance.token, advance.logprobs),)
-        )
+        tokens: tuple[ChosenToken, ...] = ()
+        if advance.token is not None and advance.logprobs is not None:
+            tokens = (told_token(self._tokenizer, advance.token, advance.logprobs),)
         if text or tokens:
             self._news.put_nowait(Piece(text, tokens, self._tokens))
         if reason is not None:
@@ -130,15 +130,3 @@ class Answer:
         self.done = True
         inference_time = time.monotonic() - self._accepted - self._queue_time
         self._news.put_nowait(Finished(reason, self._prompt_tokens, self._tokens, inference_time))
-
-    def _told(self, token: int, logprobs: RowLogprobs) -> ChosenToken:
-        likeliest = zip(logprobs.ids.tolist(), logprobs.logprobs.tolist(), strict=True)
-        return ChosenToken(
-            self._likely(token, logprobs.chosen),
-            tuple(self._likely(*each) for each in likeliest),
-            self._tokenizer.is_special(token),
-        )
-
-    def _likely(self, token: int, logprob: float) -> LikelyToken:
-        text, exact = self._tokenizer.token_text(token)
-        return LikelyToken(token, text, exact, logprob)

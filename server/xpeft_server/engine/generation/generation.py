@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
@@ -21,11 +22,12 @@ from ..metrics import Metrics
 from ..profiles.cache import CachedProfile
 from ..profiles.loader import ProfileLoader
 from ..request_checks import check_prompt
-from ..requests import Finished, GenerateRequest, News, Started
+from ..requests import Echo, Finished, GenerateRequest, News, Prompt, Started
 from ..tokenizer_stage import TokenizerStage
 from .advance import Advance
 from .answer import Answer
 from .generator import Generator
+from .prompt_echo import prompt_echo
 from .sequence import Sequence
 from .text_stream import TextStream
 
@@ -95,7 +97,7 @@ class Generation:
         with self._permit(request) as permit:
             with journey.stage("tokenise", texts=1):
                 tokens = await self._tokenizer.encode_prompt(request.tenant, request.prompt)
-            check_prompt(tokens, self._limit)
+            check_prompt(tokens, self._limit, least=0 if request.max_new_tokens == 0 else 1)
             prompt = tokens.ids.tolist()
             permit.admit_tokens(len(prompt))
             profile = (
@@ -116,11 +118,19 @@ class Generation:
                         self._metrics.prompt_tokens.inc(news.prompt_tokens)
                         self._metrics.request_inference_time.observe(news.inference_time)
                     yield news
+                    if isinstance(news, Started) and request.echo:
+                        for part in self._echo(sequence, request.prompt):
+                            yield part
+                            await asyncio.sleep(0)
             finally:
                 sequence.answer.leave(sequence)
                 sequence.withdrawn = True
                 self._sequences.discard(sequence)
                 permit.spend(sequence.generated)
+
+    def _echo(self, sequence: Sequence, prompt: Prompt) -> Iterator[Echo]:
+        text = prompt if isinstance(prompt, str) else None
+        return prompt_echo(self._tokenizer.tokenizer, sequence, text)
 
     def advance(self, advances: list[Advance]) -> None:
         """Deliver the results of a step."""
@@ -167,6 +177,7 @@ class Generation:
             rule=request.sampling,
             seed=secrets.randbits(63) if request.seed is None else request.seed,
             answer=answer,
+            prompt_likeliest=request.sampling.logprobs if request.echo else None,
             request_id=request.journey.id,
         )
 
@@ -174,5 +185,7 @@ class Generation:
 def _check(request: GenerateRequest) -> None:
     if not request.prompt:
         raise InvalidInput("prompt is empty: there is nothing to go on with", param="prompt")
-    if request.max_new_tokens is not None and request.max_new_tokens < 1:
-        raise InvalidInput(f"max_new_tokens is {request.max_new_tokens}, at least 1 is needed", param="max_new_tokens")
+    least = 0 if request.echo else 1
+    if request.max_new_tokens is not None and request.max_new_tokens < least:
+        message = f"max_new_tokens is {request.max_new_tokens}, at least {least} is needed"
+        raise InvalidInput(message, param="max_new_tokens")

@@ -6,7 +6,6 @@ import logging
 import time
 from functools import partial
 
-from xpeft_server.model.batches.step_packing import Chunk
 from xpeft_server.model.classifier import Classifier
 from xpeft_server.model.decoder import Decoder
 from xpeft_server.model.device_memory import is_out_of_memory, reclaim_memory
@@ -241,21 +240,20 @@ class Generator:
         return [self._advanced(sequence, int(chosen.ids[i]), chosen, i, now) for i, sequence in enumerate(asking)]
 
     def _forward(self, parts: list[StepPart]) -> Chosen:
-        chunks = []
-        for part in parts:
-            sequence, slot = part.sequence, self._slot_of(part.sequence)
-            assert slot is not None and sequence.row is not None  # noqa: S101, PT018
-            chunks.append(Chunk(sequence.next_ids(part.length), sequence.cached, sequence.row, slot, part.asks))
+        chunks = [part.sequence.chunk(part.length, self._slot_of(part.sequence)) for part in parts]
         try:
             self._fill([part.sequence for part in parts])
-            logits = self._decoder.step(chunks)
+            stepped = self._decoder.step(chunks)
         except BaseException:
             self._slots.forget(self._fills)
             raise
         finally:
             self._fills = {}
         with recorded("sample"):
-            return choose_tokens(logits, [part.sequence.draw() for part in parts if part.asks])
+            chosen = choose_tokens(stepped.logits, [part.sequence.draw() for part in parts if part.asks])
+        for part, launched in zip(parts, stepped.prompt_logprobs, strict=True):
+            part.sequence.prompt_logprobs += [] if launched is None else launched.result()
+        return chosen
 
     def _fill(self, sequences: list[Sequence]) -> None:
         if not self._fills:
@@ -272,6 +270,8 @@ class Generator:
         if token < 0:
             error = InternalError("the model's numbers for this text are not finite")
             return Advance(sequence, now, counted=False, error=error)
+        if len(sequence.ids) >= sequence.limit:
+            return Advance(sequence, now, counted=False, finish_reason="length")
         sequence.ids.append(token)
         self._shares.charge(sequence.tenant, 1)
         if token in sequence.ends:

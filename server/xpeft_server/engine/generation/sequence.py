@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Container
 from collections.abc import Sequence as Items
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from xpeft_server.model.batches.step_packing import Chunk
 from xpeft_server.model.kv.arena import ArenaRow
 from xpeft_server.model.kv.cache import KvRow
 from xpeft_server.model.sampling.choice import Draw
+from xpeft_server.model.sampling.logprobs import RowLogprobs
+from xpeft_server.model.sampling.prompt_logprobs import Targets
 from xpeft_server.model.sampling.rule import SamplingRule
 
 from ..profiles.cache import CachedProfile
@@ -28,6 +30,8 @@ class Sequence:
         limit: most tokens of prompt and answer together.
         ends: ids of the tokens that end it.
         answer: receives what becomes of it; owned by the event loop.
+        prompt_likeliest: how many of the likeliest tokens are told with the logprob of each prompt token; None: no
+            prompt logprobs are wanted.
         request_id: the request's id in logs.
 
     Attributes:
@@ -38,9 +42,11 @@ class Sequence:
         taken: monotonic seconds of its first admission.
         filled: begin and end of the fill of its profile's slot, in monotonic seconds; None if no fill was needed.
         preemptions: how often it was preempted.
+        prompt_logprobs: of the prompt's tokens from the second on, as far as computed; complete at the first token.
     """
 
     __slots__ = (
+        "_prompt_likeliest",
         "_rule",
         "_seed",
         "admitted_length",
@@ -53,6 +59,7 @@ class Sequence:
         "preemptions",
         "profile",
         "prompt_length",
+        "prompt_logprobs",
         "request_id",
         "row",
         "taken",
@@ -71,6 +78,7 @@ class Sequence:
         rule: SamplingRule,
         seed: int,
         answer: Answer,
+        prompt_likeliest: int | None = None,
         request_id: str = "",
     ) -> None:
         self.ids = list(prompt)
@@ -88,8 +96,14 @@ class Sequence:
         self.filled: tuple[float, float] | None = None
         self.preemptions = 0
         self.withdrawn = False
+        self.prompt_logprobs: list[RowLogprobs] = []
+        self._prompt_likeliest = prompt_likeliest
         self._rule = rule
         self._seed = seed
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        return self._prompt_likeliest is not None
 
     @property
     def tokens(self) -> int:
@@ -119,8 +133,11 @@ class Sequence:
         """Tokens to compute before the next one can be sampled: 1 while it decodes."""
         return len(self.ids) - self.cached
 
-    def next_ids(self, count: int) -> NDArray[np.int32]:
-        return np.array(self.ids[self.cached : self.cached + count], np.int32)
+    def chunk(self, count: int, slot: int | None) -> Chunk[Any]:
+        """Its part in a step that computes its next ``count`` tokens; it has a row, and its profile a slot."""
+        assert self.row is not None and slot is not None  # noqa: S101, PT018
+        ids = np.array(self.ids[self.cached : self.cached + count], np.int32)
+        return Chunk(ids, self.cached, self.row, slot, count == self.uncached, self._targets(count))
 
     def draw(self) -> Draw:
         """How its next token is sampled."""
@@ -133,3 +150,11 @@ class Sequence:
         self.row = None
         self.cached = 0
         self.preemptions += 1
+
+    def _targets(self, count: int) -> Targets | None:
+        """Prompt tokens whose logprobs follow from the next ``count`` tokens, if they are wanted and not computed yet."""
+        if self._prompt_likeliest is None:
+            return None
+        first = max(self.cached, len(self.prompt_logprobs))
+        ids = self.ids[first + 1 : min(self.cached + count + 1, self.prompt_length)]
+        return Targets(first - self.cached, np.array(ids, np.int64), self._prompt_likeliest) if ids else None

@@ -16,6 +16,7 @@ from xpeft_kernels import Tiles
 from ..kv.attention import KvStep, Row, Run
 from ..kv.cache import KvStore
 from ..lanes import on_device
+from ..sampling.prompt_logprobs import Targets
 from .packing import even_rows, packed_order
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Chunk(NamedTuple, Generic[Row]):
         past: tokens already in ``row``; the new ones go behind them.
         slot: of its profile.
         asks: whether the logits behind its last new token are needed.
+        targets: prompt tokens whose logprobs, behind the new ones, are wanted.
     """
 
     ids: NDArray[np.int32]
@@ -37,6 +39,7 @@ class Chunk(NamedTuple, Generic[Row]):
     row: Row
     slot: int
     asks: bool
+    targets: Targets | None = None
 
 
 class StepRows(NamedTuple, Generic[Row]):

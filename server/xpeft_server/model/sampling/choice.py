@@ -11,15 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..lanes import on_device
-from .logprobs import LaunchedLogprobs, RowLogprobs, row_logprobs
+from .logprobs import LaunchedLogprobs, RowLogprobs, row_logprobs, rows_at_once
 from .rule import SamplingRule
 from .uniforms import uniforms
 from .weights import token_weights
 
 NO_TOKEN = -1
 _LOWEST, _HIGHEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
-_AT_ONCE = {"cpu": 1 << 19}
-"""Scores that are drawn from together: on CPU as many as its cache holds in float64, elsewhere a gibibyte."""
 
 
 class Draw(NamedTuple):
@@ -131,7 +129,7 @@ def _drawn(scores: Tensor, peaks: Tensor, draws: Sequence[Draw]) -> Tensor:
 
 
 def _portions(rows: list[int], logits: Tensor) -> Iterator[list[int]]:
-    size = max(1, _AT_ONCE.get(logits.device.type, 1 << 24) // logits.shape[-1])
+    size = rows_at_once(logits.shape[-1], logits.device)
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 

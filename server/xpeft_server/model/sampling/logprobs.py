@@ -12,6 +12,9 @@ from torch import Tensor
 
 from .order import ordered_bits
 
+_AT_ONCE = {"cpu": 1 << 19}
+"""Scores that are worked on together: on CPU as many as its cache holds in float64, elsewhere a gibibyte."""
+
 
 class RowLogprobs(NamedTuple):
     """Natural logarithms of probabilities, −inf for what a model rules out.
@@ -59,6 +62,11 @@ def row_logprobs(logits: Tensor, chosen: Tensor, counts: Sequence[int]) -> Launc
     logprobs = torch.log_softmax(logits.double(), -1)
     ids = torch.cat((chosen[:, None], _likeliest(logits, max(counts))), -1)
     return LaunchedLogprobs(ids, logprobs.gather(-1, ids), counts)
+
+
+def rows_at_once(vocabulary: int, device: torch.device) -> int:
+    """How many rows of logits are worked on together, where each takes several times its memory."""
+    return max(1, _AT_ONCE.get(device.type, 1 << 24) // vocabulary)
 
 
 def _likeliest(scores: Tensor, count: int) -> Tensor:
