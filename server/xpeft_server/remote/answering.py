@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 from xpeft_server.api.engine_port import EnginePort
 from xpeft_server.engine.errors import EngineError
-from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, GenerateRequest, Journey, News, Piece
+from xpeft_server.engine.requests import (
+    ClassifyAnswer,
+    ClassifyRequest,
+    Finished,
+    GenerateRequest,
+    Journey,
+    News,
+    Started,
+)
 
 from .error_value import ErrorValue
 from .trail import Follower, Recorder, Trail
@@ -42,7 +50,7 @@ async def generate(engine: EnginePort, request: GenerateRequest) -> AsyncGenerat
     try:
         async with aclosing(engine.generate(request)) as news:
             async for each in news:
-                if not isinstance(each, Piece):
+                if isinstance(each, (Started, Finished)):
                     yield recorder.trail()
                 yield each
     except EngineError as error:

@@ -9,7 +9,7 @@ import pytest
 
 from xpeft_server.api.access.key_ring import KeyRing
 from xpeft_server.engine import errors
-from xpeft_server.engine.requests import ChosenToken, Finished, LikelyToken, Piece
+from xpeft_server.engine.requests import ChosenToken, Echo, Finished, LikelyToken, Piece
 
 FILE = {"content-type": "application/octet-stream"}
 VERSION = "sha256:" + "cd" * 32
@@ -83,6 +83,16 @@ async def test_logprobs_of_a_completion(user, script):
     logprobs = completion.choices[0].logprobs
     assert (logprobs.tokens, logprobs.token_logprobs, logprobs.text_offset) == ([" a"], [-1.5], [0])
     assert logprobs.top_logprobs == [{" the": -0.25, " a": -1.5}]
+
+
+async def test_a_completion_that_echoes_its_prompt(user, script):
+    first, second = LikelyToken(4, "Say", b"Say", None), LikelyToken(5, " it", b" it", -0.5)
+    script.lines[1:3] = [Echo("Say it", (ChosenToken(first, ()), ChosenToken(second, (A,))))]
+    completion = await user.completions.create(model="p", prompt="Say it", echo=True, max_tokens=0, logprobs=1)
+    assert completion.choices[0].text == "Say it"
+    logprobs = completion.choices[0].logprobs
+    assert (logprobs.tokens, logprobs.token_logprobs, logprobs.text_offset) == (["Say", " it"], [None, -0.5], [0, 3])
+    assert logprobs.top_logprobs == [None, {" a": -1.5, " it": -0.5}]
 
 
 async def test_a_chat(user, script):
