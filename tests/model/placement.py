@@ -43,8 +43,10 @@ from xpeft_server.model.lanes import HostLanes, Mark
 from xpeft_server.model.packed_sequences import AttentionKernel
 from xpeft_server.model.plm import Plm
 from xpeft_server.model.sampling import choice as sampling
+from xpeft_server.model.sampling import prompt_logprobs
 from xpeft_server.model.sampling import weights as sampling_weights
 from xpeft_server.model.sampling.choice import Draw, launch_choice
+from xpeft_server.model.sampling.prompt_logprobs import Targets
 from xpeft_server.model.sampling.rule import SamplingRule
 from xpeft_server.model.slots import SlotBuffers, SlotFill
 from xpeft_server.model.tokens.tokenizing import TokenizedText
@@ -156,7 +158,7 @@ def pretend() -> None:
     classifying.choose_attention = lambda plm, lanes, tokens: AttentionKernel.OURS  # type: ignore[attr-defined]
     StaticFields.stage = staged  # type: ignore[method-assign]
     StaticFields.load = loaded  # type: ignore[method-assign]
-    for module in (packing, step_packing, arena_step, decoding, sampling, sampling_weights):
+    for module in (packing, step_packing, arena_step, decoding, sampling, sampling_weights, prompt_logprobs):
         module.on_device = uploaded  # type: ignore[attr-defined]
     for table in (tiles, sequences):
         table.placed = uploaded  # type: ignore[attr-defined]
@@ -201,12 +203,18 @@ def generate(plm: Plm, bank: Bank, texts: list[TokenizedText], graph_tokens: int
     decoder.warm_up()
     rows = [decoder.cache.claim(len(text)) for text in texts]
     steps = [
-        [Chunk(text.ids, 0, rows[n], n, asks=n != 1) for n, text in enumerate(texts)],
+        [Chunk(text.ids, 0, rows[n], n, n != 1, targets_of(text)) for n, text in enumerate(texts)],
         [Chunk(text.ids[:1], len(text), rows[n], n, asks=True) for n, text in enumerate(texts)],
     ]
-    logits = [decoder.step(step).logits for step in steps]
-    choose(logits[-1], RULES)
-    return {"graphs": decoder.graphs.graphs, "shapes": [list(made(each).shape) for each in logits]}
+    stepped = [decoder.step(step) for step in steps]
+    choose(stepped[-1].logits, RULES)
+    told = [portion._logprobs for each in stepped for one in each.told if one is not None for portion in one._portions]
+    made_there = [made(each) for each in (*(each.logits for each in stepped), *told)]
+    return {"graphs": decoder.graphs.graphs, "shapes": [list(each.shape) for each in made_there]}
+
+
+def targets_of(text: TokenizedText) -> Targets:
+    return Targets(0, text.ids[1:].astype(np.int64), 2)
 
 
 def choose(logits: Tensor, rules: Sequence[SamplingRule]) -> None:
