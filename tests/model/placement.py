@@ -208,7 +208,8 @@ def generate(plm: Plm, bank: Bank, texts: list[TokenizedText], graph_tokens: int
     ]
     stepped = [decoder.step(step) for step in steps]
     choose(stepped[-1].logits, RULES)
-    told = [portion._logprobs for each in stepped for one in each.told if one is not None for portion in one._portions]
+    launched = [each for output in stepped for each in output.prompt_logprobs if each is not None]
+    told = [portion._logprobs for each in launched for portion in each._portions]
     made_there = [made(each) for each in (*(each.logits for each in stepped), *told)]
     return {"graphs": decoder.graphs.graphs, "shapes": [list(each.shape) for each in made_there]}
 

@@ -1,4 +1,4 @@
-"""A prompt as its client is told it before the answer."""
+"""The prompt, as a client that asks for it is sent it before the answer."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .text_stream import TextStream
 from .told_token import told_token
 
 AT_ONCE: Final = 256
-"""Tokens: more would keep the event loop from what else it has to do."""
+"""Tokens; telling more of them would keep the event loop from its other work."""
 
 
 def prompt_echo(tokenizer: TextTokenizer, sequence: Sequence, text: str | None) -> Iterator[Echo]:
-    """All of the prompt, some tokens at a time.
+    """The whole prompt, `AT_ONCE` tokens at a time.
 
     Args:
-        sequence: one whose answer has started.
-        text: of the prompt as it came; None where tokens came.
+        sequence: must have its first token.
+        text: the prompt as it was sent; None if token ids were sent.
     """
     spelled = TextStream(tokenizer, ())
     for start in range(0, sequence.prompt_length, AT_ONCE):

@@ -152,7 +152,7 @@ class Sequence:
         self.preemptions += 1
 
     def _targets(self, count: int) -> Targets | None:
-        """Prompt tokens whose logprobs follow from the next ``count`` tokens, if they are wanted and not computed yet."""
+        """Prompt tokens whose logprobs the next ``count`` tokens give, if they are wanted and not computed yet."""
         if self._prompt_likeliest is None:
             return None
         first = max(self.cached, len(self.prompt_logprobs))

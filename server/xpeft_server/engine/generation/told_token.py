@@ -1,4 +1,4 @@
-"""A token with its logprobs, as it is told to a client."""
+"""A token and its logprobs, with their texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..requests import ChosenToken, LikelyToken
 
 
 def told_token(tokenizer: TextTokenizer, token: int, logprobs: RowLogprobs | None) -> ChosenToken:
-    """Args: logprobs: None for a token that nothing comes before."""
+    """Args: logprobs: None for the first token of a prompt."""
     special = tokenizer.is_special(token)
     if logprobs is None:
         return ChosenToken(_likely(tokenizer, token, None), (), special)

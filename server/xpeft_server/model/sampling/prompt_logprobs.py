@@ -1,4 +1,4 @@
-"""How likely a prompt's tokens were, each behind those before it."""
+"""Logprobs of a prompt's tokens, each given those before it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .logprobs import LaunchedLogprobs, RowLogprobs, row_logprobs, rows_at_once
 
 
 class Targets(NamedTuple):
-    """Tokens of a prompt whose logprobs are wanted.
+    """Prompt tokens whose logprobs are wanted.
 
     Args:
-        first: row of a chunk that the first of them stands behind; the others stand behind the rows after it.
+        first: the chunk's row that predicts the first of them; the rows after it predict the others.
         ids: ``[n]``.
-        likeliest: how many of the likeliest tokens are told in the place of each.
+        likeliest: how many of the likeliest tokens are told for each.
     """
 
     first: int
@@ -28,7 +28,7 @@ class Targets(NamedTuple):
 
 
 class LaunchedPromptLogprobs:
-    """Of one chunk's targets, in their order."""
+    """Of one chunk's targets, in order."""
 
     def __init__(self, portions: list[LaunchedLogprobs]) -> None:
         self._portions = portions
@@ -39,7 +39,7 @@ class LaunchedPromptLogprobs:
 
 
 def launch_prompt_logprobs(hidden: Tensor, head: VocabularyHead, targets: Targets) -> LaunchedPromptLogprobs:
-    """Some rows at a time: the logits of a whole prompt may be larger than the model.
+    """A few rows at a time: the logits of a whole prompt may be larger than the model.
 
     Args:
         hidden: ``[m, H]`` of a chunk's tokens.
