@@ -31,7 +31,7 @@ SECTIONS: Final[Mapping[str, str]] = {
     "The idea in three equations": "idea.md",
     "What you can rely on": "idea.md",
     "Numbers": "numbers.md",
-    "Limits, today": "numbers.md",
+    "Known limits": "numbers.md",
 }
 GENERATED: Final[Mapping[str, Callable[[], str]]] = {
     "settings": settings.settings_table,

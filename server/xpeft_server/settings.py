@@ -33,7 +33,7 @@ class Settings(BaseModel):
     plm: str = Field(
         default="minilm",
         min_length=1,
-        description="frozen language model: a path, a hub id, or minilm for the one of the demo package",
+        description="frozen language model: a path, a hub id, or minilm, the model of the demo package",
     )
     bank: str = Field(
         default="random:N=100,R=48,seed=0,std=0.1",
@@ -48,136 +48,152 @@ class Settings(BaseModel):
     host: str = Field(
         default="127.0.0.1",
         min_length=1,
-        description="address to listen on; anything but loopback needs --api-keys",
+        description="address to listen on; any but loopback needs --api-keys",
     )
-    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes any free one")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="device that runs the model: auto, cpu or cuda"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="number format of the model: float32, bfloat16, or auto, which is float32 on CPU and bfloat16 on a"
-        " GPU",
+        description="number format of the model: float32, bfloat16, or auto (float32 on a CPU, bfloat16 on a GPU)",
     )
     max_batch_tokens: BatchTokens | Literal["auto"] = Field(
-        default="auto", description="most tokens in one forward pass; auto is 1024 on CPU and 8192 on a GPU"
+        default="auto", description="maximum tokens in one forward pass; auto is 1024 on a CPU and 8192 on a GPU"
     )
     graph_tokens: GraphTokens | Literal["auto"] = Field(
         default="auto",
-        description="on a GPU, batches of up to so many tokens run as CUDA graphs, captured at the start; auto is"
-        " max-batch-tokens, 0 is none",
+        description="on a GPU, batches of up to this many tokens run as CUDA graphs, which are captured at startup;"
+        " auto is max-batch-tokens, 0 turns graphs off",
     )
     queue_limit: int = Field(
-        default=1024, ge=1, le=1 << 24, description="most texts waiting or running; beyond it requests get 429"
+        default=1024, ge=1, le=1 << 24, description="maximum texts waiting or running; requests beyond it get 429"
     )
     queue_token_limit: int = Field(
-        default=262_144, ge=16, le=1 << 30, description="most tokens waiting; beyond it requests get 429"
+        default=262_144, ge=16, le=1 << 30, description="maximum tokens waiting; requests beyond it get 429"
     )
     queue_seconds: float = Field(
         default=1.0,
         gt=0,
         le=3600,
-        description="longest backlog of work to classify, in seconds at the device's recent speed;"
-        " beyond it requests get 429",
+        description="maximum backlog of classification work, in seconds at the device's recent speed; requests"
+        " beyond it get 429",
     )
     slots: SlotCount | Literal["auto"] = Field(
         default="auto",
-        description="profiles whose adapters are kept ready on the device; auto is what fits into 1 GiB on CPU"
-        " or into half of a GPU's free memory, at most 4096 or 16384",
+        description="number of profiles whose adapters are kept ready on the device; auto is what fits into 1 GiB on"
+        " a CPU (at most 4096) or into half of a GPU's free memory (at most 16384)",
     )
     kv_tokens: KvTokens | Literal["auto"] = Field(
         default="auto",
-        description="room for the keys and values of texts that are being generated, in tokens; auto is what fits into"
-        " 1 GiB on CPU or into three quarters of a GPU's free memory; a prompt and its answer together have"
-        " at most the largest power of two within it",
+        description="size of the KV cache for generation, in tokens; auto is what fits into 1 GiB on a CPU or into"
+        " three quarters of a GPU's free memory; a prompt and its answer together are limited to the"
+        " largest power of two within it",
     )
     max_sequences: int = Field(
-        default=256, ge=1, le=1 << 16, description="most texts that are generated at once; others wait"
+        default=256, ge=1, le=1 << 16, description="maximum texts generated at once; others wait"
     )
     host_cache_bytes: int = Field(
-        default=256 << 20, ge=0, description="memory for the compact records of profiles, in bytes"
+        default=256 << 20, ge=0, description="host memory for the compact records of profiles, in bytes"
     )
     api_keys: Path | None = Field(
-        default=None, description="file of API keys (see xpeft keys); none: everyone on this host is let in"
+        default=None,
+        description="file of API keys (see xpeft keys); without it, every client on this machine is let in",
     )
     tenant_limits: Path | None = Field(
-        default=None, description="file of what each tenant may take, read again when it changes; none: a fair share"
+        default=None,
+        description="file of each tenant's limits, read again when it changes; without it, tenants share fairly",
     )
     tls_certificate: Path | None = Field(
-        default=None, description="PEM file of the server's certificate and its chain; with it the server speaks https"
+        default=None, description="PEM file with the server's certificate and its chain; turns https on"
     )
-    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's private key, not encrypted")
+    tls_key: Path | None = Field(default=None, description="PEM file with the certificate's private key, unencrypted")
     tls_client_ca: Path | None = Field(
         default=None,
-        description="PEM file of certificate authorities;"
-        " every client must present a certificate signed by one of them",
+        description="PEM file of certificate authorities; every client must present a certificate signed by one of"
+        " them",
     )
     audit_log: Path | None = Field(
         default=None,
-        description="file that gets a line of JSON for every write and every refused key; none: the log, at info",
+        description="file that gets a JSON line for every write and every refused key; without it, the lines go to"
+        " the log at level info",
     )
     metrics_open: bool = Field(default=False, description="serve /metrics without an operator's key")
     metrics_top_profiles: int = Field(
-        default=100, ge=0, le=10_000, description="profiles with a metric of their own; the rest is counted as other"
+        default=100,
+        ge=0,
+        le=10_000,
+        description="number of profiles with a metric series of their own; all others are counted as other",
     )
-    max_body_bytes: int = Field(default=8 << 20, ge=1024, le=1 << 30, description="largest JSON body, in bytes")
-    max_profile_bytes: int = Field(default=1 << 20, ge=1024, le=1 << 30, description="largest profile file, in bytes")
+    max_body_bytes: int = Field(
+        default=8 << 20, ge=1024, le=1 << 30, description="maximum size of a JSON body, in bytes"
+    )
+    max_profile_bytes: int = Field(
+        default=1 << 20, ge=1024, le=1 << 30, description="maximum size of a profile file, in bytes"
+    )
     body_seconds: float = Field(
-        default=60.0, gt=0, le=3600, description="time for a request's body to arrive, in seconds; then it gets 408"
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="maximum time for a request's body to arrive, in seconds; then the request gets 408",
     )
     send_seconds: float = Field(
         default=30.0,
         gt=0,
         le=3600,
-        description="longest time without a client reading any of its answer, in seconds; then its connection ends",
+        description="maximum time without the client reading any of its answer, in seconds; then its connection is"
+        " closed",
     )
     idle_seconds: float = Field(
-        default=75.0, gt=0, le=3600, description="time for which a connection is kept for its next request, in seconds"
+        default=75.0, gt=0, le=3600, description="time an idle connection is kept open for its next request, in seconds"
     )
     connections: ConnectionCount | Literal["auto"] = Field(
         default="auto",
-        description="most connections that are open at once in a process that speaks HTTP, beyond which new ones get"
-        " 503; auto is what the limit of open files leaves",
+        description="maximum open connections of each process that speaks HTTP; further ones get 503; auto is what"
+        " the limit of open files allows",
     )
     http_processes: int = Field(
         default=0,
         ge=0,
         le=64,
-        description="processes that speak HTTP, beside the one that runs the model; 0: that one does it as well",
+        description="number of processes that speak HTTP, beside the one that runs the model; with 0, that one does"
+        " both",
     )
-    max_inputs: int = Field(default=256, ge=1, le=1 << 16, description="most texts in one request")
+    max_inputs: int = Field(default=256, ge=1, le=1 << 16, description="maximum texts in one request")
     tuning_jobs_per_tenant: int = Field(
         default=4,
         ge=0,
         le=10_000,
-        description="most tuning jobs of a tenant that are queued or running; beyond it jobs get 429, 0 takes none",
+        description="maximum tuning jobs of a tenant that are queued or running; jobs beyond it get 429, and 0 turns"
+        " jobs off",
     )
-    max_tuning_rows: int = Field(default=10_000, ge=2, le=1 << 20, description="most examples in one tuning job")
+    max_tuning_rows: int = Field(default=10_000, ge=2, le=1 << 20, description="maximum examples in one tuning job")
     tuning_share: float = Field(
-        default=0.5, gt=0, le=1, description="largest share of the device's time that tuning takes from serving"
+        default=0.5, gt=0, le=1, description="maximum share of the device's time that tuning takes from serving"
     )
     drain_seconds: float = Field(
-        default=10.0, ge=0, le=3600, description="time for what is in flight to finish after SIGTERM, in seconds"
+        default=10.0, ge=0, le=3600, description="time for requests in flight to finish after SIGTERM, in seconds"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="least severity that is logged: debug, info, warning or error"
+        default="info", description="lowest severity that is logged: debug, info, warning or error"
     )
     log_format: Literal["auto", "json", "pretty"] = Field(
-        default="auto", description="lines of the log: json, pretty, or auto, which is pretty on a terminal only"
+        default="auto", description="format of log lines: json, pretty, or auto (pretty on a terminal, json elsewhere)"
     )
-    access_log: bool = Field(default=False, description="log a line for each request")
+    access_log: bool = Field(default=False, description="log one line for each request")
     otlp_endpoint: str | None = Field(
         default=None,
-        description="collector that gets traces by OTLP over HTTP, like http://localhost:4318; none: nothing is traced",
+        description="collector that receives traces by OTLP over HTTP, such as http://localhost:4318; without it,"
+        " nothing is traced",
     )
     trace_sample_ratio: float = Field(
-        default=1.0, ge=0, le=1, description="share of requests traced where the client does not decide"
+        default=1.0, ge=0, le=1, description="fraction of requests that are traced where the client does not decide"
     )
     profile_trace: Path | None = Field(
-        default=None, description="file that gets a torch profiler's trace of --profile-batches batches and steps"
+        default=None, description="file for a torch profiler trace of --profile-batches batches and generation steps"
     )
     profile_batches: int = Field(
-        default=20, ge=1, le=10_000, description="batches and steps of generation in that trace"
+        default=20, ge=1, le=10_000, description="number of batches and generation steps in that trace"
     )
 
     @field_validator("otlp_endpoint")
