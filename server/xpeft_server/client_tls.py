@@ -18,17 +18,15 @@ class ClientTls:
 
     client_certificate: Path | None = field(
         default=None,
-        metadata={"help": "PEM file of the certificate, with its chain, that an https server is shown if it asks"},
+        metadata={"help": "PEM file of the client certificate, with its chain, for https servers that ask for one"},
     )
     client_key: Path | None = field(
         default=None,
-        metadata={
-            "help": "PEM file of that certificate's private key, not encrypted; if left out, the same file has it"
-        },
+        metadata={"help": "PEM file of that certificate's private key, unencrypted; by default it is in the same file"},
     )
     authority: Path | None = field(
         default=None,
-        metadata={"help": "PEM file of the authorities whose https servers are trusted, in place of the system's"},
+        metadata={"help": "PEM file of the authorities to trust for https, instead of the system's"},
     )
 
     def given(self) -> dict[str, Path]:

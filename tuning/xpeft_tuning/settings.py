@@ -33,12 +33,12 @@ class TuningSettings:
 
     kind: Kind = field(default="hard", metadata={"help": "hard masks choose k adapters, soft ones weigh them all"})
     k: int | None = field(
-        default=None, metadata={"help": "adapters that each row of a hard mask chooses; half of the bank if left out"}
+        default=None, metadata={"help": "adapters that each row of a hard mask chooses; half of the bank by default"}
     )
-    epochs: int = field(default=15, metadata={"help": "passes over the train rows, at most"})
-    batch_rows: int = field(default=16, metadata={"help": "rows behind one step"})
+    epochs: int = field(default=15, metadata={"help": "maximum passes over the train rows"})
+    batch_rows: int = field(default=16, metadata={"help": "rows in one step"})
     batch_tokens: int = field(
-        default=4096, metadata={"help": "tokens on the device at once; a step with more goes through in parts"}
+        default=4096, metadata={"help": "maximum tokens on the device at once; larger steps run in parts"}
     )
     lr_masks: float = field(default=0.1, metadata={"help": "peak learning rate of the masks"})
     lr_norm: float = field(default=0.02, metadata={"help": "peak learning rate of the LayerNorm affine"})
@@ -46,45 +46,51 @@ class TuningSettings:
     head_penalty: float | None = field(
         default=None,
         metadata={
-            "help": "weight in the loss of the squared distance between the head and what it is drawn to, zero or a"
-            " shared head; chosen by cross-validation if left out"
+            "help": "weight in the loss of the squared distance between the head and zero or the shared head; by"
+            " default chosen by cross-validation"
         },
     )
     shared_head: str | None = field(
-        default=None, metadata={"help": "one of the bank's heads, used as it is; none: a head of its own"}
+        default=None,
+        metadata={"help": "one of the bank's heads, used as it is; by default the profile has a head of its own"},
     )
     own_head: bool = field(
         default=False,
-        metadata={"help": "beside a shared head: a head of its own that starts as the shared one and is drawn to it"},
+        metadata={
+            "help": "with shared_head: a head of its own that starts as the shared one and is regularised towards it"
+        },
     )
     mask_spread: float = field(
         default=0.01,
-        metadata={"help": "standard deviation of the first mask logits, each of which a step moves by up to lr_masks"},
+        metadata={"help": "standard deviation of the initial mask logits; a step moves each by up to lr_masks"},
     )
     gumbel: float = field(
-        default=0.0, metadata={"help": "scale of the Gumbel noise on the mask logits of each step; 0: none"}
+        default=0.0, metadata={"help": "scale of the Gumbel noise on the mask logits in each step; 0 for none"}
     )
     temperature: float = field(default=1.0, metadata={"help": "divides the mask logits before their softmax"})
     last_temperature: float | None = field(
-        default=None, metadata={"help": "temperature of the last step, reached geometrically; as the first if left out"}
+        default=None,
+        metadata={"help": "temperature of the last step, reached geometrically; by default the same as the first"},
     )
     class_weights: ClassWeights | None = field(
-        default=None, metadata={"help": "balanced: rows of rare labels weigh more, so that all labels weigh the same"}
+        default=None,
+        metadata={"help": "balanced gives rows of rare labels more weight, so that all labels count the same"},
     )
     held_out: float = field(
-        default=0.2, metadata={"help": "share of each label's rows that only measures, where the rows have no split"}
+        default=0.2, metadata={"help": "share of each label's rows held out for measuring, if the rows have no split"}
     )
     stop_on: StopOn | None = field(
         default=None,
         metadata={
-            "help": "keep the epoch with the best loss or accuracy on dev rows (drawn if there are none); else the last"
+            "help": "keep the epoch with the best loss or accuracy on dev rows (drawn if there are none); by default"
+            " the last epoch"
         },
     )
     patience: int = field(
-        default=5, metadata={"help": "epochs without a better one after which --stop-on ends the tuning"}
+        default=5, metadata={"help": "with --stop-on, end tuning after this many epochs without improvement"}
     )
     seed: int = field(default=0, metadata={"help": "seed of everything random"})
-    description: str | None = field(default=None, metadata={"help": "a line about the profile, kept in it"})
+    description: str | None = field(default=None, metadata={"help": "a line about the profile, stored in it"})
 
     def __post_init__(self) -> None:
         for name, choices in (("kind", Kind), ("stop_on", StopOn), ("class_weights", ClassWeights)):

@@ -22,10 +22,10 @@ app = typer.Typer(
     cls=FlagsGroup,
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    help="One frozen language model, one bank of adapters, and a model of their own for every user in a few"
-    " hundred bytes. Start with: xpeft tune --data FILE --out PROFILE, xpeft serve, xpeft profiles put NAME PROFILE."
-    " Every option of xpeft serve is"
-    " also a variable: --store is XPEFT_STORE. Those of other commands are in their help.",
+    help="Serve a personal language model to every user: one frozen model, one bank of adapters, and a few"
+    " hundred bytes for each user. Start with: xpeft tune --data FILE --out PROFILE, xpeft serve,"
+    " xpeft profiles put NAME PROFILE. Every option of xpeft serve is also an environment variable:"
+    " --store is XPEFT_STORE. Variables of other commands are in their help.",
 )
 for _command in COMMANDS:
     show_flags_alone(_command)

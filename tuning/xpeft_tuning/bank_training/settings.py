@@ -30,16 +30,16 @@ class BankTrainingSettings:
     adapters: int = field(default=100, metadata={"help": "adapters in each block (N)"})
     width: int = field(default=48, metadata={"help": "width of each adapter's bottleneck (R)"})
     activation: Activation = field(default="relu", metadata={"help": "function in the bottleneck: relu or gelu"})
-    layer_norm: bool = field(default=True, metadata={"help": "whether a LayerNorm stands in the bottleneck"})
-    biases: bool = field(default=False, metadata={"help": "whether adapters have biases, down and up"})
+    layer_norm: bool = field(default=True, metadata={"help": "whether the bottleneck has a LayerNorm"})
+    biases: bool = field(default=False, metadata={"help": "whether adapters have biases, in both projections"})
     pooling: Pooling | None = field(
         default=None,
-        metadata={"help": "how tokens become a text's vector: mean, cls or last; what suits the model if left out"},
+        metadata={"help": "how tokens become a text's vector: mean, cls or last; by default what suits the model"},
     )
-    head: str = field(default="shared", metadata={"help": "name of the head that is trained along with the bank"})
+    head: str = field(default="shared", metadata={"help": "name of the head that is trained with the bank"})
     epochs: int = field(default=2, metadata={"help": "passes over the train rows"})
     batch_tokens: int = field(
-        default=8192, metadata={"help": "tokens on the device at once; a step with more goes through in parts"}
+        default=8192, metadata={"help": "maximum tokens on the device at once; larger steps run in parts"}
     )
     lr_bank: float = field(default=0.0005, metadata={"help": "peak learning rate of the adapters"})
     lr_head: float = field(
@@ -50,17 +50,16 @@ class BankTrainingSettings:
     dropout: float = field(
         default=0.0,
         metadata={
-            "help": "share of the numbers that are zeroed at random while the bank learns, in what each block gives its"
-            " adapters and where the language model has dropout of its own; against learning few rows by heart"
+            "help": "dropout against overfitting: share of values zeroed at random in each block's input to its"
+            " adapters and wherever the language model has dropout of its own"
         },
     )
-    std_down: float = field(default=0.05, metadata={"help": "standard deviation that down-projections start with"})
-    std_up: float = field(default=0.02, metadata={"help": "standard deviation that up-projections start with"})
+    std_down: float = field(default=0.05, metadata={"help": "standard deviation of the initial down-projections"})
+    std_up: float = field(default=0.02, metadata={"help": "standard deviation of the initial up-projections"})
     start_apart: float = field(
         default=0.05,
         metadata={
-            "help": "how far apart adapters begin that are copies of one of the bank to start from, in standard"
-            " deviations of its weights",
+            "help": "initial difference between copies of an adapter of --start, in standard deviations of its weights",
             "methods": ("users", "mixture"),
         },
     )
@@ -69,12 +68,12 @@ class BankTrainingSettings:
     k: int | None = field(
         default=None,
         metadata={
-            "help": "adapters that each row of a user's masks chooses; half of the bank if left out",
+            "help": "adapters that each row of a user's masks chooses; half of the bank by default",
             "methods": ("users",),
         },
     )
     batch_users: int = field(
-        default=8, metadata={"help": "users in one step, at most", "methods": ("users", "branches")}
+        default=8, metadata={"help": "maximum users in one step", "methods": ("users", "branches")}
     )
     user_rows: int = field(
         default=4, metadata={"help": "rows of each user in one step", "methods": ("users", "branches")}
@@ -89,28 +88,29 @@ class BankTrainingSettings:
     lr_own_head: float = field(
         default=0.0005,
         metadata={
-            "help": "peak learning rate of what each user's head has beyond the shared one",
+            "help": "peak learning rate of each user's head offset from the shared head",
             "methods": ("users", "branches"),
         },
     )
     own_head_penalty: float = field(
         default=0.1,
         metadata={
-            "help": "weight of the squared norm of what each user's head has beyond the shared one",
+            "help": "weight of the squared norm of each user's head offset from the shared head",
             "methods": ("users", "branches"),
         },
     )
     gumbel: float = field(
         default=0.0,
         metadata={
-            "help": "scale of the Gumbel noise on the users' mask logits of each step; 0: none",
+            "help": "scale of the Gumbel noise on the users' mask logits in each step; 0 for none",
             "methods": ("users",),
         },
     )
 
     batch_rows: int = field(default=32, metadata={"help": "rows in one step", "methods": ("mixture",)})
     share_up: bool = field(
-        default=False, metadata={"help": "one up-projection for all adapters of a block", "methods": ("mixture",)}
+        default=False,
+        metadata={"help": "share one up-projection between all adapters of a block", "methods": ("mixture",)},
     )
     consistency: float = field(
         default=1.0,

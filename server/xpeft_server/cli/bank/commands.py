@@ -24,8 +24,9 @@ _DEFAULTS = Settings()
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    help="Make adapter banks and look into them. A bank holds the adapters that every profile chooses from;"
-    " a profile fits exactly the bank that it was tuned over, which its fingerprint tells.",
+    help="Create, train, import and inspect adapter banks. A bank holds the adapters that all profiles"
+    " choose from. A profile fits only the bank that it was tuned over, identified by its"
+    " fingerprint.",
 )
 
 
@@ -36,22 +37,22 @@ def create(
         str,
         typer.Option(
             envvar="XPEFT_PLM",
-            help="The language model that the bank is for: a path, a hub id, or the demo package's.",
+            help="Language model that the bank is for: a path, a hub id, or minilm for the demo package's.",
         ),
     ] = _DEFAULTS.plm,
     bank: Annotated[
         str,
         typer.Option(
             envvar="XPEFT_BANK",
-            help="random:KEY=VALUE,… with N adapters a block, R width of each, seed, std of the values,"
+            help="random:KEY=VALUE,… with N (adapters per block), R (width of each), seed, std (of the values),"
             " activation (relu or gelu), layer_norm (true or false), pooling (mean, cls or last).",
         ),
     ] = _DEFAULTS.bank,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Make a random bank: the same words give the same bytes on every machine.
+    """Create a random bank. The same specification gives the same bytes on every machine.
 
-    A profile is a choice among its adapters: a larger N gives more choice, std 0.1 to 0.5 works best.
+    A profile is a choice among its adapters, so a larger N gives more choice. A std of 0.1 to 0.5 works best.
 
     Example: xpeft bank create --bank random:N=100,R=48,seed=0,std=0.1 --out bank.safetensors
     """
@@ -80,7 +81,8 @@ def import_bank(
         list[Path],
         typer.Argument(
             metavar="FOLDER…",
-            help="What the adapters library (AdapterHub) or PEFT saved: a folder each, or the weights' file in one.",
+            help="Saved adapters of the adapters library (AdapterHub) or of PEFT: one folder each, or the file of"
+            " weights in it.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Where to write the bank, a .safetensors file.")],
@@ -88,27 +90,28 @@ def import_bank(
         str,
         typer.Option(
             envvar="XPEFT_PLM",
-            help="The language model that they were trained on: a path, a hub id, or the demo package's.",
+            help="Language model that they were trained on: a path, a hub id, or minilm for the demo package's.",
         ),
     ] = _DEFAULTS.plm,
     fit_texts: Annotated[
         Path | None,
         typer.Option(
-            help="For LoRAs: texts of the kind that will be served, a line each; every fifth measures the fit.",
+            help="For LoRAs: a file of texts like those that will be served, one per line. Every fifth line"
+            " measures the fit.",
             show_default=False,
         ),
     ] = None,
     min_fit: Annotated[
         float,
-        typer.Option(max=1, help="Refuse a LoRA if a block's adapter explains less of its variance (R²) than this."),
+        typer.Option(max=1, help="Refuse a LoRA if one block's adapter explains less than this of its variance (R²)."),
     ] = MIN_FIT,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Make a bank of adapters that were trained elsewhere: each source becomes one of its N adapters.
+    """Make a bank of adapters that were trained elsewhere; each source becomes one of its N adapters.
 
-    Bottleneck adapters of the adapters library come over exactly, where they stand behind the feed-forward and before
-    the residual add (SeqBnConfig(original_ln_before=False)). LoRAs of PEFT on the feed-forward's last matrix come over
-    as closely as the texts show. Everything else is refused, with the reason.
+    Bottleneck adapters of the adapters library are imported exactly, if they come after the feed-forward and before
+    the residual add (SeqBnConfig(original_ln_before=False)). PEFT LoRAs on the feed-forward's last matrix are fitted
+    on the texts of --fit-texts. Everything else is refused, with the reason.
 
     Example: xpeft bank import --plm bert-base-uncased --out bank.safetensors adapters/sst2 adapters/mnli
     """
@@ -138,9 +141,9 @@ app.command()(bank_train.train)
 @app.command()
 def info(
     file: Annotated[Path, typer.Argument(help="A bank's .safetensors file.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of a table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of a table.")] = False,
 ) -> None:
-    """Check a bank's file and show what is in it, and what a profile over it takes in a store and on the device.
+    """Check a bank file; show its contents, and the size of a profile over it in a store and on the device.
 
     Example: xpeft bank info bank.safetensors --json
     """

@@ -38,16 +38,17 @@ _PANELS: Mapping[tuple[str, ...], str] = {
 Data = Annotated[
     Path,
     typer.Option(
-        help='Rows, one JSON object a line, .gz too: {"text", "label"} and, if wanted, "text_pair" and "split" (train,'
-        " dev or test, in every row or none). Train rows teach, dev and test rows only measure. Labels that are"
-        " numbers make a regression."
+        help='Rows, one JSON object per line, plain or .gz: {"text", "label"} and optionally "text_pair" and'
+        ' "split" (train, dev or test, in every row or none). Only train rows are trained on; dev and'
+        " test rows measure. If labels are numbers, it is a regression."
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Where to write the bank, a .safetensors file.")]
 PlmName = Annotated[
     str,
     typer.Option(
-        envvar="XPEFT_PLM", help="The language model that the bank is for: a path, a hub id, or the demo package's."
+        envvar="XPEFT_PLM",
+        help="Language model that the bank is for: a path, a hub id, or minilm for the demo package's.",
     ),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(envvar="XPEFT_DEVICE", help="Where to train.")]
@@ -55,38 +56,39 @@ Dtype = Annotated[
     Literal["float32", "bfloat16"],
     typer.Option(
         envvar=f"{_VARIABLES}DTYPE",
-        help="Number format of the language model while training; the bank is float32.",
+        help="Number format of the language model during training; the bank is float32.",
         show_envvar=False,
     ),
 ]
 By = Annotated[
     str | None,
-    typer.Option(metavar="FIELD", help="Which field of a row says whose it is: a user's.", show_default=False),
+    typer.Option(metavar="FIELD", help="Field of a row that identifies its user.", show_default=False),
 ]
 MethodName = Annotated[
     Method | None,
     typer.Option(
         "--method",
-        help="users (with --by) or mixture (without), as --by decides alone; or branches, with --by and --start.",
+        help="users (the default with --by), mixture (the default without), or branches (needs --by and --start).",
         show_default=False,
     ),
 ]
 Labels = Annotated[
     str | None,
     typer.Option(
-        help="All labels, in the order the head shall have them: a,b,c. Else as --start or the data has them.",
+        help="All labels in the order of the head, as a,b,c. By default, those of --start or of the data.",
         show_default=False,
     ),
 ]
 Start = Annotated[
     Path | None,
     typer.Option(
-        help="A bank to begin with instead of random adapters, its head of this name included. Fewer adapters than"
-        " --adapters are repeated, --start-apart from each other: one that all users share becomes many.",
+        help="Bank to start from instead of random adapters, including its head named by --head. If it has"
+        " fewer adapters than --adapters, they are repeated with differences of --start-apart, so that"
+        " one shared adapter can become many.",
         show_default=False,
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
 
 
 def train(  # the options that follow are the settings' (see `setting_options`)
@@ -105,12 +107,12 @@ def train(  # the options that follow are the settings' (see `setting_options`)
 ) -> None:
     """Train a bank on labelled texts, together with a head that profiles can share.
 
-    With --by on the texts of many users, each with masks of its own, which are forgotten in the end (X-PEFT's warm
-    start): for profiles of users like them. Without, on one task: adapters take turns at random and learn to agree
-    (AdaMix); what is measured is their average, a profile with every adapter in its masks.
+    With --by, on the texts of many users (X-PEFT's warm start): each user has masks during training, which are then
+    discarded. The bank is for profiles of similar users. Without --by, on one task (AdaMix): random adapters take
+    turns and learn to agree. Measured is their average, a profile with every adapter in its masks.
 
-    Method branches takes an adapter that all users share, and lets each of the bank's adapters go on from it alone, on
-    rows of users of its own (Branch-Train-Merge); the shared head stays, and what is measured is their average again.
+    Method branches (Branch-Train-Merge) starts from one adapter that all users share. Each adapter of the bank is a
+    copy of it, trained alone on its own part of the users. The shared head stays fixed; measured is the average again.
 
     Example: xpeft bank train --data reviews.jsonl.gz --by user --out bank.safetensors
 

@@ -44,8 +44,8 @@ from .tune import tune
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    help="Measure speed. Numbers come with a ratio to something that was measured in the same run, in"
-    " interleaved rounds: the ratio holds while the machine's speed comes and goes. Let nothing else run.",
+    help="Measure speed. Each number comes with a ratio to something measured in the same run, in"
+    " interleaved rounds, so that ratios hold when the machine's speed varies. Let nothing else run.",
 )
 
 
@@ -65,10 +65,10 @@ def ops(
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
-    """Batches of many profiles against the bare language model, in one process, without HTTP.
+    """Measure batches of many profiles against the bare language model, in one process, without HTTP.
 
-    Forward to logits; tokenising is a line of its own. Also: padded batches as transformers runs them, the
-    cost of profiles that are not resident, and each operator alone.
+    From token ids to logits; tokenising is a line of its own. Also measures padded batches as transformers runs them,
+    the cost of cold profiles, and each operator alone.
 
     Example: xpeft bench ops --dtype bfloat16 --data reviews.jsonl.gz --json ops-bf16.jsonl
     """
@@ -104,9 +104,9 @@ def shapes(
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
-    """Whole forwards of a known model shape with random weights: bare, every sequence another profile, all the same.
+    """Measure forward passes of a known model shape with random weights: bare, many profiles, one profile.
 
-    Also with profiles made from their masks first. On a GPU each is one CUDA graph.
+    Also with cold profiles, materialised from their masks first. On a GPU each pass is one CUDA graph.
 
     Example: xpeft bench shapes --shape bert-base --tokens 512,2048 --json bert-base.jsonl
     """
@@ -141,10 +141,10 @@ def generate(
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
-    """The generation engine against transformers: padded batches of 32, and continuous batching.
+    """Measure the generation engine against transformers: padded batches of 32, and continuous batching.
 
-    Prompts of 15 to 70 tokens, greedy, no answer ends early. Once with all requests there at once, 48 new tokens
-    each; once with requests that come one after the other, 8 to 96 new tokens.
+    Prompts have 15 to 70 tokens, decoding is greedy, and no answer ends early. One workload has all requests at once,
+    48 new tokens each; the other has requests arriving one after the other, 8 to 96 new tokens.
 
     Example: xpeft bench generate --plm ./llama --dtype bfloat16 --data reviews.jsonl.gz --json generate-bf16.jsonl
     """
@@ -177,9 +177,9 @@ def stores(
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
-    """A profile store with very many profiles: import, room, and how fast it is asked.
+    """Measure a profile store with very many profiles: import, size, and query times.
 
-    The profiles are random ones for MiniLM and a bank of 100 adapters: hard masks and a shared head, 1.5 KB a file.
+    The profiles are random, for MiniLM and a bank of 100 adapters: hard masks and a shared head, 1.5 KB per file.
 
     Example: xpeft bench stores --store redis://localhost:6379 --profiles 1000000 --json stores-redis.jsonl
     """

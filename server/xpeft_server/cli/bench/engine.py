@@ -32,19 +32,19 @@ _TOKENS: Final = {"cuda": "2048,8192", "cpu": "1024"}
 
 RandomShape = Annotated[
     str | None,
-    typer.Option(help="In place of --plm a known shape with random weights: bert-base or minilm.", show_default=False),
+    typer.Option(help="Instead of --plm, a known shape with random weights: bert-base or minilm.", show_default=False),
 ]
 BatchTokens = Annotated[
     str,
     typer.Option(
-        help="Most tokens in a batch, comma-separated; without it, 1024 on CPU and 2048,8192 on a GPU.",
+        help="Maximum tokens in a batch, comma-separated. Default: 1024 on a CPU, 2048,8192 on a GPU.",
         show_default=False,
     ),
 ]
-TextTokens = Annotated[int, typer.Option(min=1, help="Tokens of a text, special ones included.")]
-Inputs = Annotated[int, typer.Option(min=1, max=4096, help="Texts in a request for registered profiles.")]
+TextTokens = Annotated[int, typer.Option(min=1, help="Tokens of a text, including special tokens.")]
+Inputs = Annotated[int, typer.Option(min=1, max=4096, help="Texts in one request for registered profiles.")]
 InFlight = Annotated[int, typer.Option(min=1, max=1024, help="Requests in flight, in batches' worth of texts.")]
-ProfileList = Annotated[str, typer.Option(help="Registered profiles that requests are for, comma-separated.")]
+ProfileList = Annotated[str, typer.Option(help="Numbers of registered profiles to send requests for, comma-separated.")]
 
 
 def engine(
@@ -67,10 +67,10 @@ def engine(
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
-    """The whole engine in this process, over a store in memory and without HTTP, against the bare language model.
+    """Measure the whole engine against the bare language model, in this process, with a store in memory, without HTTP.
 
-    Also profiles that are in no slot against such as are. Texts are of one length. Tells which part of the time the
-    device was busy, and what a batch cost the host.
+    Also measures cold profiles against resident ones. All texts have the same length. Reports the share of time in
+    which the device was busy, and the host's time per batch.
 
     Example: xpeft bench engine --shape bert-base --device cuda --json engine-bert-base.jsonl
     """

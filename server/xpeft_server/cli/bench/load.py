@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def load(context: typer.Context, **options: Any) -> None:  # of `AskedLoad` and `https_options`
-    """Latency and goodput of a running server, or of two beside one another, at rising rates of requests.
+    """Measure latency and goodput of a running server, or of two side by side, at rising rates of requests.
 
-    An open loop: requests come when they are due (Poisson), answered or not, and latency counts from then. Without
-    --url it starts xpeft serve as bench serve does. Two targets get the same requests at the same moments, in turns.
+    An open loop: requests are sent when they are due (Poisson), answered or not, and latency counts from then. Without
+    --url it starts xpeft serve as bench serve does. Two servers get the same requests at the same moments, in turns.
 
     Example: xpeft bench load --url https://xpeft.internal --rates 50,100,200 --slo 100ms --plot load.png
     """

@@ -21,7 +21,8 @@ class Kind(StrEnum):
 LoadUrl = Annotated[
     str | None,
     typer.Option(
-        help="A server, http:// or https://; it keeps the profiles bench-…. Without it one is started here.",
+        help="A running server, http:// or https://. The profiles bench-… stay there. Without it, a server is"
+        " started here.",
         show_default=False,
         rich_help_panel=_SERVERS,
     ),
@@ -30,7 +31,7 @@ AdminKey = Annotated[
     str | None,
     typer.Option(
         envvar="XPEFT_API_KEY",
-        help="An admin's key of one tenant there.",
+        help="Admin key of one tenant there.",
         show_default=False,
         rich_help_panel=_SERVERS,
     ),
@@ -38,7 +39,7 @@ AdminKey = Annotated[
 Name = Annotated[
     str | None,
     typer.Option(
-        help="What tables and plots call it; without it, its address.",
+        help="Its name in tables and plots. Default: its address.",
         show_default=False,
         rich_help_panel=_SERVERS,
     ),
@@ -46,7 +47,7 @@ Name = Annotated[
 Against = Annotated[
     str | None,
     typer.Option(
-        help="The URL of a second server, which is compared with the first.",
+        help="URL of a second server to compare with the first.",
         show_default=False,
         rich_help_panel=_SERVERS,
     ),
@@ -55,16 +56,18 @@ AgainstKey = Annotated[
     str | None,
     typer.Option(
         envvar="XPEFT_AGAINST_API_KEY",
-        help="An admin's key of one tenant there.",
+        help="Admin key of one tenant there.",
         show_default=False,
         rich_help_panel=_SERVERS,
     ),
 ]
-LoadKind = Annotated[Kind, typer.Option(help="What is asked for: labels, or text as a stream.", rich_help_panel=_LOAD)]
+LoadKind = Annotated[
+    Kind, typer.Option(help="What to request: labels, or generated text as a stream.", rich_help_panel=_LOAD)
+]
 Rates = Annotated[
     str,
     typer.Option(
-        help="Requests a second, comma-separated; auto: nine, up to more than the server can do.",
+        help="Requests a second, comma-separated; auto: nine rates, up to more than the server's capacity.",
         rich_help_panel=_LOAD,
     ),
 ]
@@ -75,24 +78,22 @@ LoadSeconds = Annotated[
 Lengths = Annotated[
     Path | None,
     typer.Option(
-        help="Lengths in tokens that texts are built with: a number a line, or .jsonl or .csv with tokens (and"
-        " new_tokens). The tokenizer of --plm counts them.",
+        help="File of text lengths in tokens, to build texts of these lengths: one number per line, or .jsonl"
+        " or .csv with tokens (and new_tokens). The tokenizer of --plm counts them.",
         show_default=False,
         rich_help_panel=_LOAD,
     ),
 ]
 NewTokens = Annotated[
     int,
-    typer.Option(
-        min=1, help="Tokens that a text to write may have, where --lengths tells none.", rich_help_panel=_LOAD
-    ),
+    typer.Option(min=1, help="Maximum tokens to generate, unless --lengths says it.", rich_help_panel=_LOAD),
 ]
 SloTime = Annotated[
     str | None,
     typer.Option(
         "--slo",
-        help="A time such as 100ms, to an answer's end, of a stream to its first token. Without it, 100ms, for streams"
-        " 500ms.",
+        help="Latency limit such as 100ms, to the end of an answer or the first token of a stream. Default:"
+        " 100ms, for streams 500ms.",
         show_default=False,
         rich_help_panel=_LIMITS,
     ),
@@ -100,7 +101,7 @@ SloTime = Annotated[
 SloPerToken = Annotated[
     str | None,
     typer.Option(
-        help="Of a stream also the mean time of a token after the first.",
+        help="For streams, also a limit on the mean time per token after the first.",
         show_default=False,
         rich_help_panel=_LIMITS,
     ),

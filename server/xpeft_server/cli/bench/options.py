@@ -31,14 +31,14 @@ DeviceOption = Annotated[Device, typer.Option(help="Where the model runs.")]
 Data = Annotated[
     Path | None,
     typer.Option(
-        help='.jsonl or .jsonl.gz with a "text" a line; without it, the example messages of a checkout.',
+        help='Texts, .jsonl or .jsonl.gz with a "text" in each line. Default: the example messages of a checkout.',
         show_default=False,
     ),
 ]
-Texts = Annotated[int, typer.Option(min=1, help="Texts drawn from the data.")]
+Texts = Annotated[int, typer.Option(min=1, help="Number of texts to draw from the data.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Interleaved rounds; medians are taken over them.")]
-Profiles = Annotated[int, typer.Option(min=1, help="Different random profiles.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the choice of texts and profiles.")]
+Profiles = Annotated[int, typer.Option(min=1, help="Number of random profiles.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed for the choice of texts and profiles.")]
 Json = Annotated[
     Path | None,
     typer.Option("--json", help="Write a line of JSON for each variant to this file.", show_default=False),
@@ -47,62 +47,65 @@ Batch = Annotated[int, typer.Option(min=1, help="Texts in a batch.")]
 _POPULARITIES = "distinct, uniform, zipf:A, identical or skewed"
 SpreadList = Annotated[str, typer.Option(help=f"How texts are spread over profiles, comma-separated: {_POPULARITIES}.")]
 Spread = Annotated[str, typer.Option(help=f"How requests are spread over profiles: {_POPULARITIES}.")]
-Peft = Annotated[bool, typer.Option("--peft", help="Also Hugging Face PEFT with a LoRA adapter for each profile.")]
+Peft = Annotated[
+    bool, typer.Option("--peft", help="Also measure Hugging Face PEFT with a LoRA adapter for each profile.")
+]
 PeftRank = Annotated[int, typer.Option(min=1, help="Rank of those adapters.")]
 Store = Annotated[
     str | None,
-    typer.Option(help="The server's profile store; without it, a temporary SQLite file.", show_default=False),
+    typer.Option(help="The server's profile store. Default: a temporary SQLite file.", show_default=False),
 ]
 FilledStore = Annotated[
     str,
     typer.Option(
         "--store",
-        help="The store that is filled, sqlite:///FILE or redis://…; it keeps the profiles, of the tenants bench-….",
+        help="Store to fill, sqlite:///FILE or redis://…. The profiles, of tenants bench-…, stay there.",
     ),
 ]
-StoredProfiles = Annotated[int, typer.Option("--profiles", min=1, max=100_000_000, help="Random profiles in it.")]
-StoreTenants = Annotated[int, typer.Option("--tenants", min=1, max=1_000_000, help="Tenants that own them.")]
+StoredProfiles = Annotated[
+    int, typer.Option("--profiles", min=1, max=100_000_000, help="Number of random profiles to store.")
+]
+StoreTenants = Annotated[int, typer.Option("--tenants", min=1, max=1_000_000, help="Number of tenants that own them.")]
 Slots = Annotated[
-    int | None, typer.Option(min=1, help="The server's --slots; without it, its default.", show_default=False)
+    int | None, typer.Option(min=1, help="The server's --slots. Default: the server's own.", show_default=False)
 ]
 HttpProcesses = Annotated[int, typer.Option(min=0, max=64, help="The server's --http-processes.")]
 Url = Annotated[
     str | None,
     typer.Option(
-        help="A server that runs already, with this PLM, bank and dtype; it keeps the profiles bench-….",
+        help="A running server with this PLM, bank and dtype. The profiles bench-… stay there.",
         show_default=False,
     ),
 ]
 ApiKey = Annotated[
     str | None,
-    typer.Option(envvar="XPEFT_API_KEY", help="An admin's key of one tenant, with --url.", show_default=False),
+    typer.Option(envvar="XPEFT_API_KEY", help="Admin key of one tenant, with --url.", show_default=False),
 ]
-Tenants = Annotated[int, typer.Option(min=1, help="Tenants that own the profiles, with a key each.")]
+Tenants = Annotated[int, typer.Option(min=1, help="Number of tenants that own the profiles, with a key each.")]
 Registered = Annotated[int, typer.Option(min=1, max=100_000_000, help="Profiles in the store.")]
-Sharers = Annotated[int, typer.Option("--tenants", min=2, max=32, help="Tenants who share the server.")]
+Sharers = Annotated[int, typer.Option("--tenants", min=2, max=32, help="Number of tenants that share the server.")]
 Load = Annotated[
-    float, typer.Option(min=0.01, max=0.95, help="What all tenants ask for in quiet times, as a part of the possible.")
+    float,
+    typer.Option(min=0.01, max=0.95, help="Load of all tenants together in quiet times, as a fraction of capacity."),
 ]
 FloodSeconds = Annotated[float, typer.Option(min=0.1, help="Length of the flood.")]
 Concurrency = Annotated[
-    str, typer.Option(help="Requests in flight, comma-separated; the engine is run in batches of the same sizes.")
+    str, typer.Option(help="Requests in flight, comma-separated; the engine runs batches of the same sizes.")
 ]
 Seconds = Annotated[float, typer.Option(min=0.1, help="Length of one variant's turn in a round.")]
-Requests = Annotated[int | None, typer.Option(min=1, help="End a turn after so many texts.", show_default=False)]
+Requests = Annotated[int | None, typer.Option(min=1, help="End a turn after this many texts.", show_default=False)]
 MOST_PROMPTS = 1024  # a server's queue takes no more, unless it is told otherwise
-Prompts = Annotated[
-    int, typer.Option("--requests", min=1, max=MOST_PROMPTS, help="Prompts that are answered in a round.")
-]
-Continuous = Annotated[bool, typer.Option(help="Also the continuous batching of transformers.")]
+Prompts = Annotated[int, typer.Option("--requests", min=1, max=MOST_PROMPTS, help="Prompts answered in a round.")]
+Continuous = Annotated[bool, typer.Option(help="Also measure transformers' continuous batching.")]
 InfinityPython = Annotated[
     Path | None,
     typer.Option(
-        help="python of an environment with infinity_emb: measures that server beside ours.", show_default=False
+        help="Python of an environment with infinity_emb, to measure that server beside ours.", show_default=False
     ),
 ]
 ShapeName = Annotated[str, typer.Option(help="bert-base, minilm or llama-1b-decode.")]
 Tokens = Annotated[
-    str, typer.Option(help="Tokens in a batch, comma-separated; without it, the shape's own.", show_default=False)
+    str, typer.Option(help="Tokens in a batch, comma-separated. Default: the shape's own.", show_default=False)
 ]
 Adapters = Annotated[int, typer.Option(min=1, max=1024, help="N, adapters in the bank.")]
 Width = Annotated[int, typer.Option(min=1, max=256, help="R, their bottleneck.")]

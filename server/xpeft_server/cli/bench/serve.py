@@ -59,11 +59,11 @@ def serve(
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
-    """A whole server over HTTP, one text a request, against its engine alone.
+    """Measure a whole server over HTTP, one text per request, against its engine alone.
 
-    Starts xpeft serve, uploads random profiles of many tenants, and sends POST /v1/classify from another
-    process, each connection its next request as soon as the last one is answered. For latency at a given rate of
-    requests, and for servers that run elsewhere: xpeft bench load.
+    Starts xpeft serve, uploads random profiles of many tenants, and sends POST /v1/classify from another process. A
+    closed loop: each connection sends its next request as soon as the last one is answered. For latency at a given
+    rate, and for servers elsewhere, use xpeft bench load.
 
     Example: xpeft bench serve --dtype bfloat16 --data reviews.jsonl.gz --json serve-bf16.jsonl
     """
@@ -127,11 +127,11 @@ def tenants(
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
-    """A whole server with very many profiles, a neighbour who asks for too much, and a flood.
+    """Measure a whole server with very many profiles, a noisy neighbour, and overload.
 
-    Fills a store, starts xpeft serve, and sends POST /v1/classify: all profiles against a few of them, profiles that
-    are only in the store, one tenant with ten times its share beside others within theirs (requests come when they
-    are due, answered or not), and five times what the server can do.
+    Fills a store, starts xpeft serve, and sends POST /v1/classify: for all profiles against a few of them; for
+    profiles that are only in the store; one tenant with ten times its share beside others within theirs (open loop);
+    and five times the server's capacity.
 
     Example: xpeft bench tenants --registered 1000000 --data reviews.jsonl.gz --json tenants.jsonl
     """

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
     from ..tune.input import Model
 
-Together = Annotated[int, typer.Option("--profiles", min=1, help="Profiles that are tuned together.")]
-Rows = Annotated[int, typer.Option(min=4, help="Train rows of each.")]
+Together = Annotated[int, typer.Option("--profiles", min=1, help="Number of profiles tuned together.")]
+Rows = Annotated[int, typer.Option(min=4, help="Train rows per profile.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over them.")]
-BatchRows = Annotated[int, typer.Option(min=1, help="Rows behind one step of a profile.")]
-StepTokens = Annotated[int, typer.Option("--batch-tokens", min=1, help="Tokens on the device at once.")]
+BatchRows = Annotated[int, typer.Option(min=1, help="Rows in one step of a profile.")]
+StepTokens = Annotated[int, typer.Option("--batch-tokens", min=1, help="Maximum tokens on the device at once.")]
 
 
 def tune(
@@ -52,10 +52,10 @@ def tune(
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
-    """Profiles tuned together by packed steps and by placed ones, which on a GPU are CUDA graphs.
+    """Measure tuning many profiles together, by packed steps and by placed ones, which on a GPU are CUDA graphs.
 
-    Hard masks, a head of their own, labels by turns; from texts to profiles, without scores and stores. What is
-    captured at first use is not counted.
+    Profiles have hard masks and a head of their own. Measured from texts to profiles, without scoring and storing.
+    Graphs captured at first use are not counted.
 
     Example: xpeft bench tune --device cuda --profiles 256 --batch-tokens 16384 --json tune.jsonl
     """

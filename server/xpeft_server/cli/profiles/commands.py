@@ -22,17 +22,17 @@ from .place import ApiKey
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    help="Upload, look at, list and remove profiles on a running server; import and export many at once. A profile is a"
-    " person's or a"
-    " customer's own model in a few hundred bytes; its name is private to the tenant of the API key.",
+    help="Upload, inspect, list and remove profiles on a running server; import and export many at once. A"
+    " profile is a user's own model, in a few hundred bytes. Its name is private to the tenant of the"
+    " API key.",
 )
 
-Name = Annotated[str, typer.Argument(help="Profile name: letters, digits, '.', '_', '-', 128 at most.")]
+Name = Annotated[str, typer.Argument(help="Profile name: letters, digits, '.', '_' and '-', at most 128.")]
 Url = Annotated[
     str,
-    typer.Option(envvar="XPEFT_URL", help="Where the server is, http:// or https://."),
+    typer.Option(envvar="XPEFT_URL", help="URL of the server, http:// or https://."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table, a line for each profile.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON for each profile instead of a table.")]
 _LOCAL = "http://127.0.0.1:8000"
 app.command(name="import")(import_command)
 app.command(name="export")(export_command)
@@ -45,16 +45,16 @@ def put(
     file: Annotated[Path, typer.Argument(help="A profile file (.safetensors), as xpeft tune writes it.")],
     if_match: Annotated[
         str | None,
-        typer.Option(help="Replace only this version (sha256:…); * for any that is there.", show_default=False),
+        typer.Option(help="Replace only this version (sha256:…), or * for any existing one.", show_default=False),
     ] = None,
     if_none_match: Annotated[
-        str | None, typer.Option(help="* to create only, never to replace.", show_default=False)
+        str | None, typer.Option(help="* to create only, never replace.", show_default=False)
     ] = None,
     url: Url = _LOCAL,
     api_key: ApiKey = None,
     **https: Any,
 ) -> None:
-    """Upload a profile file under a name; the same file again changes nothing.
+    """Upload a profile file under a name. Uploading the same file again changes nothing.
 
     Example: xpeft profiles put alice alice.safetensors --if-none-match '*'
     """
@@ -80,13 +80,13 @@ def get(
     out: Annotated[
         Path | None, typer.Option(help="Write the profile file here instead of showing it.", show_default=False)
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     as_json: AsJson = False,
     url: Url = _LOCAL,
     api_key: ApiKey = None,
     **https: Any,
 ) -> None:
-    """Show what a profile is, or with --out download it as a file that can be uploaded again.
+    """Show a profile's metadata, or with --out download it as a file that can be uploaded again.
 
     Example: xpeft profiles get alice --out alice.safetensors
     """
@@ -115,16 +115,16 @@ def get(
 @app.command(name="list")
 @with_https_options
 def list_profiles(
-    prefix: Annotated[str, typer.Option(help="Only names that start with this.", show_default=False)] = "",
+    prefix: Annotated[str, typer.Option(help="List only names that start with this.", show_default=False)] = "",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many; all if left out.", show_default=False)
+        int | None, typer.Option(min=1, help="Maximum number to list. Default: all.", show_default=False)
     ] = None,
     as_json: AsJson = False,
     url: Url = _LOCAL,
     api_key: ApiKey = None,
     **https: Any,
 ) -> None:
-    """List the tenant's profiles by name, however many there are.
+    """List all profiles of the tenant by name.
 
     Example: xpeft profiles list --prefix team-a. --json
     """

@@ -52,13 +52,13 @@ def export_command(
     tenant: Tenant = None,
     url: ServerUrl = None,
     api_key: ApiKey = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     **https: Any,
 ) -> None:
     """Export profiles as files that can be imported again, as the same versions.
 
-    All tenants of a store, unless --tenant names one. The target is there whole or not at all; where there are no
-    profiles, none is made.
+    Exports all tenants of a store, unless --tenant names one. The target is written whole or not at all; without
+    profiles it is not written.
 
     Example: xpeft profiles export profiles.jsonl.gz --store sqlite:///profiles.db
     """

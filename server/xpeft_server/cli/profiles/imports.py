@@ -42,8 +42,9 @@ def import_command(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A folder of NAME.safetensors or TENANT/NAME.safetensors, a .tar or .tar.gz of such, or a .jsonl or"
-            ' .jsonl.gz of {"tenant"?, "name", "file": the profile file in base64}. Hidden files are left out.'
+            help="Folder of NAME.safetensors or TENANT/NAME.safetensors, a .tar or .tar.gz of such files, or a"
+            ' .jsonl or .jsonl.gz of {"tenant"?, "name", "file": the profile file in base64}. Hidden files'
+            " are skipped."
         ),
     ],
     store: StoreUrl = None,
@@ -54,23 +55,28 @@ def import_command(
         bool,
         typer.Option(
             "--dry-run",
-            help="Check the entries and say what would be done, but write nothing. A server's limits and what the key"
-            " may do are not checked.",
+            help="Check the entries and show what would be done, but write nothing. Limits of the server and"
+            " rights of the key are not checked.",
         ),
     ] = False,
     keep_existing: Annotated[
-        bool, typer.Option("--keep-existing", help="Leave profiles alone that are there with another version.")
+        bool,
+        typer.Option(
+            "--keep-existing", help="Keep existing profiles whose version differs, instead of replacing them."
+        ),
     ] = False,
     errors: Annotated[
         Path | None,
-        typer.Option(help="Write refused entries to this file, as lines of where, name, error.", show_default=False),
+        typer.Option(
+            help="Write refused entries to this file, one line each with where, name and error.", show_default=False
+        ),
     ] = None,
-    max_profile_bytes: Annotated[int, typer.Option(min=1, help="Largest profile file, in bytes.")] = _MIB,
+    max_profile_bytes: Annotated[int, typer.Option(min=1, help="Maximum size of a profile file, in bytes.")] = _MIB,
     **https: Any,
 ) -> None:
-    """Import profile files by the thousand; one that is refused does not stop the others.
+    """Import many profile files; one that is refused does not stop the others.
 
-    What is there already is recognised and not written again: an import that was cut off is simply begun again.
+    Profiles that exist with the same version are skipped, so an interrupted import can simply be repeated.
 
     Example: xpeft profiles import profiles.jsonl.gz --store sqlite:///profiles.db --tenant default
     """

@@ -22,19 +22,19 @@ StoreUrl = Annotated[
     typer.Option(
         "--store",
         envvar="XPEFT_STORE",
-        help="The profile store itself, without a server: sqlite:///FILE or redis://….",
+        help="Profile store to use directly, without a server: sqlite:///FILE or redis://….",
         show_default=False,
     ),
 ]
-Tenant = Annotated[str | None, typer.Option(help="Whose profiles they are in the store.", show_default=False)]
+Tenant = Annotated[str | None, typer.Option(help="Tenant of the profiles in the store.", show_default=False)]
 ServerUrl = Annotated[
-    str | None, typer.Option("--url", envvar="XPEFT_URL", help="Where the server is.", show_default=False)
+    str | None, typer.Option("--url", envvar="XPEFT_URL", help="URL of the server.", show_default=False)
 ]
 ApiKey = Annotated[
     str | None,
     typer.Option(
         envvar="XPEFT_API_KEY",
-        help="Key of the tenant. Prefer the variable: other users of this machine can read options.",
+        help="API key of the tenant. Prefer the variable: other users of this machine can see options.",
         show_default=False,
     ),
 ]

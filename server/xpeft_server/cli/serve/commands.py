@@ -21,10 +21,10 @@ app = typer.Typer(pretty_exceptions_show_locals=False)
 
 
 def serve(**options: Any) -> None:
-    """Classify and, with a causal language model, generate over HTTP, each request with the profile that it names.
+    """Serve classification and, with a causal language model, generation over HTTP, each request with its own profile.
 
-    Without --api-keys everybody on this machine is let in and acts for the tenant "default". SIGTERM or Ctrl-C
-    stops: what is in flight is finished first.
+    Without --api-keys every client on this machine is let in, as the tenant "default". SIGTERM or Ctrl-C stops the
+    server once the requests in flight are finished.
 
     Example: xpeft serve --store sqlite:///profiles.db --port 8000
     """

@@ -66,10 +66,10 @@ def tune(  # the options that follow are `https_options` and `learning_options`
     soft: Soft = False,
     **options: Any,
 ) -> None:
-    """Tune a profile on labelled texts, or one for each person who wrote some; to files, a server or a store.
+    """Tune a profile on labelled texts, or one for each user, and deliver to files, a server or a store.
 
-    The language model and the bank stay as they are: learned is which adapters the profile chooses, a LayerNorm
-    affine, and a head. The accuracy at the end is that of the profile as it will be served, on held-out rows.
+    The language model and the bank stay frozen. Tuning learns which adapters the profile chooses, a LayerNorm affine
+    and a head. The accuracy at the end is measured on held-out rows, with the profile as it will be served.
 
     Example: xpeft tune --data desk.jsonl --out desk.safetensors
 

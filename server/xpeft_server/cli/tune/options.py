@@ -24,14 +24,17 @@ _HOW = "How to tune"
 Data = Annotated[
     Path,
     typer.Option(
-        help='Rows, one JSON object a line, .gz too: {"text", "label"} and, if wanted, "text_pair" and "split" (train,'
-        " dev or test, in every row or none). Test rows measure and never teach; dev rows too, unless --stop-on needs"
-        " them. Labels that are numbers make a regression;"
-        ' {"prompt", "completion"} teaches a decoder to write.'
+        help='Rows, one JSON object per line, plain or .gz: {"text", "label"} and optionally "text_pair" and'
+        ' "split" (train, dev or test, in every row or none). Test rows only measure; so do dev rows,'
+        " unless --stop-on needs them. If labels are numbers, it is a regression. With a decoder,"
+        ' {"prompt", "completion"} tunes a profile that writes.'
     ),
 ]
 PlmName = Annotated[
-    str, typer.Option(envvar="XPEFT_PLM", help="The server's language model: a path, a hub id, or the default's name.")
+    str,
+    typer.Option(
+        envvar="XPEFT_PLM", help="The server's language model: a path, a hub id, or minilm for the demo package's."
+    ),
 ]
 BankName = Annotated[
     str, typer.Option(envvar="XPEFT_BANK", help="The server's adapter bank: a file, or random:N=…,R=…,seed=…,std=….")
@@ -40,13 +43,14 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(envvar="XPEFT_DE
 Dtype = Annotated[
     Literal["float32", "bfloat16"],
     typer.Option(
-        envvar=f"{VARIABLES}DTYPE", help="Number format of the language model while tuning; what is learned is float32."
+        envvar=f"{VARIABLES}DTYPE",
+        help="Number format of the language model during tuning; what is learned is float32.",
     ),
 ]
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Write the profile file (.safetensors) here; with --by a folder, which gets NAME.safetensors of each.",
+        help="Write the profile file (.safetensors) here. With --by, a folder for a NAME.safetensors of each profile.",
         show_default=False,
         rich_help_panel=_WHERE_TO,
     ),
@@ -54,14 +58,14 @@ Out = Annotated[
 Force = Annotated[
     bool,
     typer.Option(
-        "--force", help="Replace the file if it is there; with --by tune all again.", rich_help_panel=_WHERE_TO
+        "--force", help="Replace the file if it exists. With --by, tune all profiles again.", rich_help_panel=_WHERE_TO
     ),
 ]
 Url = Annotated[
     str | None,
     typer.Option(
         envvar="XPEFT_URL",
-        help="Upload to the server here. The variable counts only beside --profile.",
+        help="Upload to the server at this URL. The variable is used only with --profile.",
         show_default=False,
         rich_help_panel=_WHERE_TO,
     ),
@@ -70,7 +74,7 @@ ApiKey = Annotated[
     str | None,
     typer.Option(
         envvar="XPEFT_API_KEY",
-        help="Key of the tenant. Prefer the variable: other users of this machine can read options.",
+        help="API key of the tenant. Prefer the variable: other users of this machine can see options.",
         show_default=False,
         rich_help_panel=_WHERE_TO,
     ),
@@ -79,8 +83,8 @@ Store = Annotated[
     str | None,
     typer.Option(
         envvar=f"{VARIABLES}STORE",
-        help="Write into this profile store, which needs no server: sqlite:///FILE or redis://…. The variable counts"
-        " only beside --profile.",
+        help="Write into this profile store, without a server: sqlite:///FILE or redis://…. The variable is"
+        " used only with --profile.",
         show_default=False,
         rich_help_panel=_WHERE_TO,
     ),
@@ -88,7 +92,7 @@ Store = Annotated[
 Tenant = Annotated[
     str | None,
     typer.Option(
-        help="Whose profiles they are in the store. Default: default, the tenant of a server without keys.",
+        help="Tenant of the profiles in the store. Default: default, the tenant of a server without keys.",
         show_default=False,
         rich_help_panel=_WHERE_TO,
     ),
@@ -97,8 +101,8 @@ Name = Annotated[
     str | None,
     typer.Option(
         "--profile",
-        help="Name on the server or in the store; what has it is replaced. With --by a pattern with the field in braces"
-        " for its value; what no name may have becomes '-'. Default: {FIELD}.",
+        help="Name on the server or in the store; an existing profile is replaced. With --by, a pattern with"
+        " the field in braces; characters that names may not have become '-'. Default: {FIELD}.",
         show_default=False,
         rich_help_panel=_WHERE_TO,
     ),
@@ -107,7 +111,7 @@ By = Annotated[
     str | None,
     typer.Option(
         metavar="FIELD",
-        help="A profile for each value of this field of the rows, tuned together.",
+        help="Tune one profile for each value of this field of the rows, together.",
         show_default=False,
         rich_help_panel=_MANY,
     ),
@@ -116,7 +120,8 @@ JournalFile = Annotated[
     Path | None,
     typer.Option(
         "--journal",
-        help="A line for each profile that is done; the same command goes on from there. Default: OUT/.journal.jsonl.",
+        help="File with a line for each finished profile, from which the same command resumes. Default:"
+        " OUT/.journal.jsonl.",
         show_default=False,
         rich_help_panel=_MANY,
     ),
@@ -126,7 +131,7 @@ BatchProfiles = Annotated[
     typer.Option(
         envvar=f"{VARIABLES}BATCH_PROFILES",
         min=1,
-        help="Profiles that are tuned together. Default: 16 on CPU, 256 on a GPU.",
+        help="Number of profiles tuned together. Default: 16 on a CPU, 256 on a GPU.",
         show_default=False,
         show_envvar=False,
         rich_help_panel=_MANY,
@@ -135,7 +140,7 @@ BatchProfiles = Annotated[
 Labels = Annotated[
     str | None,
     typer.Option(
-        help="All labels, in the order they shall have: a,b,c. Else as the data has them.",
+        help="All labels in their order, as a,b,c. By default, those of the data.",
         show_default=False,
         rich_help_panel=_HOW,
     ),
@@ -144,8 +149,8 @@ Head = Annotated[
     str,
     typer.Option(
         metavar="HEAD",
-        help="own; shared:NAME, one of the bank's; or shared+own:NAME, one of its own that starts as the bank's and is"
-        " drawn to it.",
+        help="own; shared:NAME for a head of the bank; or shared+own:NAME for one of its own that starts as"
+        " the bank's and is regularised towards it.",
         rich_help_panel=_HOW,
     ),
 ]
@@ -153,7 +158,7 @@ Soft = Annotated[
     bool,
     typer.Option(
         "--soft",
-        help="Masks that weigh the whole bank instead of choosing k adapters; larger.",
+        help="Use masks that weigh the whole bank instead of choosing k adapters. The profile is larger.",
         rich_help_panel=_HOW,
     ),
 ]
