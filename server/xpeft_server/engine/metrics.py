@@ -62,7 +62,7 @@ class Metrics:
         )
         self._answers: dict[tuple[str, str], Counter] = {}
         self._durations: dict[str, Histogram] = {}
-        refusals = self._counter("refusals", "Requests answered with 429, by the bound that they met.", ("reason",))
+        refusals = self._counter("refusals", "Requests answered with 429, by the limit they met.", ("reason",))
         self.refusals = {reason: refusals.labels(reason) for reason in REFUSALS}
         self._define_connections()
         self._define_tokens()
@@ -114,13 +114,13 @@ class Metrics:
         return list(_WithoutCreated(self._registry).collect())
 
     def _define_connections(self) -> None:
-        self.connections = self._gauge("connections", "Connections that are open.")
-        self.connections_limit = self._gauge("connections_limit", "Most connections that may be open.")
-        ends = self._counter("connection_ends", "Connections that the server ended, or refused, by why.", ("reason",))
+        self.connections = self._gauge("connections", "Open connections.")
+        self.connections_limit = self._gauge("connections_limit", "Maximum open connections.")
+        ends = self._counter("connection_ends", "Connections that the server ended or refused, by reason.", ("reason",))
         self.connection_ends = {reason: ends.labels(reason) for reason in CONNECTION_ENDS}
 
     def _define_tokens(self) -> None:
-        self.prompt_tokens = self._counter("prompt_tokens", "Tokens read, special tokens included.")
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens, including special tokens.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self.time_to_first_token = self._histogram(
             "time_to_first_token_seconds", "From the request to its first generated token.", _SECONDS
@@ -136,14 +136,14 @@ class Metrics:
         uploads = self._counter("profile_uploads", "Uploads of profiles.", ("outcome",))
         self.profile_uploads = {outcome: uploads.labels(outcome) for outcome in UPLOAD_OUTCOMES}
         self.damaged_profiles = DamagedProfiles(
-            self._counter("profile_damaged", "Profiles asked for whose record in the store is damaged.")
+            self._counter("profile_damaged", "Requested profiles whose record in the store is damaged.")
         )
         resident = self._gauge("profiles_resident", "Profiles held in the tier.", ("tier",))
         self.profiles_resident = {tier: resident.labels(tier) for tier in TIERS}
         load = self._histogram("profile_load_seconds", "Time to make a profile resident.", _SHORT_SECONDS, ("source",))
         self.profile_load = {source: load.labels(source) for source in LOAD_SOURCES}
         self.profile_requests = ProfileRequests(
-            "xpeft_profile_requests", "Requests answered, by profile; the rarer ones as other.", top=top_profiles
+            "xpeft_profile_requests", "Requests answered, by profile; rarer profiles as other.", top=top_profiles
         )
         self._registry.register(self.profile_requests)
 
@@ -161,18 +161,18 @@ class Metrics:
             "requests_running", "Requests on the device: in its batch, or being generated."
         )
         self.requests_waiting = self._gauge("requests_waiting", "Requests in the queues.")
-        capacity = self._gauge("capacity", "How much there is room for, as it was set at the start.", ("resource",))
+        capacity = self._gauge("capacity", "Capacities set at startup.", ("resource",))
         self._capacity = {name: capacity.labels(name) for name in CAPACITIES}
 
     def _define_generation(self) -> None:
-        self.preemptions = self._counter("preemptions", "Sequences that gave their KV cache away and began anew.")
+        self.preemptions = self._counter("preemptions", "Sequences that gave up their KV cache and started again.")
         kv_tokens = self._gauge("kv_tokens", "Room in the KV cache, in tokens.", ("state",))
         self.kv_tokens = {state: kv_tokens.labels(state) for state in ("used", "free")}
 
     def _define_tuning(self) -> None:
         jobs = self._counter("tuning_jobs", "Tuning jobs that ended.", ("outcome",))
         self.tuning_outcomes = {outcome: jobs.labels(outcome) for outcome in TUNING_OUTCOMES}
-        self.tuning_jobs = TuningStates("xpeft_tuning_jobs_unfinished", "Tuning jobs that wait or are worked on.")
+        self.tuning_jobs = TuningStates("xpeft_tuning_jobs_unfinished", "Tuning jobs waiting or running.")
         self._registry.register(self.tuning_jobs)
 
     def _define_facts(self) -> None:
