@@ -25,7 +25,7 @@ from .wire import ClassifyBody, TextPairBody
 
 
 class Classify:
-    """Turns a body into a request of the engine and its answer into a body."""
+    """Turns a body into a request to the engine, and its answer into a body."""
 
     def __init__(self, settings: Settings, *, engine: EnginePort, metrics: Metrics) -> None:
         self._max_bytes = settings.max_body_bytes
@@ -41,7 +41,7 @@ class Classify:
         )
         context = context_of(scope)
         tenant = context.principal.tenant
-        # Before it costs anything to know what is asked: what is refused takes processors from what is computed.
+        # Before the body is parsed: parsing what will be refused takes processors from what is computed.
         self._engine.check_room(tenant)
         body = parse_json(data, ClassifyBody, self._check_counts, items=self._max_inputs)
         name = context.profile = asked_profile(body.profile, body.model)

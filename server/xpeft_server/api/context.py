@@ -1,4 +1,4 @@
-"""What the server knows of the request that it is answering, before any route has seen it."""
+"""What is known of a request before any route has seen it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class Change(NamedTuple):
-    """What a write has to tell beyond its path. Versions are None where they are not known, or there is none."""
+    """What a write changed, for the audit log. A version is None if it is unknown, or there is none."""
 
     profile: str | None = None
     job: str | None = None

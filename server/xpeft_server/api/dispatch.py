@@ -1,8 +1,8 @@
 """From a path's template and a method to what answers it.
 
-FastAPI documents the endpoints and does not call them. Parsing and dependencies are not FastAPI's, because bodies here
-have limits of their own and one error envelope; nor is finding the route, for the gate let nothing pass but templates
-of the table of access. Both cost more than all of our work on a small request.
+FastAPI documents the endpoints, but does not call them. It does not parse bodies, which have limits of their own and
+one error envelope, and it does not find routes, because the gate has matched the path to a template already. Either
+would cost more than all our work on a small request.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _HEADERS: Final = (
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # nginx would keep events until it has some kilobytes of them
 )
-# A comment now and then, so that no proxy takes a long silence for a dead connection.
+# A comment in long silences, so that no proxy takes the connection for dead.
 _SILENCE: Final = b": still there\n\n"
 _SILENT_SECONDS: Final = 15.0
 
@@ -45,9 +45,9 @@ Events = AsyncGenerator[Opening | Document, None]
 class EventStream:
     """An ASGI application, for one answer: ``data: DOCUMENT`` for each, and ``data: [DONE]`` after the last one.
 
-    The answer begins with its `Opening`, for which documents wait; what is raised before it can still be answered as an
-    error. After a long silence the answer begins without the opening and its headers. What is raised later is told as
-    an event, the error's envelope; there is no ``[DONE]`` then.
+    The answer begins with its `Opening`; documents wait for it. An error before it is answered with its status. After a
+    long silence the answer begins without the opening and its headers. A later error becomes an event with the error's
+    envelope, without a ``[DONE]``.
     """
 
     def __init__(self, events: Events, *, headers: Headers = ()) -> None:

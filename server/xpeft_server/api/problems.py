@@ -1,4 +1,4 @@
-"""What a client is told of an error, and the log of what it is not told."""
+"""What a client is told about an error, and the log of what it is not told."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 
 def problem_of(error: Exception, scope: Scope) -> ApiError:
-    """The answer to an error; a bug of ours is logged whole and answered with the request's id alone."""
+    """The answer to an error; a bug of ours is logged in full and answered with the request's id alone."""
     problem = translate(error)
-    # A damaged profile is no bug, and who found it has logged it once.
+    # A damaged profile is not a bug, and has been logged where it was found.
     if problem is not None and (problem.status != 500 or isinstance(error, DamagedProfile)):
         return problem
     context = context_of(scope)

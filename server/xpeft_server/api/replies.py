@@ -1,4 +1,4 @@
-"""Answers as ASGI messages: status, headers and body are known at once, so nothing more is needed."""
+"""Complete answers as ASGI messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .errors import ApiError
 JSON: Final = b"application/json"
 # The store could not be asked whether this is still the profile's version.
 UNVERIFIED: Final = (b"x-profile-unverified", b"true")
-# Another media type may be asked for at the same address.
+# The same address has another media type, too.
 VARY: Final = (b"vary", b"accept")
 Headers = Sequence[tuple[bytes, bytes]]
 

@@ -1,4 +1,4 @@
-"""Several answers of one request, worked on at the same time. One that fails takes the others with it."""
+"""Several answers of one request, computed at the same time. If one fails, all are cancelled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def all_of(works: Iterable[Coroutine[Any, Any, Item]]) -> list[Item]:
 
 
 async def interleaved(sources: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator[tuple[int, Item], None]:
-    """What any of them gives, with its source's index, as it comes; closing this closes them all.
+    """The items of all sources as they come, with the index of the source; closing this closes all sources.
 
     Raises: what the first to fail raised.
     """

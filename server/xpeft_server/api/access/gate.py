@@ -1,4 +1,4 @@
-"""Who may pass: every path is closed unless the table of access opens it."""
+"""Access control: every path is closed unless the table of access opens it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="xpeft"'}
 class Gate:
     """Authenticates, checks the role, and keeps new work out while the server drains.
 
-    Order: 401 before anything is told about a path, then 404, 405, 403, 503.
+    In this order: 401, before anything is said about a path, then 404, 405, 403, 503.
     """
 
     def __init__(self, app: ASGIApp, *, keys: Keys, public: frozenset[str], drain: Drain) -> None:
@@ -45,7 +45,7 @@ class Gate:
         try:
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
-            # At the drain's end, what the engine does not know of: a body that is still on its way.
+            # The drain is over, and the engine does not know of this request: its body is still on its way.
             if self._drain.begun:
                 raise _stopping() from None
             raise
@@ -80,6 +80,6 @@ class Gate:
 
 
 def _stopping() -> ApiError:
-    # On a connection that stays open the client would come here again, and not to another server.
+    # On an open connection the client would come back here, and not to another server.
     leave = {"Retry-After": "1", "Connection": "close"}
     return ApiError(503, "draining", "the server is stopping", headers=leave)

@@ -1,4 +1,4 @@
-"""Which role may call what. A path or method that is not in this table is answered by no route."""
+"""Which role may call what. No route answers a path or method that is not in this table."""
 
 from __future__ import annotations
 

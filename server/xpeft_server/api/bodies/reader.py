@@ -1,4 +1,4 @@
-"""Bodies: read up to a limit, whatever their length is said to be."""
+"""Reads bodies up to a limit, whatever length they claim."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from xpeft_profiles.errors import shown
 
 from ..errors import NO_HEADERS, ApiError, ClientGone
 
-# A client that sends all before it reads gets its 413 if it is too long by no more than this, in bytes. Of longer
-# bodies the rest is not read: the connection ends with the answer.
+# Bytes beyond the limit that are read and discarded, so that a client that sends everything before it reads gets its
+# 413. The rest of a longer body is not read: the connection ends with the answer.
 _DISCARDED: Final = 16 << 20
 _CLOSE: Final = {"Connection": "close"}
-# In a scope: the whole body has come, and ``receive`` gives it without waiting.
+# In a scope: the whole body has come, so ``receive`` does not wait.
 BODY_IS_THERE: Final = "xpeft.body_is_there"
 
 
@@ -44,7 +44,7 @@ async def _read(receive: Receive, limit: int) -> bytes:
         body: bytes = message.get("body", b"")
         if len(body) <= limit:
             return body
-    # Not a list of parts: of a body that comes byte by byte each would cost forty.
+    # Not a list of parts: in a body that comes byte by byte each part would cost forty bytes.
     held = bytearray()
     size = 0
     while True:

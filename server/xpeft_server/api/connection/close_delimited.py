@@ -1,4 +1,4 @@
-"""Answers of no told length to clients of HTTP/1.0, which knows no chunks: they end where the connection does."""
+"""Answers of unknown length to HTTP/1.0 clients, which know no chunks: the end of the connection ends them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The open connections of a server: how many there may be, who makes room, and who takes nothing."""
+"""The open connections of a server: their limit, the eviction of idle ones, and clients that read nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Final, Literal, Protocol
 from xpeft_server.engine.metrics import Metrics
 
 HEAD_SECONDS: Final = 10.0
-# Beyond the limit, for one request each.
+# Connections beyond the limit, for one request each.
 _BEYOND: Final = 8
-# Above this part of the limit, who has nothing to do here makes room.
+# Above this part of the limit idle connections are evicted.
 _CROWDED: Final = 0.9
 _SWEEP_SECONDS: Final = 1.0
-# Looked at so often, at least, in the time that a client may take nothing, or ask nothing.
+# Checks, at least, within the time that a client may read nothing, or request nothing.
 _SWEEPS: Final = 4
 
 EndReason = Literal["refused", "room", "idle", "late", "unread"]
@@ -51,7 +51,7 @@ class Connection(Protocol):
 
 
 class Connections:
-    """Counts them and knows which are idle and which have something on its way out. Used from one event loop.
+    """Counts connections, and knows which are idle and which have bytes on their way out. Used from one event loop.
 
     Args:
         clock: monotonic seconds.
@@ -73,7 +73,7 @@ class Connections:
         metrics.connections_limit.set(limits.most)
 
     def enter(self, connection: Connection) -> bool:
-        """Whether there is room for one more. Where it becomes scarce the one that has been idle for longest goes."""
+        """Whether there is room for one more. When room is scarce the connection that was idle longest is evicted."""
         if len(self._open) + 1 > _CROWDED * self.limits.most:
             self._make_room()
         if len(self._open) >= self.limits.most:
@@ -83,7 +83,7 @@ class Connections:
         return True
 
     def enter_beyond(self, connection: Connection) -> bool:
-        """Whether one more may be answered though there is no room: a question that takes no time."""
+        """Whether one more may be answered beyond the limit, for a request that takes no time."""
         if len(self._beyond) >= _BEYOND:
             return False
         self._beyond.add(connection)
@@ -98,7 +98,7 @@ class Connections:
         self._gauge.set(len(self._open))
 
     def works(self, connection: Connection) -> None:
-        """A request is being answered, or the connection ends: what goes out is watched until it was taken."""
+        """A request is being answered, or the connection ends: watch what goes out until it has been taken."""
         self._idle.pop(connection, None)
         self._watched.add(connection)
 
@@ -111,7 +111,7 @@ class Connections:
         self._ends[reason].inc()
 
     def sweep(self) -> None:
-        """Look at what goes out and at who is idle, if it is time; to be called often: no request costs a timer."""
+        """Check watched and idle connections if it is time. To be called often, so that no request needs a timer."""
         now = self._clock()
         if now < self._next_sweep:
             return

@@ -1,4 +1,4 @@
-"""A client that goes away while it waits takes its request with it."""
+"""A client that leaves while it waits cancels its request."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..errors import ClientGone
 
 Answer = TypeVar("Answer")
 
-# In the scope of a request whose connection tells when it ends; where there is none, somebody has to wait for that.
+# In the scope of a request whose connection reports its end; without it a task has to watch for that.
 DEPARTURE: Final = "xpeft.departure"
 
 
 class Departure:
-    """A client's, told by its connection to who works for it.
+    """A client's departure, reported by its connection to the task that answers it.
 
     Attributes:
         then: called when the client leaves.

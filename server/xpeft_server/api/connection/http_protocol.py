@@ -34,17 +34,17 @@ _CHUNKED: Final = b"chunked"
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's, but a client cannot send headers for ever, nor slowly, nor bytes that are no part of a body, and it
-    cannot leave an answer lying.
+    """uvicorn's protocol with limits: on the size and duration of headers, on bytes that belong to no body, and on the
+    time that a client may leave an answer unread.
 
-    The parser keeps a header until it is whole, so what is counted is what came in while nothing else went on: a
-    head, a trailer or the extension of a chunk ends the connection when it is longer than a head may be. What one
-    connection holds is at most that, and what one read of the socket gives.
+    The parser keeps a header until it is complete, so bytes that come in without any progress are counted: a head, a
+    trailer or a chunk extension that is longer than a head may be ends the connection. A connection never holds more
+    than that and one read of the socket.
 
     Args:
         connected: the socket that its transport reads and writes.
         connections: all of the server's; this one has entered, and leaves when it is lost.
-        unparsed: is told of what is refused here.
+        unparsed: records requests that are refused here.
     """
 
     _steps = 0  # of the parser, beyond heads and trailers
@@ -103,7 +103,7 @@ class HttpProtocol(HttpToolsProtocol):
         try:
             (self._unread or self.parser).feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # Nothing else is spoken here: the request is answered in HTTP, and is the last.
+            # No other protocol is supported: the request is answered in HTTP, as the connection's last.
             self.cycle.keep_alive = False
             self._unread = UnreadBody(self.headers, on_body=self.on_body, on_end=self._message_is_there)
             self.data_received(data[upgrade.args[0] :])
@@ -164,7 +164,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        # Of a request to speak something else the parser takes the head for all of it.
+        # The parser takes the head of an upgrade request for all of it.
         if not self.parser.should_upgrade():
             self._message_is_there()
 
@@ -172,8 +172,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._steps += 1
         self.scope[BODY_IS_THERE] = True  # type: ignore[typeddict-unknown-key]
         super().on_message_complete()
-        # Where the body's last part filled what is held, nobody will ask for more: without this, a client that leaves
-        # is not seen. Behind a request that waits for its turn, reading stays paused.
+        # If the body's last part filled the buffer, nobody will ask for more, and without this a client that leaves is
+        # not noticed. Behind a pipelined request reading stays paused.
         if self.cycle is self._answered:
             self.flow.resume_reading()
 
@@ -202,14 +202,14 @@ class HttpProtocol(HttpToolsProtocol):
             return False
         if not self.transport.is_closing():
             return self._answering
-        # TLS waits for a client's farewell. Another round is for what it may hold back until the kernel has room.
+        # TLS waits for the client's close. One more round is for bytes that it holds back until the kernel has room.
         if self._nothing_owed:
             self.transport.abort()
         self._nothing_owed = True
         return True
 
     def end_idle(self, now: float) -> bool:
-        # Who sends a head has a time limit of its own, and a client that still reads is not idle.
+        # A client that sends a head has a time limit of its own, and one that still reads is not idle.
         if self._late is not None or self._outflow.untaken_for(now) is not None:
             return False
         self._end("idle")
@@ -220,19 +220,19 @@ class HttpProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _check_host(self, version: str) -> None:
-        """Nothing here reads it, but a proxy between may have taken the other one. Source: RFC 9112, 3.2."""
+        """Refuse ambiguous hosts: a proxy may have read another one. Source: RFC 9112, 3.2."""
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (version == "1.1" and not hosts):
             message = f"the request has {hosts or 'no'} host headers, it needs one"
             raise self._refused(ApiError(400, "invalid_http", message))
 
     def _refused(self, error: ApiError) -> ApiError:
-        """To be raised in the parser, which forgets what it was."""
+        """The error, kept because the parser replaces what is raised in it."""
         self._refusal = error
         return error
 
     def _refuse(self, error: ApiError) -> None:
-        """End the connection; say why, unless that would get into an answer that is on its way."""
+        """End the connection. Say why, unless that would end up within an answer that is on its way."""
         self._head_is_there()
         if not self._answering:
             request_id = new_id()
@@ -246,7 +246,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._close()
 
     def _close(self) -> None:
-        """What was sent may still be taken, by who takes any of it in time."""
+        """Close; the client may still take what was sent, as long as it takes some of it in time."""
         self._connections.works(self)
         self.transport.close()
 

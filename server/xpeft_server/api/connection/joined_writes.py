@@ -1,4 +1,4 @@
-"""The head and the body of an answer, in one write."""
+"""Joins the head and the body of an answer into one write."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 
 
 class JoinedWrites:
-    """What a connection's protocol needs of its transport. Of two writes the first waits for the second, but no longer
-    than the event loop's turn.
+    """What a connection's protocol needs of its transport. A write waits for the next one, but no longer than the event
+    loop's turn.
 
-    uvicorn writes head and body apart: two system calls and two packets, which of a small answer cost more than all
-    else that is done with it.
+    uvicorn writes head and body separately: two system calls and two packets, which cost more than all other work on a
+    small answer.
     """
 
     __slots__ = ("_held", "_loop", "_transport")
@@ -40,7 +40,7 @@ class JoinedWrites:
         return self._transport.is_closing()
 
     def _flush(self) -> None:
-        # Of a connection that was lost meanwhile nobody reads it.
+        # If the connection was lost meanwhile, nobody reads it.
         if self._held and not self._transport.is_closing():
             self._transport.write(self._held)
         self._held = b""

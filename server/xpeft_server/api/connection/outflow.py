@@ -1,4 +1,4 @@
-"""What the client of a connection has not taken yet of what it was sent."""
+"""How much of what was sent a connection's client has not taken yet."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class _Account(NamedTuple):
 
 
 class Outflow:
-    """A connection's answers on their way out, looked at from time to time.
+    """A connection's answers on their way out, checked from time to time.
 
-    Taken is what the client's machine has acknowledged, as the kernel counts it: a kernel holds megabytes, so that of
-    what this process got rid of a client need not have seen anything for long, and who reads slowly seems to stand
-    still. Elsewhere than on Linux it is what this process got rid of.
+    Bytes are taken once the client's machine has acknowledged them, as the kernel counts it. That this process has
+    written them proves nothing: a kernel buffers megabytes, so a client may have seen none of them, and one that reads
+    slowly seems to stand still. Elsewhere than on Linux, what this process has written has to do.
     """
 
     def __init__(self, connected: socket.socket, transport: Transport) -> None:
@@ -50,7 +50,7 @@ class Outflow:
         return now - self._since
 
     def drop(self) -> None:
-        """End the connection; what is on its way is thrown away here and in the kernel, which would try on for long."""
+        """End the connection and discard what is on its way, also in the kernel, which would retry for long."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
 

@@ -11,7 +11,7 @@ _FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 
 class UnreadBody:
-    """Read by a parser of its own, up to its end; what comes after that is nobody's. Source: RFC 9110, 7.8.
+    """Read by a parser of its own, up to its end; later bytes are ignored. Source: RFC 9110, 7.8.
 
     Args:
         headers: the request's, by which a body is told from what follows it.

@@ -1,4 +1,4 @@
-"""What the three ways to ask for text share: from the body to the engine, and from its news to a whole answer."""
+"""What the three generation routes share: from the body to the engine, and from its news to a whole answer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class WholeAnswer(NamedTuple):
 
 
 class TextRequests:
-    """The engine as the routes ask it for text."""
+    """The engine, as the generation routes use it."""
 
     def __init__(self, settings: Settings, *, engine: EnginePort, metrics: Metrics) -> None:
         self.max_inputs = settings.max_inputs
@@ -66,7 +66,7 @@ class TextRequests:
         """The engine's news up to the last, `Finished`.
 
         Args:
-            fields: how the route calls a field that the engine calls otherwise, for its errors.
+            fields: the engine's name of a field → the route's, for errors.
         Raises: EngineError; RuntimeError if the engine falls silent before the end.
         """
         last: News | None = None
@@ -107,7 +107,7 @@ def generate_request(
     echo: bool = False,
     group: PromptGroup | None = None,
 ) -> GenerateRequest:
-    """What the caller's tenant asks of one of its profiles, or of the bare model by the name ``base``."""
+    """A request to one of the tenant's profiles, or to the bare model by the name ``base``."""
     context = context_of(request.scope)
     context.profile = name
     tenant = context.principal.tenant
@@ -137,7 +137,7 @@ def usage_of(prompt: int, completion: int) -> dict[str, int]:
 
 
 def headers_of(started: Iterable[Started], finished: Iterable[Finished] = ()) -> Headers:
-    """Of answers side by side: their versions (none for the bare model), and the longest of their times, in seconds.
+    """For the answers of one request: their versions (none for the bare model) and longest times, in seconds.
 
     Versions differ only if the profile was replaced between the starts of two answers of one request.
     """
