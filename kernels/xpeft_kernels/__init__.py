@@ -6,10 +6,11 @@ from .aggregate import PROFILE_TILES, aggregate_adapters, aggregate_adapters_ref
 from .apply import FEW_TOKENS, Norm, apply_adapters, apply_adapters_even, apply_adapters_ref, piece_rows
 from .attend import attend_packed, attend_packed_ref, query_rows
 from .attend_cache import PlacedSteps, StepRoom, attend_cache, attend_cache_ref, cut_steps, spare_pieces, step_rows
-from .dispatch import Impl, ImplUnavailable, chosen_implementations
+from .dispatch import Impl, ImplUnavailable
 from .form import AdapterForm
 from .fused_attention import without_cudnn
 from .heads import apply_heads, apply_heads_ref
+from .operators import chosen_implementations
 from .padding import Padding
 from .pool import mean_rows, mean_rows_ref
 from .sequences import PlacedSequences, Sequences, cut_sequences

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Impl(enum.Enum):
-    """``AUTO`` takes the best one that the device can run; any other choice is an order, not a wish."""
+    """``AUTO`` takes the best one that the device can run; any other choice is binding."""
 
     AUTO = "auto"
     REFERENCE = "reference"
@@ -21,7 +21,7 @@ class Impl(enum.Enum):
 
 
 class ImplUnavailable(RuntimeError):
-    """An implementation was asked for by name that this operator or this device does not have."""
+    """An implementation was asked for by name that the operator does not have, or the device cannot run."""
 
 
 class Operator:
@@ -60,7 +60,7 @@ class Operator:
 
 
 def deferred(module: str, name: str) -> Callable[..., Any]:
-    """An implementation that is imported, and Triton with it, when it is first called."""
+    """An implementation whose module, and Triton with it, is imported at its first call."""
 
     def call(*arguments: Any, **options: Any) -> Any:
         return getattr(import_module(module), name)(*arguments, **options)
@@ -69,18 +69,5 @@ def deferred(module: str, name: str) -> Callable[..., Any]:
 
 
 def _interpreted() -> bool:
-    """Whether Triton's interpreter stands in for a GPU, as in tests; nobody wants it otherwise."""
+    """Whether Triton's interpreter stands in for a GPU, as it does in tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def chosen_implementations(device_type: str) -> dict[str, str]:
-    """Operator name → implementation that ``Impl.AUTO`` means on a device, for logs, /info and metrics."""
-    from .aggregate import AGGREGATE
-    from .apply import APPLY
-    from .attend import ATTEND
-    from .attend_cache import ATTEND_CACHE
-    from .heads import HEADS
-    from .pool import POOL
-
-    operators = (AGGREGATE, APPLY, HEADS, ATTEND, ATTEND_CACHE, POOL)
-    return {each.name: each.choose(device_type).value for each in operators}
