@@ -1,4 +1,4 @@
-"""Rows to rectangles and back, with gradients that cost no more than the way there."""
+"""Pads rows to rectangles and back, with a backward that costs no more than the forward."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class Padding(NamedTuple):
-    """Where T rows lie among M padded ones. Autograd's own way back adds up row by row, ten times slower on CPU.
+    """Where T rows lie among M padded ones. Autograd's own backward adds up row by row, ten times slower on CPU.
 
     Args:
-        gather: ``[M]`` int64, padded row → row; padding repeats some row, and nobody reads what becomes of it.
+        gather: ``[M]`` int64, padded row → row; padding repeats some row, and its results are not read.
         scatter: ``[T]`` int64, row → its padded row.
     """
 

@@ -16,10 +16,10 @@ from .padding import Padding
 from .pieces import PlacedPieces, cut, placed
 
 MIN_ROWS = 16
-"""Fewer rows than this (12, measured with MKL) take another code path in CPU GEMMs and give a row other last bits."""
+"""CPU GEMMs with fewer rows (12, measured with MKL) take another code path, which changes a row's last bits."""
 
 STACK_COST = 96
-"""Padded rows that take as long as what a stack's ten operations cost beside their arithmetic (MiniLM, two cores)."""
+"""Padded rows that take as long as the overhead of a stack's ten operations (MiniLM, two cores)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +82,14 @@ class Tiles:
 
     @cached_property
     def stacks(self) -> tuple[Stack, ...]:
-        """All runs, for the reference; built once a batch, used by every block. Few where runs are sorted by length."""
+        """All runs, for the reference; built once a batch, used by every block. Few if runs are sorted by length."""
         height = _run_height(self.runs[:, 2])
         cuts = _stack_cuts(height)
         return tuple(self._stack(run, end, int(height[run:end].max())) for run, end in pairwise(cuts))
 
     @cached_property
     def padding(self) -> Padding:
-        """All stacks' rows in one go, for passes with gradients."""
+        """The padding of all stacks together, for passes with gradients."""
         starts = np.r_[0, np.cumsum([each.gather.numel() for each in self.stacks])[:-1]].tolist()
         scatter = [each.scatter + start for each, start in zip(self.stacks, starts, strict=True)]
         return Padding(torch.cat([each.gather for each in self.stacks]), torch.cat(scatter))
@@ -131,7 +131,7 @@ def _run_height(length: NDArray[np.int32]) -> NDArray[np.int64]:
 
 
 def _stack_cuts(height: NDArray[np.int64]) -> list[int]:
-    """Where neighbours part, so that padded rows and `STACK_COST` a stack are the least in sum. Ends included."""
+    """Where to cut neighbours so that padded rows plus `STACK_COST` for each stack are fewest. Includes both ends."""
     edge = np.r_[0, np.flatnonzero(np.diff(height)) + 1, height.size]
     tall = height[edge[:-1]]
     cost, before = np.zeros(edge.size, np.int64), np.zeros(edge.size, np.intp)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 PROFILE_TILES: Final = (16, 32)
-"""Each has a kernel compiled of its own, by the first fill of so many. 64 would make sm_90 multiply with other
-instructions, which add in another order."""
+"""Each has a compiled kernel of its own, made by the first fill of so many. With 64, sm_90 would use instructions that
+add in another order."""
 
 
 def tile_profiles(profiles: int) -> int:

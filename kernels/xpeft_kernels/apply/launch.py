@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from ..form import AdapterForm
 
 FEW_TOKENS: Final = 4096
-"""Beyond them tiles may be larger, and have a kernel compiled of its own."""
+"""With more tokens tiles may be larger; these have a compiled kernel of their own."""
 
 
 class Launch(NamedTuple):
@@ -21,10 +21,10 @@ class Launch(NamedTuple):
 
     @classmethod
     def of(cls, tokens: int, form: AdapterForm, itemsize: int) -> Launch:
-        """Few tokens are cut into small tiles, so that all of a GPU has work; many into larger ones, which read a
-        profile's adapter less often. Both multiply with the same instructions, so that a row's bits are the same; from
-        64 rows on sm_90 would take others. Of adapters wider than 128 tiles stay small: so few columns of H at a time
-        are laid out over threads by the number of rows, and a LayerNorm's sums would be added up in another order.
+        """Few tokens are cut into small tiles, so that the whole GPU has work; many into larger ones, which read a
+        profile's adapter less often. Both use the same instructions, so a row's bits are the same; from 64 rows on
+        sm_90 would use others. Tiles of adapters wider than 128 stay small: their few columns of H are laid out over
+        threads by the number of rows, so larger tiles would add up a LayerNorm's sums in another order.
         """
         width = max(16, 1 << (form.width - 1).bit_length())
         columns = max(16, min(256, 16384 // width) // itemsize)

@@ -1,4 +1,4 @@
-"""A step's new tokens, and the keys that they see, cut into what one program takes; on the host, without Triton."""
+"""Cuts a step's new tokens, and the keys that they see, into pieces for a program each; on the host, without Triton."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor
 from ..pieces import cut
 
 SPAN: Final = 256
-"""Tokens of a sequence, counted from its first, whose keys are added up on their own before they are joined with those
-before. It enters every sum, so it is the same for all; and a multiple of all blocks of keys."""
+"""Tokens of a span: keys are added up span by span, counted from a sequence's first token, and spans are then joined.
+It enters every sum, so it is the same for all sequences, and a multiple of every block of keys."""
 
 
 class Steps(NamedTuple):
-    """What programs do in a step.
+    """The work of a step's programs.
 
     Args:
         pieces: ``[K, 7]`` int32: first query row; query rows, 0 for a piece that stands for nothing; first cache row of
             the sequence; known tokens before the piece's first; first span; spans, 0 for all that there are; and for a
             piece that does not have all, the part of scratch memory that belongs to the sequence's first span.
-        joins: ``[J, 3]`` int32, of each sequence whose spans are in several pieces: query row, the part of its first
+        joins: ``[J, 3]`` int32, for each sequence whose spans are in several pieces: query row, the part of its first
             span, known tokens. Zeros stand for nothing.
         parts: of scratch memory.
     """
@@ -36,7 +36,7 @@ class Steps(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacedSteps:
-    """`Steps` whose tables are on the device, such as a CUDA graph's static inputs."""
+    """`Steps` whose tables are on the device, for example as a CUDA graph's static inputs."""
 
     pieces: Tensor
     joins: Tensor
@@ -44,8 +44,9 @@ class PlacedSteps:
 
 
 def cut_steps(runs: NDArray[np.integer], rows: int, *, spare: int = 0) -> Steps:
-    """Runs of new tokens in pieces of at most ``rows`` query rows, each over all of its sequence's spans. Of single new
-    tokens the spans are cut as well, evenly, into as many pieces as ``spare`` allows.
+    """Cut runs of new tokens into pieces of at most ``rows`` query rows, each over all spans of its sequence.
+
+    For single new tokens the spans are cut, too, evenly, into as many pieces as ``spare`` allows.
 
     Args:
         runs: ``[Q, 4]`` (first query row, query rows, first cache row of the sequence, known tokens before the run);
@@ -72,7 +73,7 @@ def cut_steps(runs: NDArray[np.integer], rows: int, *, spare: int = 0) -> Steps:
 
 
 def _spans_a_piece(spans: NDArray[np.integer], spare: int) -> int:
-    """The fewest with which there are no more than ``spare`` pieces beyond one for each."""
+    """The fewest spans of a piece for which there are at most ``spare`` pieces beyond one for each sequence."""
 
     def suffices(most: int) -> bool:
         return int((-(-spans // most) - 1).sum()) <= spare
