@@ -1,4 +1,4 @@
-"""Many records on their way to a store far away, or from it: some at a time."""
+"""Splits many records on their way to or from a remote store."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 PORTION_BYTES: Final = 2 << 20
-"""Redis is given up if it has not taken or sent all of it within 2 s: a link of 10 Mbit/s is enough."""
+"""A call to Redis must take or send all of a portion within 2 s, for which a link of 10 Mbit/s is enough."""
 
 
 def portions(items: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
-    """In their order, `PORTION_BYTES` together at most, unless one alone has more."""
+    """Runs of items of at most `PORTION_BYTES` together; a larger item is alone."""
     some: list[T] = []
     size = 0
     for item in items:

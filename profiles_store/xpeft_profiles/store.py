@@ -1,4 +1,4 @@
-"""What every store does: the protocol and what goes in and out of it."""
+"""The protocol of stores, and its values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many profile files at once: those that one writer made alike are read as one."""
+"""Reads many profile files at once: files with the same header are decoded together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .header import LENGTH_BYTES
 from .layout import FileLayout
 from .reader import read_profile_file
 
-TOGETHER = 512  # files whose arrays are made at once: more fall out of the processor's cache
+TOGETHER = 512  # files decoded at once: the arrays of more do not fit into the processor's cache
 
 
 class FileRecord(NamedTuple):
@@ -27,8 +27,8 @@ def read_file_batch(files: Sequence[bytes], *, max_bytes: int | None = None) -> 
 
     Semantics: out[i] = encode_record(read_profile_file(files[i], max_bytes=max_bytes)), or what it raised
 
-    Files of equal length and equal header share what follows from the header. What differs between them, the values,
-    is checked for all in one go; a file that does not pass is read alone, to find out why.
+    Files of equal length and header share everything that follows from the header. The values are checked for all files
+    at once; a file that does not pass is read alone, to find out why.
     """
     answers: list[FileRecord | ProfileInvalid | None] = [None] * len(files)
     for alike in _alike(files).values():
@@ -57,7 +57,7 @@ def _alike(files: Sequence[bytes]) -> dict[tuple[int, bytes], list[int]]:
 def _read_like(
     files: Sequence[bytes], answers: list[FileRecord | ProfileInvalid | None], first: int, rest: list[int]
 ) -> None:
-    """Those of the rest that are as good as the first; the others stay open."""
+    """Fill in the answers of the other files that are valid, too; the rest stay None."""
     answer = answers[first]
     if not rest or not isinstance(answer, FileRecord):
         return

@@ -1,4 +1,4 @@
-"""Records of many tuning jobs, as a store has them: one that cannot be read stands in nobody's way."""
+"""Decodes the records of many tuning jobs, leaving out those that cannot be read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class JobReader:
         self._told = ToldOnce[JobKey]()
 
     def readable(self, found: Iterable[FoundJob]) -> list[StoredJob]:
-        """Without those that are damaged, or that a newer server wrote in its own way: each is logged once."""
+        """The jobs without damaged ones, or those of a newer server's format: each of these is logged once."""
         jobs: list[StoredJob] = []
         for key, record, lapsed in found:
             try:

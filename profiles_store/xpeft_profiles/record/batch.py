@@ -1,4 +1,4 @@
-"""Many records at once: those of profiles of one shape and the same words become files together."""
+"""Turns many records into files at once: records with the same header and text are converted together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..stacked_arrays import MASKS, Arrays, are_in_range, are_masks, bytes_of, e
 from .layout import CHECKSUM, HARD, HEADER, RecordHeader
 from .reader import NEGATIVE_ZERO, array_shapes, decode_record
 
-TOGETHER = 512  # records whose arrays are made at once: more fall out of the processor's cache
+TOGETHER = 512  # records converted at once: the arrays of more do not fit into the processor's cache
 
 
 def write_file_batch(records: Sequence[bytes]) -> list[bytes | RecordDamaged]:
@@ -24,8 +24,8 @@ def write_file_batch(records: Sequence[bytes]) -> list[bytes | RecordDamaged]:
 
     Semantics: out[i] = write_profile_file(decode_record(records[i])), or what it raised
 
-    Records of equal length, header and text share a file's header. What differs between them, the values, is checked
-    for all in one go; a record that does not pass is read alone, to find out why.
+    Records of equal length, header and text share a file's header. The values are checked for all records at once; a
+    record that does not pass is read alone, to find out why.
     """
     answers: list[bytes | RecordDamaged | None] = [None] * len(records)
     for alike in _alike(records).values():
@@ -49,7 +49,7 @@ def _alike(records: Sequence[bytes]) -> dict[tuple[int, bytes], list[int]]:
 def _write_like(
     records: Sequence[bytes], answers: list[bytes | RecordDamaged | None], form: _Form, rest: list[int]
 ) -> None:
-    """Those of the rest that are in order; the others stay open."""
+    """Fill in the answers of the other records that are valid, too; the rest stay None."""
     for start in range(0, len(rest), TOGETHER):
         some = rest[start : start + TOGETHER]
         for place, file in zip(some, form.files([records[place] for place in some]), strict=True):

@@ -1,4 +1,4 @@
-"""Many records on their way into Redis: each run of the script takes some of one tenant's."""
+"""Splits records for Redis: each run of the script writes some records of one tenant."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..store import KeyedRecord, PutOutcome
 from .scripts import TIMES
 
 RECORDS: Final = 500
-"""Of one script: it passes four values for each to one command, Lua has room for 8,000; and it runs for some ms."""
+"""Records of one run: it passes four values for each to one command, of which Lua allows 8,000, and takes some ms."""
 
 _STATUS: Final[dict[int, Literal["created", "replaced", "identical", "kept"]]] = {
     ord("c"): "created",
@@ -54,7 +54,7 @@ class Chunk:
 
 
 def chunks_of(records: Sequence[KeyedRecord]) -> list[Chunk]:
-    """Done in this order, they come to what the records one after the other come to."""
+    """Chunks that, run in this order, have the effect of the records one after the other."""
     chunks: list[Chunk] = []
     last: dict[str, Chunk] = {}
     for place, keyed in enumerate(records):

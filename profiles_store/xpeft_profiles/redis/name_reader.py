@@ -1,4 +1,4 @@
-"""Names as Redis has them, where another program may have put bytes that are no text."""
+"""Decodes names in Redis, where another program may have put bytes that are no text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class NameReader:
         self._told = ToldOnce[tuple[str, bytes]]()
 
     def readable(self, found: Iterable[bytes], what: str) -> list[str]:
-        """Without those that are not UTF-8, as no name of ours is: each is logged once."""
+        """The names without those that are not UTF-8, which are never ours: each of these is logged once."""
         names: list[str] = []
         for name in found:
             try:
@@ -30,7 +30,7 @@ class NameReader:
     async def first(
         self, page: Callable[[bytes, int], Awaitable[list[bytes]]], begin: bytes, count: int, what: str
     ) -> list[str]:
-        """So many readable names, or all that there are. Args: page: from where, how many → names, by their order."""
+        """The first ``count`` readable names. Args: page: where to begin, how many → names in order."""
         names: list[str] = []
         while len(names) < count:
             wanted = count - len(names)

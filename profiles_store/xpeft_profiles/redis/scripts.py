@@ -1,9 +1,9 @@
 """The scripts that write: Redis runs each as a whole, so the precondition and the write are one step.
 
 A profile's value is ``created, updated`` as two little-endian doubles, the version's 32 bytes, then the record.
-A tenant that has profiles has a key that says so, beside the set of their names: where the set is gone, or lacks the
-name of a profile that is there, names were lost. A put finds that out, and `NAMES_BACK` puts all of them into it again.
-All reading stands before all writing: a script that fails has changed nothing.
+A tenant with profiles has, beside the set of their names, a key that says so. If the set is gone, or lacks the name of
+an existing profile, names were lost: a put notices that, and `NAMES_BACK` puts all of them into the set again.
+Scripts read everything before they write anything: one that fails has changed nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The files of a SQLite database that is open, and whether they still have their names."""
+"""Checks that the files of an open SQLite database are still the ones at their paths."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ..errors import StoreUnavailable
 
 
 class SqliteFiles:
-    """The database, its write-ahead log and the log's index, as they are when this is made: after a first read.
+    """The database, its write-ahead log and the log's index, as they are when this is made, after a first read.
 
-    From a connection's first read to the end of the last one all three are there and stay the same. What is written
-    to a file that has no name any more is lost with the process, and who has not the log and the index that others
-    have does not see what they write.
+    All three exist, unchanged, from the first read of the first connection until the last one closes. What is written
+    to a file that was unlinked is lost with the process, and a connection with another log or index than others does
+    not see what they write.
 
-    Raises: StoreUnavailable if one is not there.
+    Raises: StoreUnavailable if one is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,7 +26,7 @@ class SqliteFiles:
         self._opened = self._now()
 
     def check(self) -> None:
-        """Raises: StoreUnavailable unless all have their names."""
+        """Raises: StoreUnavailable if a path leads to another file by now, or to none."""
         now = self._now()
         if now != self._opened:
             name = next(name for name, one, other in zip(self._names, now, self._opened, strict=True) if one != other)

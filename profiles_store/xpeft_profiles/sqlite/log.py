@@ -1,4 +1,4 @@
-"""The write-ahead log of a SQLite file, and how long it may become."""
+"""Keeps the write-ahead log of a SQLite file short."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Final
 
 LOG_BYTES: Final = 64 << 20
 READERS_SECONDS: Final = 0.1
-"""How long a write waits, once in `LOG_BYTES`, for those who read when it wants to cut the log."""
+"""How long a write, once in `LOG_BYTES`, waits for readers before it truncates the log."""
 
 
 class WriteAheadLog:
-    """SQLite begins its log anew only while nobody reads from it, so where reads overlap it would grow for ever.
+    """SQLite restarts its log only while nobody reads from it, so with overlapping reads it would grow for ever.
 
     Args: connection: the one that writes; busy_seconds: how long it waits for another process's write.
     """
@@ -22,17 +22,17 @@ class WriteAheadLog:
         self._connection = connection
         self._busy_seconds = busy_seconds
         self._most = LOG_BYTES
-        # Where SQLite itself begins the log anew.
+        # Where SQLite itself restarts the log.
         connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
 
     def cut(self) -> None:
-        """Empty a log that has become too long; not inside a transaction. Raises: sqlite3.Error, OSError."""
+        """Truncate a log that is too long; not inside a transaction. Raises: sqlite3.Error, OSError."""
         size = self._path.stat().st_size
         if size <= LOG_BYTES:
             self._most = LOG_BYTES
         if size <= self._most:
             return
-        # Who begins to read once all of the log is in the file does not use it: only those before are waited for.
+        # Readers that begin once the whole log is in the file do not use it: only earlier ones are waited for.
         self._wait_at_most(READERS_SECONDS)
         try:
             (busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()

@@ -1,4 +1,4 @@
-"""The thread that writes to a SQLite file, and how calls that wait for it share a transaction."""
+"""The thread that writes to a SQLite file; writes that wait for it share a transaction."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Call(NamedTuple):
 
 
 class WriteLane:
-    """A connection and the one thread that uses it; calls are done in their order.
+    """A connection and the one thread that uses it; calls run in order.
 
-    Those that wait while the thread commits share the next transaction and its one sync to the disk. Each is judged
-    alone: one that raises is taken back and touches no other. Nobody is answered before the commit; one that fails
-    is the failure of all that shared it, and nothing of theirs is written.
+    Calls that wait while the thread commits share the next transaction and its one sync to the disk. A call that raises
+    is rolled back alone and does not affect the others. Calls return after the commit; if it fails, all calls that
+    shared it fail, and nothing of theirs is written.
 
-    Args: committed: called in the thread after each commit; what it raises is raised to all that shared it.
+    Args: committed: called in the thread after each commit; what it raises is raised to all calls that shared it.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class WriteLane:
         """``work`` runs inside a transaction. Raises: what it raises; sqlite3.Error."""
         done: Future[T] = Future()
         self._waiting.append(Call(work, done))
-        # One turn of the thread for each call: those whose call went with an earlier turn find nothing to do.
+        # One turn of the thread for each call; turns whose call was done by an earlier one find nothing to do.
         self.thread.submit(self._commit)
         return await asyncio.wrap_future(done)
 
@@ -63,7 +63,7 @@ class WriteLane:
             end()
 
     def _taken(self) -> list[Call]:
-        """The next calls, without those whose caller has gone."""
+        """The next calls, without cancelled ones."""
         calls: list[Call] = []
         while self._waiting and len(calls) < MOST_TOGETHER:
             call = self._waiting.popleft()
@@ -72,14 +72,14 @@ class WriteLane:
         return calls
 
     def _end_of(self, call: Call) -> Callable[[], None]:
-        """Do the work; what is returned tells the caller how it went."""
+        """Do the work. Returns: a function that passes the result to the caller."""
         self.connection.execute("SAVEPOINT call")
         try:
             value = call.work(self.connection)
         except Exception as error:
             refusal = error
             if not self.connection.in_transaction:
-                # SQLite took everything back by itself, the calls before this one too.
+                # SQLite rolled back the whole transaction by itself, including the calls before this one.
                 raise
             self.connection.execute("ROLLBACK TO call")
             self.connection.execute("RELEASE call")
