@@ -55,26 +55,39 @@ def packed_attention(
     if query.device.type == "cuda":
         packed = PackedSequences(packed_groups.sequences_on(query.device), None, query.shape[2])
         return packed.attend(query, key, value, scaling=scaling, window=sliding_window, causal=causal), None
-    grouped = query.shape[1] != key.shape[1]
-    outputs = []
-    start = 0
-    for count, length in packed_groups:
-        end = start + count * length
-        q, k, v = (_sequences(each, start, end, count) for each in (query, key, value))
-        mask = None
-        if sliding_window and sliding_window < length:
-            mask = visible_keys(length, query.device, causal=causal, window=sliding_window)
-        out = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scaling, enable_gqa=grouped
-        )
-        outputs.append(out.transpose(1, 2).reshape(1, count * length, *out.shape[1::2]))
-        start = end
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
+    return _group_by_group(query, key, value, packed_groups, scaling, sliding_window, causal), None
 
 
 def _block_of(module: nn.Module) -> int:
     block: int = module.layer_idx  # type: ignore[assignment]  # transformers numbers every attention module
     return block
+
+
+def _group_by_group(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    groups: SequenceGroups,
+    scaling: float | None,
+    window: int | None,
+    causal: bool,
+) -> Tensor:
+    """One call for each group of neighbours of equal length."""
+    grouped = query.shape[1] != key.shape[1]
+    outputs = []
+    start = 0
+    for count, length in groups:
+        end = start + count * length
+        q, k, v = (_sequences(each, start, end, count) for each in (query, key, value))
+        mask = None
+        if window and window < length:
+            mask = visible_keys(length, query.device, causal=causal, window=window)
+        out = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scaling, enable_gqa=grouped
+        )
+        outputs.append(out.transpose(1, 2).reshape(1, count * length, *out.shape[1::2]))
+        start = end
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 def _sequences(states: Tensor, start: int, end: int, count: int) -> Tensor:
