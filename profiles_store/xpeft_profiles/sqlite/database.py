@@ -14,6 +14,7 @@ from ..errors import StoreUnavailable, TooManyProfiles
 from ..listing import PAGE_BYTES, page_of
 from ..names import ProfileKey
 from ..store import KeyedRecord, ListPage, Match, PutOutcome, StoredProfile
+from .damaged_pages import UNREADABLE, check_readable, is_damage
 from .jobs import SCHEMA as JOBS_SCHEMA
 
 # "xpef" in the file's header says whose database it is.
@@ -46,12 +47,12 @@ ON tenant = json_extract(asked.value, '$[0]') AND name = json_extract(asked.valu
 COUNT = "SELECT count(*) FROM (SELECT 1 FROM profiles WHERE tenant = ? LIMIT ?)"
 DELETE = "DELETE FROM profiles WHERE tenant = ? AND name = ?"
 # Names are compared byte by byte; no character sorts behind U+10FFFF.
-PAGE = """
-SELECT name, version, record, created, updated FROM profiles
-WHERE tenant = ? AND name > ? AND name >= ? AND name < ? || char(0x10FFFF) ORDER BY name LIMIT ?
+OF_A_PAGE = """
+FROM profiles WHERE tenant = ? AND name > ? AND name >= ? AND name < ? || char(0x10FFFF) ORDER BY name LIMIT ?
 """
-
-
+PAGE = f"SELECT name, version, record, created, updated {OF_A_PAGE}"
+# From the index of the primary key alone, which may be whole where a record's page is not.
+NAMES = f"SELECT name {OF_A_PAGE}"
 # From one tenant to the next through the primary key, however many profiles lie between.
 TENANTS = """
 WITH RECURSIVE found (tenant) AS (
@@ -166,6 +167,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def get_many(connection: sqlite3.Connection, keys: Sequence[ProfileKey]) -> list[StoredProfile | None]:
+    """Those on a damaged page are `UNREADABLE`."""
     rows = _look_up(connection, GET, keys)
     return [None if row is None else StoredProfile(*row) for row in rows]
 
@@ -181,9 +183,21 @@ def _look_up(
     connection.execute("BEGIN")
     try:
         with closing(connection.cursor()) as cursor:
-            return [cursor.execute(statement, key).fetchone() for key in keys]
+            return [_row(cursor, statement, key) for key in keys]
     finally:
-        connection.execute("COMMIT")
+        # Nothing was written; after a damaged page a COMMIT would fail.
+        connection.execute("ROLLBACK")
+
+
+def _row(cursor: sqlite3.Cursor, statement: str, key: ProfileKey) -> tuple[str, bytes, float, float] | None:
+    try:
+        row: tuple[str, bytes, float, float] | None = cursor.execute(statement, key).fetchone()
+        return row
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        check_readable(cursor.connection)
+        return UNREADABLE
 
 
 def put(
@@ -251,9 +265,26 @@ def tenants(connection: sqlite3.Connection, after: str, limit: int) -> list[str]
 
 def page(connection: sqlite3.Connection, tenant: str, after: str, prefix: str, limit: int) -> ListPage:
     """The read is over before the records are looked into: as long as it lasts, the write-ahead log only grows."""
-    with closing(connection.execute(PAGE, (tenant, after, prefix, prefix, limit + 1))) as rows:
-        found = list(_of_a_page((name, StoredProfile(*stored)) for name, *stored in rows))
+    asked = (tenant, after, prefix, prefix, limit + 1)
+    try:
+        with closing(connection.execute(PAGE, asked)) as rows:
+            found = list(_of_a_page((name, StoredProfile(*stored)) for name, *stored in rows))
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        names = [name for (name,) in connection.execute(NAMES, asked)]
+        found = list(_of_a_page(_one_by_one(connection, tenant, names)))
     return page_of(found, limit)
+
+
+def _one_by_one(
+    connection: sqlite3.Connection, tenant: str, names: Iterable[str]
+) -> Iterator[tuple[str, StoredProfile]]:
+    """Without those that were deleted since the names were read."""
+    for name in names:
+        (stored,) = get_many(connection, [ProfileKey(tenant, name)])
+        if stored is not None:
+            yield name, stored
 
 
 def _of_a_page(rows: Iterable[tuple[str, StoredProfile]]) -> Iterator[tuple[str, StoredProfile]]:

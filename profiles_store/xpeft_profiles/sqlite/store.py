@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -19,11 +20,14 @@ from ..profile import Profile
 from ..record.writer import encode_record
 from ..store import NO_CONDITION, KeyedRecord, ListPage, Match, PutOutcome, StoredProfile
 from . import database
+from .damaged_pages import UNREADABLE, check_readable
 from .files import SqliteFiles
 from .job_store import SqliteJobStore
 from .log import WriteAheadLog
 from .version_cache import VersionCache
 from .write_lane import WriteLane
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -77,6 +81,7 @@ class SqliteStore:
         self.jobs: JobStore = SqliteJobStore(self._read, self._walk, self._write, clock)
         self._opening = asyncio.Lock()
         self._file: OpenFile | None = None
+        self._damage_told = False
 
     async def open(self) -> None:
         """Does nothing if it is open."""
@@ -124,11 +129,16 @@ class SqliteStore:
         )
 
     async def get(self, key: ProfileKey) -> StoredProfile | None:
-        (stored,) = await self._read(database.get_many, [key])
+        (stored,) = await self.get_many([key])
         return stored
 
     async def get_many(self, keys: Sequence[ProfileKey]) -> list[StoredProfile | None]:
-        return await self._read(database.get_many, keys)
+        found = await self._read(database.get_many, keys)
+        if UNREADABLE in found and not self._damage_told:
+            tenant, name = keys[found.index(UNREADABLE)]
+            logger.error("%s has a damaged page: what lies there is lost, as %r of tenant %r", self._path, name, tenant)
+            self._damage_told = True
+        return found
 
     async def versions(self, keys: Sequence[ProfileKey]) -> list[str | None]:
         """What is known since the last change of the file is answered at once, the rest is read in the thread."""
@@ -170,7 +180,7 @@ class SqliteStore:
             after = some[-1]
 
     async def ping(self) -> None:
-        await self._read(database.get_versions, [ProfileKey("ping", "ping")])
+        await self._read(check_readable)
 
     async def close(self) -> None:
         """Waits for what was begun."""

@@ -91,6 +91,43 @@ def test_a_flipped_bit_in_sqlite_is_500_for_that_profile_alone_counted_logged_on
     assert far.classify("flipped").json()["profile_version"] == version
 
 
+def test_a_damaged_page_of_sqlite_is_500_for_the_profiles_on_it_and_costs_the_others_nothing(
+    tmp_path: Path, start_server: Any
+) -> None:
+    path = tmp_path / "profiles.db"
+    arguments = (f"sqlite:///{path}",)
+    with stopped_at_end(start_server(*arguments, log=tmp_path / "first.log")) as server:
+        server.wait_until_ready()
+        for number in range(30):
+            assert server.put(f"p{number}", server.profile(number)).status_code == 201
+    with closing(sqlite3.connect(path)) as connection:
+        (record,) = connection.execute("SELECT record FROM profiles WHERE name = 'p15'").fetchone()
+    content = bytearray(path.read_bytes())
+    while record in content:  # SQLite leaves copies of what it moved.
+        begin = content.index(record) // 4096 * 4096
+        content[begin : begin + 4096] = b"\xff" * 4096
+    path.write_bytes(content)
+    with stopped_at_end(start_server(*arguments, log=tmp_path / "second.log")) as server:
+        server.wait_until_ready()
+        answers = [server.classify(f"p{number}") for number in range(30)]
+        lost = [answer for answer in answers if answer.status_code != 200]
+        assert answers[15] in lost
+        assert {(answer.status_code, answer.json()["error"]["code"]) for answer in lost} == {(500, "damaged_profile")}
+        assert len(lost) < 30
+        assert len(server.versions()) == 30
+        assert server.client.get("/ready").status_code == 200
+        assert server.metric("profile_damaged_total") == len(lost)
+    log = (tmp_path / "second.log").read_text()
+    assert log.count(f"{path} has a damaged page") == 1
+    assert "does not answer" not in log
+
+
+@contextmanager
+def stopped_at_end(server: Any) -> Iterator[Any]:
+    yield server
+    server.stop()
+
+
 @pytest.mark.parametrize("suffix", ["", "-wal"])
 @pytest.mark.parametrize("another", [False, True], ids=["away", "replaced"])
 def test_a_file_that_is_moved_away_takes_no_write_that_would_be_lost_and_is_welcome_back(

@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
-from xpeft_profiles import Match, PreconditionFailed, ProfileKey, SqliteStore, StoreUnavailable
+from xpeft_profiles import Match, PreconditionFailed, ProfileKey, RecordDamaged, SqliteStore, StoreUnavailable
+from xpeft_profiles.listing import encode_cursor
 from xpeft_profiles.sqlite import database as sqlite_database
 from xpeft_profiles.sqlite import jobs as sqlite_jobs
 
 KEY = ProfileKey("acme", "support")
+LABELS = tuple(f"label {i}" for i in range(40))
 MakeProfile = Callable[..., Any]
 
 WRITER = """
@@ -80,6 +82,15 @@ def acknowledged_by_a_killed_writer(path: Path) -> list[list[str]]:
         writer.kill()
         lines += writer.stdout.readlines()
     return [line.split() for line in lines if line.endswith("\n")]
+
+
+def damage_page_with(record: bytes, path: Path) -> None:
+    """Of a file that nobody has open."""
+    content = bytearray(path.read_bytes())
+    while record in content:  # SQLite leaves copies of what it moved.
+        begin = content.index(record) // 4096 * 4096
+        content[begin : begin + 4096] = b"\xff" * 4096
+    path.write_bytes(content)
 
 
 async def test_what_was_acknowledged_survives_a_killed_writer(tmp_path: Path) -> None:
@@ -330,7 +341,38 @@ async def test_a_damaged_file_is_unavailable(store: SqliteStore, tmp_path: Path,
     with pytest.raises(StoreUnavailable, match="malformed"):
         await store.get(KEY)
     with pytest.raises(StoreUnavailable, match="malformed"):
+        await store.ping()
+    with pytest.raises(StoreUnavailable, match="malformed"):
         await store.put(KEY, make_profile(2))
+
+
+async def test_what_lies_on_a_damaged_page_is_damaged_and_all_else_is_read(
+    store: SqliteStore, tmp_path: Path, make_profile: MakeProfile, caplog: pytest.LogCaptureFixture
+) -> None:
+    profiles = {ProfileKey("acme", f"p{i:03}"): make_profile(i, labels=LABELS) for i in range(40)}
+    for key, profile in profiles.items():
+        await store.put(key, profile)
+    records = {key: stored.record for key, stored in zip(profiles, await store.get_many([*profiles]), strict=True)}
+    await store.close()
+    damage_page_with(records[ProfileKey("acme", "p020")], tmp_path / "profiles.db")
+    await store.open()
+    found = dict(zip(profiles, await store.get_many([*profiles]), strict=True))
+    lost = [key for key in profiles if found[key].record != records[key]]
+    assert ProfileKey("acme", "p020") in lost
+    assert len(lost) < len(profiles)
+    for key in lost:
+        with pytest.raises(RecordDamaged):
+            (await store.get(key)).decode()
+    versions = dict(zip(profiles, await store.versions([*profiles]), strict=True))
+    assert {key for key, version in versions.items() if version != profiles[key].version} == {*lost}
+    await store.ping()
+    lines = [*(await store.list("acme", limit=30)).profiles]
+    lines += (await store.list("acme", limit=30, cursor=encode_cursor(lines[-1].name))).profiles
+    assert [(line.name, line.version) for line in lines] == [(key.name, versions[key]) for key in profiles]
+    with pytest.raises(StoreUnavailable, match="malformed"):
+        await store.put(lost[0], make_profile(100))
+    (told,) = caplog.messages
+    assert f"{tmp_path / 'profiles.db'} has a damaged page" in told
 
 
 async def test_the_event_loop_runs_while_the_store_works(store: SqliteStore, make_profile: MakeProfile) -> None:
