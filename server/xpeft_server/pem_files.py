@@ -25,7 +25,7 @@ def load_certificate(context: ssl.SSLContext, certificate: PemFile, key: PemFile
     """Args: key: None if it is in the certificate's file. Raises: PemInvalid."""
     for file in (certificate, key):
         if file is not None:
-            _check_readable(file)
+            content_of(file)
     try:
         # Without a password of its own OpenSSL would ask for one on the terminal.
         context.load_cert_chain(certificate.path, None if key is None else key.path, password="")
@@ -48,21 +48,21 @@ def client_context(authorities: PemFile | None) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=authorities.path)
 
 
+def content_of(file: PemFile) -> bytes:
+    """Raises: PemInvalid."""
+    try:
+        return file.path.read_bytes()
+    except OSError as error:
+        raise PemInvalid(f"{file} cannot be read: {error.strerror or error}") from None
+
+
 @contextmanager
 def _naming(file: PemFile) -> Iterator[None]:
-    _check_readable(file)
+    content_of(file)
     try:
         yield
     except OSError as error:
         raise PemInvalid(f"{file} cannot be used: {_reason(error)}") from None
-
-
-def _check_readable(file: PemFile) -> None:
-    try:
-        with file.path.open("rb"):
-            pass
-    except OSError as error:
-        raise PemInvalid(f"{file} cannot be read: {error.strerror or error}") from None
 
 
 def _reason(error: Exception) -> str:

@@ -10,6 +10,7 @@ import pickle
 import re
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from functools import partial
@@ -21,7 +22,7 @@ import pytest
 import trustme
 
 from xpeft_profiles import BankGeometry
-from xpeft_server.api.access.auth import Role
+from xpeft_server.api.access.auth import NoKeys, Role
 from xpeft_server.api.access.key_file import new_key, write_keys
 from xpeft_server.api.access.key_ring import KeyRing
 from xpeft_server.api.tuning.tuner_port import TunerPort
@@ -30,13 +31,14 @@ from xpeft_server.cli.serve.front import FrontFailed
 from xpeft_server.cli.serve.front_processes import FrontProcesses
 from xpeft_server.cli.serve.in_force import InForce, in_force
 from xpeft_server.cli.serve.server_socket import bind
+from xpeft_server.cli.serve.tls import server_tls
 from xpeft_server.engine.errors import Unavailable
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, EngineStatus, GenerateRequest, News
 from xpeft_server.remote.peer import Peer
 from xpeft_server.remote.summed_metrics import ConnectedMetrics, Told, summed
 from xpeft_server.settings import Settings
-from xpeft_server.tenant_limits import LimitsFile
+from xpeft_server.tenant_limits import ONE_TENANT, LimitsFile
 
 MINUTES = 240.0  # a process begins, and ends, with what processor time others leave
 
@@ -219,27 +221,22 @@ async def test_one_that_cannot_use_a_file_when_it_starts_again_says_so_in_a_line
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(front_processes, "_PAUSE_SECONDS", 0.05)
-    certificate, key = tmp_path / "server.pem", tmp_path / "server.key"
-    issued = trustme.CA().issue_cert("127.0.0.1")
-    issued.cert_chain_pems[0].write_to_path(certificate)
-    issued.private_key_pem.write_to_path(key)
-    good = certificate.read_bytes()
-    settings = Settings(
-        http_processes=1, store=f"sqlite:///{tmp_path}/profiles.db", tls_certificate=certificate, tls_key=key
-    )
+    folder = tmp_path / "audit"
+    folder.mkdir()
+    settings = Settings(http_processes=1, store=f"sqlite:///{tmp_path}/profiles.db", audit_log=folder / "audit.log")
 
     async def mistaken() -> None:
-        certificate.write_text("none")
+        folder.rename(tmp_path / "away")
         os.kill(speakers(caplog)[0], signal.SIGKILL)
         while "another one takes its place" not in caplog.text.partition("does not speak HTTP: ")[2]:
             await asyncio.sleep(0.01)
-        certificate.write_bytes(good)
+        (tmp_path / "away").rename(folder)
         while len(speakers(caplog)) < 2:
             await asyncio.sleep(0.01)
 
     with caplog.at_level(logging.INFO):
         await serve(settings, meanwhile=mistaken)
-    assert re.search(f"does not speak HTTP: tls_certificate = .*{certificate}", caplog.text)
+    assert re.search(f"does not speak HTTP: audit_log = .*{folder}", caplog.text)
     said = capfd.readouterr().err
     assert "Traceback" not in said
     assert "the process that has the engine went away" not in said
@@ -263,7 +260,7 @@ async def test_one_that_takes_anothers_place_while_keys_and_limits_cannot_be_rea
 
     with socket.create_server(("127.0.0.1", 0)) as listening, caplog.at_level(logging.INFO):
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        fronts = processes(settings, listening, in_force=partial(in_force, ring, tenants))
+        fronts = processes(settings, listening, in_force=partial(in_force, ring, tenants, None))
         serving = asyncio.create_task(fronts.serve(lambda: None))
         async with asyncio.timeout(60):
             while not speakers(caplog):
@@ -283,6 +280,43 @@ async def test_one_that_takes_anothers_place_while_keys_and_limits_cannot_be_rea
     said = capfd.readouterr().err
     assert f"the keys stay as they were: {keys}: not JSON" in said
     assert f"the limits of tenants stay as they were: {limits}: No such file" in said
+    assert len(speakers(caplog)) == 2
+
+
+async def test_one_that_takes_anothers_place_while_the_certificate_cannot_be_used_goes_on_with_that_in_force(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    certificate, key, authority = tmp_path / "server.pem", tmp_path / "server.key", trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    issued.private_key_pem.write_to_path(key)
+    good = certificate.read_bytes()
+    settings = Settings(
+        http_processes=1, store=f"sqlite:///{tmp_path}/profiles.db", tls_certificate=certificate, tls_key=key
+    )
+    trusted = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    with socket.create_server(("127.0.0.1", 0)) as listening, caplog.at_level(logging.INFO):
+        fronts = processes(settings, listening, in_force=partial(in_force, NoKeys(), ONE_TENANT, server_tls(settings)))
+        serving = asyncio.create_task(fronts.serve(lambda: None))
+        async with asyncio.timeout(MINUTES):
+            while not speakers(caplog):
+                await asyncio.sleep(0.01)
+            certificate.write_text("none")
+            os.kill(speakers(caplog)[0], signal.SIGKILL)
+            while len(speakers(caplog)) < 2:
+                await asyncio.sleep(0.01)
+            async with httpx.AsyncClient(verify=trusted, timeout=30) as client:
+                health = await client.get(f"https://127.0.0.1:{listening.getsockname()[1]}/health")
+            assert health.status_code == 200
+            certificate.write_bytes(good)
+            said = capfd.readouterr().err
+            while "read the certificates of" not in said:
+                await asyncio.sleep(0.05)
+                said += capfd.readouterr().err
+            fronts.close()
+            await serving
+    assert f"the certificates stay as they were: tls_certificate = '{certificate}'" in said
     assert len(speakers(caplog)) == 2
 
 

@@ -45,7 +45,7 @@ class FrontProcesses:
     """A `Front` of ``settings.http_processes`` processes that share a socket. One that ends is started anew.
 
     What they know of engine and tuner comes from here; they read the store, and the files of the settings, themselves.
-    One that begins while the file of keys or limits cannot be used is given what is in force.
+    One that begins while a file of keys, limits or certificates cannot be used is given what is in force.
 
     Args:
         in_force: tells that.

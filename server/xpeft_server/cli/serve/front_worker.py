@@ -68,7 +68,7 @@ class FrontWorker:
         self._metrics = ConnectedMetrics(self._peer, top_profiles=settings.metrics_top_profiles)
         try:
             tenants = choose_tenant_limits(settings, in_force=in_force.limits)
-            parts = build_http_parts(settings, os.environ, self._metrics, keys_in_force=in_force.keys)
+            parts = build_http_parts(settings, os.environ, self._metrics, in_force=in_force)
         except (SettingsInvalid, KeysInvalid, LimitsInvalid) as error:
             raise Unavailable(str(error)) from None
         self._store = open_store(settings.store)

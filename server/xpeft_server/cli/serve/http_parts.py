@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xpeft_server.api.access.auth import Keys, NoKeys
-from xpeft_server.api.access.key_ring import KeyRing, KnownKeys
+from xpeft_server.api.access.key_ring import KeyRing
 from xpeft_server.api.audit.log import AuditLog
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.settings import Settings
 
 from .audit_assembly import build_audit
+from .in_force import InForce
 from .tls import ServerTls, server_tls
 from .tracing import Tracing, build_tracing
 
@@ -39,12 +40,13 @@ class HttpParts:
 
 
 def build_http_parts(
-    settings: Settings, environ: Mapping[str, str], metrics: Metrics, *, keys_in_force: KnownKeys | None = None
+    settings: Settings, environ: Mapping[str, str], metrics: Metrics, *, in_force: InForce | None = None
 ) -> HttpParts:
     """Raises: SettingsInvalid, KeysInvalid."""
+    stands = in_force or InForce()
     return HttpParts(
-        tls=server_tls(settings),
+        tls=server_tls(settings, in_force=stands.tls),
         audit=build_audit(settings),
-        keys=NoKeys() if settings.api_keys is None else KeyRing(settings.api_keys, in_force=keys_in_force),
+        keys=NoKeys() if settings.api_keys is None else KeyRing(settings.api_keys, in_force=stands.keys),
         tracing=build_tracing(settings, environ, metrics),
     )

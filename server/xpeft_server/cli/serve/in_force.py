@@ -1,4 +1,4 @@
-"""The keys and limits of a running server, for a process that begins while their files cannot be used."""
+"""The keys, limits and certificates of a running server, for a process that begins while their files cannot be used."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from xpeft_server.api.access.auth import Keys
 from xpeft_server.api.access.key_ring import KeyRing, KnownKeys
 from xpeft_server.tenant_limits import LimitsFile, LimitsOfTenants, TenantTable
 
+from .tls import PemContents, ServerTls
+
 
 class InForce(NamedTuple):
     """What the files said when they could last be used; None where there is no file."""
 
     keys: KnownKeys | None = None
     limits: TenantTable | None = None
+    tls: PemContents | None = None
 
 
-def in_force(keys: Keys, tenants: LimitsOfTenants) -> InForce:
+def in_force(keys: Keys, tenants: LimitsOfTenants, tls: ServerTls | None) -> InForce:
     """As they are now."""
     return InForce(
         keys.file.value if isinstance(keys, KeyRing) else None,
         tenants.file.value if isinstance(tenants, LimitsFile) else None,
+        None if tls is None else tls.file.value.contents,
     )

@@ -31,6 +31,7 @@ from .http_front import CLOSING_SECONDS, HttpFront
 from .http_parts import HttpParts
 from .in_force import in_force
 from .server_socket import address_of
+from .tls import ServerTls
 from .tuner_assembly import build_tuner
 
 log = logging.getLogger(__name__)
@@ -74,11 +75,11 @@ class RunningServer:
         self._tuner = build_tuner(settings, self._engine, store, metrics, tenants=tenants, environ=environ)
         self._address = address_of(listening, "http" if parts.tls is None else "https")
         self._keys = "on" if parts.keys.required else "off"
-        self._watched: list[LimitsFile | KeyRing] = [tenants] if isinstance(tenants, LimitsFile) else []
+        self._watched: list[LimitsFile | KeyRing | ServerTls] = [tenants] if isinstance(tenants, LimitsFile) else []
         self._front: Front
         if settings.http_processes:
             # They are for a process that takes another one's place.
-            self._watched += [parts.keys] if isinstance(parts.keys, KeyRing) else []
+            self._watched += [each for each in (parts.keys, parts.tls) if isinstance(each, KeyRing | ServerTls)]
             # Nothing waits in them.
             parts.close(CLOSING_SECONDS)
             self._front = FrontProcesses(
@@ -89,7 +90,7 @@ class RunningServer:
                 listening=listening,
                 connections=connections,
                 environ=environ,
-                in_force=partial(in_force, parts.keys, tenants),
+                in_force=partial(in_force, parts.keys, tenants, parts.tls),
             )
         else:
             self._front = HttpFront(
