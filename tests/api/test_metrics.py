@@ -25,6 +25,7 @@ FAMILIES = {
     "profile_cache_invalidations": "counter",
     "profile_uploads": "counter",
     "profile_damaged": "counter",
+    "profile_wrong_bank": "counter",
     "profile_requests": "counter",
     "request_duration_seconds": "histogram",
     "request_queue_time_seconds": "histogram",

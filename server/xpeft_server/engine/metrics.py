@@ -138,6 +138,9 @@ class Metrics:
         self.damaged_profiles = DamagedProfiles(
             self._counter("profile_damaged", "Requested profiles whose record in the store is damaged.")
         )
+        self.wrong_bank_profiles = self._counter(
+            "profile_wrong_bank", "Profiles asked for that were made for another bank than the server's."
+        )
         resident = self._gauge("profiles_resident", "Profiles held in the tier.", ("tier",))
         self.profiles_resident = {tier: resident.labels(tier) for tier in TIERS}
         load = self._histogram("profile_load_seconds", "Time to make a profile resident.", _SHORT_SECONDS, ("source",))

@@ -66,8 +66,12 @@ async def watch(store: NarrowStore, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 
 @pytest.fixture
-def load(store: NarrowStore, watch: StoreWatch) -> Callable[..., asyncio.Task[CachedProfile]]:
-    metrics = Metrics()
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def load(store: NarrowStore, watch: StoreWatch, metrics: Metrics) -> Callable[..., asyncio.Task[CachedProfile]]:
     loader = ProfileLoader(store, geometry=GEOMETRY, cache=ProfileCache(1 << 30, metrics), watch=watch, metrics=metrics)
     return lambda tenant, name: asyncio.create_task(loader.load(ProfileKey(tenant, name), Journey("x")))
 
@@ -151,8 +155,8 @@ async def test_what_nobody_waits_for_any_more_is_not_read(store: NarrowStore, lo
     assert sum(map(len, store.rounds)) <= 33
 
 
-async def test_another_bank_is_told_once_however_many_profiles_were_made_for_it(
-    store: NarrowStore, load: Any, caplog: pytest.LogCaptureFixture
+async def test_another_bank_is_told_once_however_many_profiles_were_made_for_it_and_each_is_counted(
+    store: NarrowStore, load: Any, metrics: Metrics, caplog: pytest.LogCaptureFixture
 ) -> None:
     old, older = "sha256:" + "cd" * 32, "sha256:" + "ef" * 32
     await put(store, "t", "one", "two", bank=old)
@@ -160,6 +164,7 @@ async def test_another_bank_is_told_once_however_many_profiles_were_made_for_it(
     for name in ("one", "two", "three", "one"):
         with pytest.raises(WrongBank):
             await load("t", name)
+    assert "xpeft_profile_wrong_bank_total 4.0" in metrics.render().decode().splitlines()
     assert [(record.levelname, record.message) for record in caplog.records] == [
         (
             "WARNING",

@@ -181,6 +181,7 @@ class ProfileLoader:
         try:
             profile.check_fits(self._geometry)
         except BankMismatch as error:
+            self._metrics.wrong_bank_profiles.inc()
             if self._foreign_banks.is_new(profile.bank):
                 message = "profile %r of tenant %r is answered with 409, as will be every other one of its bank: %s"
                 logger.warning(message, key.name, key.tenant, error.message)
