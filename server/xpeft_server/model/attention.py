@@ -58,6 +58,11 @@ def packed_attention(
     return _group_by_group(query, key, value, packed_groups, scaling, sliding_window, causal), None
 
 
+def attention_layers(model: nn.Module) -> list[nn.Module]:
+    """One of each block, in their order; they say whether their tokens see those behind them."""
+    return [module for module in model.modules() if hasattr(module, "is_causal")]
+
+
 def _block_of(module: nn.Module) -> int:
     block: int = module.layer_idx  # type: ignore[assignment]  # transformers numbers every attention module
     return block

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from .adapted import AdapterContext, Adapters, install_adapters
-from .attention import PACKED_ATTENTION
+from .attention import PACKED_ATTENTION, attention_layers
 from .batches.packing import PackedBatch
 from .batches.padded_batch import PaddedBatch
 from .batches.step_packing import StepBatch
@@ -70,13 +70,13 @@ class Plm:
 
     @property
     def attention_shape(self) -> AttentionShape:
-        """Of every block."""
-        config = self.model.config
-        heads = int(config.num_attention_heads)
+        """Of every block; as it was built, for config.json may have what its model has no use for."""
+        layer: Any = attention_layers(self.model)[0]
+        heads = int(self.model.config.num_attention_heads)
         return AttentionShape(
             heads=heads,
-            kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-            size=int(getattr(config, "head_dim", None) or self.facts.hidden // heads),
+            kv_heads=heads // int(getattr(layer, "num_key_value_groups", 1)),
+            size=int(getattr(layer, "head_dim", self.facts.hidden // heads)),
         )
 
     def forward(

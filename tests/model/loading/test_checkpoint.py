@@ -140,6 +140,32 @@ def test_rotations_that_depend_on_the_longest_text_are_refused(lab: Any, tmp_pat
         load_plm(str(configured(folder, rope_parameters=LONG)))
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "named"),
+    [
+        ("llama", {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "rope_type 'spiral'"),
+        ("llama", {"rope_scaling": {"type": "spiral", "factor": 2.0}}, "rope_type 'spiral'"),
+        ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "spiral"}}}, "rope_type 'spiral'"),
+        ("bert", {"hidden_act": "swoosh"}, "hidden_act 'swoosh'"),
+        ("modernbert", {"hidden_activation": "swoosh"}, "hidden_activation 'swoosh'"),
+        ("gpt2", {"activation_function": "swoosh"}, "activation_function 'swoosh'"),
+        ("distilbert", {"activation": "swoosh"}, "activation 'swoosh'"),
+    ],
+)
+def test_words_that_nothing_is_known_by_are_refused_with_the_field_and_what_is_known(
+    lab: Any, tmp_path: Path, family: str, changes: dict[str, Any], named: str
+) -> None:
+    folder = configured(lab.saved(family, tmp_path), **changes)
+    with pytest.raises(ModelUnusable, match=re.escape(f"plm: {str(folder)!r} has {named} in its config.json, known")):
+        load_plm(str(folder))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_sizes_of_attention_that_a_model_has_no_use_for_change_nothing(lab: Any, tmp_path: Path, family: str) -> None:
+    plm = load_plm(str(configured(lab.saved(family, tmp_path), head_dim=32, num_key_value_heads=2)))
+    assert plm.attention_shape == lab.plm(family).attention_shape == (4, 4, 16)
+
+
 def test_rotations_that_would_change_beyond_the_limit_never_do(lab: Any, tmp_path: Path) -> None:
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
     plm = load_plm(str(configured(lab.saved("llama", tmp_path), rope_parameters=rope)))

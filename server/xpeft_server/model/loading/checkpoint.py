@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from ..attention import attention_layers
 from ..errors import ModelUnusable
 from ..vocabulary_head import VocabularyHead
 from .families import Family, rope_settings
@@ -16,6 +19,9 @@ from .generation_config import end_tokens, warn_of_unapplied
 
 _HEAD_WEIGHT: Final = "lm_head.weight"
 """What every supported decoder calls the weight of its language-model head."""
+
+_ACTIVATIONS: Final = ("hidden_act", "hidden_activation", "activation_function", "activation")
+"""What the families call the function of their feed-forward."""
 
 # Buffers that older checkpoints bring along, and that are computed.
 _COMPUTED: Final = ("rotary_emb.inv_freq", "position_ids", "token_type_ids", "attn.bias", "attn.masked_bias")
@@ -44,7 +50,11 @@ def read_config(source: str) -> PreTrainedConfig:
     if positions not in (None, "absolute"):
         raise ModelUnusable(f"plm: position_embedding_type is {positions!r}, only absolute positions are supported")
     for rope in rope_settings(config):
+        _check_known(source, "rope_type", rope.get("rope_type", "default"), ("default", *ROPE_INIT_FUNCTIONS))
         _make_constant(rope)
+    for name in _ACTIVATIONS:
+        if hasattr(type(config), name):
+            _check_known(source, name, getattr(config, name), ACT2FN)
     _check_window(config)
     if getattr(config, "chunk_size_feed_forward", 0):
         config.chunk_size_feed_forward = 0  # rows at once: it fails unless they divide a batch, and changes no answer
@@ -77,7 +87,7 @@ def read_weights(source: str, config: PreTrainedConfig, family: Family, dtype: t
     blocks = int(config.num_hidden_layers)
     unused = [name for name in map(str, report["unexpected_keys"]) if _belongs(name, family, blocks)]
     _refuse(source, "weights that a model of its config.json does not use:", unused)
-    layers = _attention_layers(model)
+    layers = _directed_layers(model)
     if not family.decoder:
         return Weights(model, None, frozenset())
     generates = _looks_back_only(model, layers) and _HEAD_WEIGHT not in missing
@@ -85,6 +95,12 @@ def read_weights(source: str, config: PreTrainedConfig, family: Family, dtype: t
         return Weights(model.base_model, None, end_tokens(model))
     warn_of_unapplied(source, model)
     return Weights(model.base_model, VocabularyHead(model.get_parameter(_HEAD_WEIGHT)), end_tokens(model))
+
+
+def _check_known(source: str, name: str, value: str, known: Collection[str]) -> None:
+    """What transformers raises where it looks a word up is the word alone."""
+    if value not in known:
+        raise ModelUnusable(f"plm: {source!r} has {name} {value!r} in its config.json, known are {', '.join(known)}")
 
 
 def _make_constant(rope: dict[str, Any]) -> None:
@@ -125,9 +141,9 @@ def _belongs(name: str, family: Family, blocks: int) -> bool:
     return int(block[1]) < blocks if block else re.search(r"(?:^|\.)embeddings\.", name) is not None
 
 
-def _attention_layers(model: PreTrainedModel) -> list[Any]:
-    """Told that their tokens see those behind them where config.json says so: masks are all that transformers tells."""
-    layers: list[Any] = [module for module in model.modules() if hasattr(module, "is_causal")]
+def _directed_layers(model: PreTrainedModel) -> list[Any]:
+    """Those of attention, told to look both ways where config.json says so: masks are all that transformers tells."""
+    layers: list[Any] = attention_layers(model)
     if getattr(model.config, "is_causal", True) is False:
         for layer in layers:
             layer.is_causal = False
