@@ -11,8 +11,9 @@ from torch import Tensor
 from xpeft_kernels import Norm, Tiles, apply_adapters
 from xpeft_profiles import Profile
 from xpeft_server.model.banks.bank import Bank
+from xpeft_server.model.banks.errors import BankInvalid
 from xpeft_server.model.errors import ModelUnusable
-from xpeft_server.model.slots import SlotAdapters, SlotBuffers, SlotFill, adapter_form, bank_rows
+from xpeft_server.model.slots import SlotAdapters, SlotBuffers, SlotFill, adapter_form, bank_rows, check_width
 
 CPU = torch.device("cpu")
 NO_ROWS = np.empty(0, np.int64)
@@ -71,6 +72,18 @@ def test_a_slots_bits_depend_neither_on_its_place_nor_on_who_is_filled_with_it(
     beside.fill([*company[: count // 2], fill_of(profile, 37), *company[count // 2 :]])
     assert alone.adapters[:, :1].isfinite().all()
     assert torch.equal(beside.adapters[:, 37], alone.adapters[:, 0])
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 512), (torch.bfloat16, 1024)], ids=str)
+def test_adapters_wider_than_a_gpus_kernel_takes_are_refused_there_alone(
+    lab: Any, dtype: torch.dtype, most: int
+) -> None:
+    plm = lab.plm("distilbert")
+    fits, wide = (lab.bank(plm, adapters=2, width=width) for width in (most, most + 1))
+    check_width(fits, device=torch.device("cuda"), dtype=dtype)
+    check_width(wide, device=torch.device("cpu"), dtype=dtype)
+    with pytest.raises(BankInvalid, match=rf"R={most + 1}: .* takes up to {most} \(--device cpu takes any\)"):
+        check_width(wide, device=torch.device("cuda"), dtype=dtype)
 
 
 def test_slots_that_the_device_has_no_memory_for_are_refused_with_their_size(bank: Bank) -> None:

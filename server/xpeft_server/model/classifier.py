@@ -22,7 +22,7 @@ from .packed_sequences import AttentionKernel
 from .plm import Plm
 from .pooling import Pooled, pool
 from .recorded import recorded
-from .slots import Filled, SlotAdapters, SlotBuffers, SlotFill
+from .slots import Filled, SlotAdapters, SlotBuffers, SlotFill, check_width
 from .tokens.tokenizing import TokenizedText
 
 _EVERYWHERE: Final = ("aggregate_adapters", "apply_adapters", "apply_heads")
@@ -46,10 +46,12 @@ class Classifier:
         slots: profiles that can be resident at once.
         head_rows: label rows for the resident profiles' own heads.
         graph_tokens: on a GPU, batches of up to so many tokens run as CUDA graphs, captured by `warm_up`; 0: none.
-    Raises: ModelUnusable if the device has no memory for the bank, or for so many slots.
+    Raises: BankInvalid if the adapters are too wide for the device's kernels; ModelUnusable if the device has no memory
+        for the bank, or for so many slots.
     """
 
     def __init__(self, plm: Plm, bank: Bank, *, slots: int, head_rows: int, graph_tokens: int = 0) -> None:
+        check_width(bank, device=plm.device, dtype=plm.dtype)
         self.plm = plm
         self.geometry = bank.geometry
         self._pooling = bank.pooling

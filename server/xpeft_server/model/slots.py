@@ -20,10 +20,12 @@ from xpeft_kernels import (
     Tiles,
     aggregate_adapters,
     apply_adapters,
+    piece_rows,
 )
 from xpeft_profiles import BankGeometry, Profile
 
 from .banks.bank import Bank
+from .banks.errors import BankInvalid
 from .device_memory import room_for
 from .lanes import Mark, lanes_of
 from .recorded import recorded
@@ -54,6 +56,16 @@ def adapter_form(bank: Bank) -> AdapterForm:
         down_bias=bank.down_bias is not None,
         up_bias=bank.up_bias is not None,
     )
+
+
+def check_width(bank: Bank, *, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises: BankInvalid if its adapters are wider than the device's kernel takes; a CPU takes any."""
+    if device.type != "cuda":
+        return
+    try:
+        piece_rows(1, adapter_form(bank), dtype.itemsize)
+    except ValueError as error:
+        raise BankInvalid(f"{error} (--device cpu takes any)") from None
 
 
 def bank_rows(bank: Bank, *, device: torch.device, dtype: torch.dtype) -> Tensor:
