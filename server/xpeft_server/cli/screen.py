@@ -6,7 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,11 +15,19 @@ from rich.text import Text
 
 _PIPE_WIDTH = 250  # columns of a table for a reader that is a file or grep; its facts are never folded
 
+_INTERRUPTED: Final = 130  # 128 and the number of SIGINT
+
 
 def fail(message: str) -> NoReturn:
     """End the command with exit code 1 and one line on stderr."""
     Console(stderr=True, soft_wrap=True).print(Text("xpeft: ", style="bold red") + Text(plain(message)))
     raise typer.Exit(1)
+
+
+def stop(message: str) -> NoReturn:
+    """End the command as Ctrl-C does, with one line on stderr."""
+    typer.echo(plain(f"stopped: {message}"), err=True)
+    raise typer.Exit(_INTERRUPTED)
 
 
 def say(message: str) -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from base64 import b64encode
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from xpeft_profiles import Profile, ProfileKey, encode_record, open_store, write_profile_file
+from xpeft_profiles.transfer import BatchReader, StoreTarget
+from xpeft_profiles.transfer.batches import Batch
 from xpeft_server.cli.profiles.commands import app
 
 pytestmark = pytest.mark.usefixtures("no_progress")
@@ -289,3 +292,30 @@ def test_the_records_are_those_that_an_upload_stores(jsonl: Any, url: str) -> No
 def test_the_help_has_an_example() -> None:
     done = CliRunner().invoke(app, ["import", "--help"])
     assert "Example: xpeft profiles import" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "2 entries are done, and maybe some after them: begin again to go on"),
+        (("--dry-run",), "2 entries were checked, and nothing was written"),
+    ],
+    ids=["import", "dry run"],
+)
+def test_ctrl_c_says_how_far_it_came(
+    url: str, jsonl: Any, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], said: str
+) -> None:
+    put, batches = StoreTarget.put, []
+
+    async def interrupted_at_the_second(self: StoreTarget, batch: Batch) -> Any:
+        batches.append(batch)
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        return await put(self, batch)
+
+    monkeypatch.setattr(StoreTarget, "put", interrupted_at_the_second)
+    monkeypatch.setattr(BatchReader, "__init__", partialmethod(BatchReader.__init__, entries=2))
+    result = call(jsonl(*(line(f"p{i}", i) for i in range(5))), "--store", url, "--tenant", "acme", *options)
+    assert (result.exit_code, result.stderr) == (130, f"stopped: {said}\n")
+    if not options:
+        assert [*stored(url)] == ["p0", "p1"]

@@ -13,7 +13,7 @@ import typer
 from xpeft_server.client_tls import ClientTls
 
 from ..https_options import with_https_options
-from ..screen import fail, say
+from ..screen import fail, say, stop
 from .client import ClientError
 from .place import (
     ApiKey,
@@ -99,6 +99,8 @@ def import_command(
                     asyncio.run(run.into_store(place, replace=not keep_existing, dry_run=dry_run))
     except (ProfileStoreError, ClientError, RefusalsFailed) as error:
         fail(_stopped(error, totals))
+    except KeyboardInterrupt:
+        stop(_interrupted(totals, dry_run=dry_run))
     say(_summary(totals, progress.seconds, dry_run=dry_run))
     if dry_run and isinstance(place, StorePlace) and (path := missing_store(place)) is not None:
         say(f"there is no store in {path} yet; the import would make it")
@@ -168,6 +170,13 @@ def _stopped(error: Exception, totals: Totals) -> str:
     # A source that is broken ends at the same place again.
     advice = "" if isinstance(error, SourceInvalid) else ": begin again to go on"
     return f"{error}; {totals.done} entries were done before{advice}"
+
+
+def _interrupted(totals: Totals, *, dry_run: bool) -> str:
+    if dry_run:
+        return f"{totals.done} entries were checked, and nothing was written"
+    # A batch whose write had begun may be there, too.
+    return f"{totals.done} entries are done, and maybe some after them: begin again to go on"
 
 
 def _summary(totals: Totals, seconds: float, *, dry_run: bool) -> str:

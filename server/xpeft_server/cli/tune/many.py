@@ -21,7 +21,7 @@ from xpeft_tuning.mask_tuner import Refused, Tuned, TuningTask, tune_profiles
 from xpeft_tuning.recipe import Recipe
 from xpeft_tuning.settings import TuningSettings
 
-from ..screen import fail, plain
+from ..screen import fail, stop
 from .delivery import Delivery
 from .destinations import Destinations
 from .input import Model, TuningInput
@@ -32,7 +32,6 @@ from .sinks import SinkFailed, SinkRefused, check_bank
 from .summary import show_summary
 
 _PLACES: Final = {"cpu": 16, "cuda": 256}
-_INTERRUPTED: Final = 130  # exit code: 128 and the number of SIGINT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +135,7 @@ def _run(run: Run, model: Model, given: TuningInput, options: ManyOptions) -> No
             _tune(run, model, given.settings, options.places or _PLACES[model.plm.device.type])
             run.delivery.finish()
     except KeyboardInterrupt:
-        typer.echo(plain(f"stopped: {_how_to_go_on(run, options)}"), err=True)
-        raise typer.Exit(_INTERRUPTED) from None
+        stop(_how_to_go_on(run, options))
     except SinkRefused as error:
         fail(f"{error}; {_how_far(run, options)}")
     except (SinkFailed, JournalFailed) as error:
