@@ -73,7 +73,9 @@ class Door:
         self._tracing = tracing
         self._peers = peers
         self._told: Sequence[Exposition] = ()
-        self._watch = StoreWatch(store, metrics)
+        self._jobs = StoredJobs(store.jobs)
+        records = self._jobs.records
+        self._watch = StoreWatch(store, metrics, on_away=records.store_is_away, on_back=records.store_is_back)
         self._engine = RemoteEngine(replicas, watch=self._watch, on_bank=self._build)
         self._watching: list[asyncio.Task[None]] = []
         self._app: ASGIApp | None = None
@@ -122,7 +124,7 @@ class Door:
             self._settings,
             engine=self._engine,
             store=self._store,
-            tuner=StoredJobs(self._store.jobs),
+            tuner=self._jobs,
             keys=self._keys,
             metrics=self._metrics,
             audit=self._audit,

@@ -21,10 +21,12 @@ class StoredJobs:
 
     A tuner wants a part of one device's time and a process of its own beside it; replicas come and go, and a job would
     end with the one that it began on.
+
+    Attributes: records: to be told of the store's outages.
     """
 
     def __init__(self, store: JobStore) -> None:
-        self._records = Records(store)
+        self.records = Records(store)
 
     async def submit(self, request: TuningRequest) -> JobRecord:
         """Raises: TuningOff."""
@@ -35,7 +37,7 @@ class StoredJobs:
 
     async def get(self, key: JobKey) -> JobRecord:
         """Raises: JobNotFound, StoreUnavailable."""
-        return await self._records.get(key)
+        return await self.records.get(key)
 
     async def follow(self, key: JobKey) -> AsyncGenerator[JobRecord, None]:
         """The record as it is, and again after changes, to its end. Raises: as `get`, before the first one."""
@@ -44,7 +46,7 @@ class StoredJobs:
         while seen.finished is None:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
-                record = await self._records.get(key)
+                record = await self.records.get(key)
             except JobNotFound:
                 return
             except StoreUnavailable:
@@ -58,11 +60,11 @@ class StoredJobs:
         record = await self.get(key)
         if record.finished is None:
             ended = replace(record, status="cancelled", finished=time.time())
-            record = await self._records.end(ended) or ended
+            record = await self.records.end(ended) or ended
         if record.status != "cancelled":
             raise JobFinished(f"job {key.id} is over: {record.status}")
         return record
 
     async def list(self, tenant: str, *, limit: int, cursor: str | None) -> tuple[list[JobRecord], str | None]:
         """A page, newest first, and the cursor of the next. Raises: CursorInvalid, StoreUnavailable."""
-        return await self._records.page(tenant, limit=limit, cursor=cursor)
+        return await self.records.page(tenant, limit=limit, cursor=cursor)

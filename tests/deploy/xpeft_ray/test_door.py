@@ -12,13 +12,16 @@ from typing import Any
 import httpx
 import pytest
 
-from xpeft_profiles import JobRecord, MemoryStore
+from xpeft_profiles import JobRecord, MemoryStore, StoreUnavailable
 from xpeft_ray.door import Door
 from xpeft_ray.exposition import Exposition, ReplicatedMetrics
 from xpeft_server.api.access.auth import NoKeys
 from xpeft_server.api.audit.log import AuditLog, AuditLogger
+from xpeft_server.jobs import records
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import ONE_TENANT
+
+MINUTE = 60.0
 
 
 class Peers:
@@ -112,6 +115,30 @@ async def test_no_tuning_is_taken_and_other_servers_jobs_are_shown(door: Door, s
         assert (await near.get("/v1/jobs/job-2")).status_code == 404
         followed = await near.get("/v1/jobs/job-1", headers={"accept": "text/event-stream"})
         assert followed.text.endswith("data: [DONE]\n\n")
+
+
+async def test_leases_that_lapsed_while_the_store_was_away_end_no_job(
+    door: Door, store: MemoryStore, replicas: Any, reported: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away() -> None:
+        raise StoreUnavailable("the store is down")
+
+    async with client(door) as near, asyncio.timeout(MINUTE):
+        with monkeypatch.context() as outage:
+            outage.setattr(store, "ping", away)
+            while (await near.get("/ready")).status_code == 200:
+                await asyncio.sleep(0.01)
+        lapsed = JobRecord(tenant="default", id="job-1", profile="desk", owner="else", status="running", created=1.0)
+        await store.jobs.add(lapsed, lease=0, most=4, keep=10)
+        while (await near.get("/ready")).status_code != 200:
+            await asyncio.sleep(0.01)
+        assert (await near.get("/v1/jobs/job-1")).json()["status"] == "running"
+        replicas.told = [reported(bank="cd")]
+        while (await near.get("/info")).json()["bank"]["fingerprint"] != "sha256:" + 32 * "cd":
+            await asyncio.sleep(0.01)
+        assert (await near.get("/v1/jobs")).json()["data"][0]["status"] == "running"
+        monkeypatch.setattr(records, "LEASE", 0.0)  # that long has the store been back
+        assert (await near.get("/v1/jobs/job-1")).json()["status"] == "failed"
 
 
 def test_an_ingress_loads_no_model_library() -> None:

@@ -31,11 +31,23 @@ NOT_ASKED = "not asked yet"
 
 
 class StoreWatch:
-    """Tries to open the store until it works, then keeps pinging it."""
+    """Tries to open the store until it works, then keeps pinging it.
 
-    def __init__(self, store: ProfileStore, metrics: Metrics) -> None:
+    Args: on_away, on_back: called when an outage begins and when it is over.
+    """
+
+    def __init__(
+        self,
+        store: ProfileStore,
+        metrics: Metrics,
+        *,
+        on_away: Callable[[], None] = lambda: None,
+        on_back: Callable[[], None] = lambda: None,
+    ) -> None:
         self._store = store
         self._metrics = metrics
+        self._on_away = on_away
+        self._on_back = on_back
         self._opened = False
         self._doubted = asyncio.Event()  # set: ping at once
         self._answered_at = -math.inf
@@ -102,6 +114,8 @@ class StoreWatch:
             return
         if not self.up:
             logger.info("the profile store answers")
+            if self.problem != NOT_ASKED:
+                self._on_back()
         self.problem = None
         self._answered_at = time.monotonic()
         self._doubted.clear()
@@ -110,6 +124,7 @@ class StoreWatch:
     def _failed(self, error: StoreUnavailable) -> None:
         if self.up or self.problem == NOT_ASKED:
             logger.warning("the profile store does not answer: %s", error.message)
+            self._on_away()
         self.problem = error.message
         self._metrics.store_up.set(0)
 
