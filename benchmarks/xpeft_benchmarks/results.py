@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from xpeft_server.output_file import output_file
+
 from .machine import machine, versions
 from .rounds import Ratio
 
@@ -80,9 +82,14 @@ class Result:
 
 
 def write_lines(path: Path, results: Iterable[Result], context: Context) -> None:
-    """A line of JSON for each result; the file is replaced."""
+    """A line of JSON for each result; the file is replaced, by all of them or not at all. Raises: OSError."""
     lines = [json.dumps(result.line(context), ensure_ascii=False) for result in results]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    data = "\n".join(lines).encode() + b"\n"
+    if path.exists() and not path.is_file():  # a pipe or a terminal
+        path.write_bytes(data)
+        return
+    with output_file(path, overwrite=True) as file:
+        file.write(data)
 
 
 def table_rows(results: Iterable[Result]) -> list[tuple[str, ...]]:

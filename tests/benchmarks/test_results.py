@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+
+import pytest
 
 from xpeft_benchmarks.results import Context, Result, table_rows, write_lines
 from xpeft_benchmarks.rounds import Ratio
@@ -47,6 +50,32 @@ def test_a_line_says_what_was_measured_where_when_and_how(tmp_path: Path) -> Non
     assert {"cpu", "cores", "memory_bytes", "load_average"} <= lines[0]["machine"].keys()
     assert {"python", "torch", "xpeft-server"} <= lines[0]["versions"].keys()
     assert lines[0]["date"].endswith("+00:00")
+
+
+def test_lines_that_cannot_be_written_whole_leave_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "out.jsonl"
+    path.write_text("earlier\n")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_lines(path, [a_result()], Context.now("ops", "xpeft bench ops", {}))
+    assert [each.name for each in tmp_path.iterdir()] == ["out.jsonl"]
+    assert path.read_text() == "earlier\n"
+
+
+def test_lines_go_to_a_pipe_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    read = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_lines(path, [a_result()], Context.now("ops", "xpeft bench ops", {}))
+        assert json.loads(os.read(read, 1 << 16))["variant"] == "mixed distinct"
+    finally:
+        os.close(read)
 
 
 def test_a_table_shows_speed_ratio_and_the_details_that_are_numbers() -> None:

@@ -101,7 +101,8 @@ def writable(path: Path | None) -> None:
         reason = "it is a folder"
     elif not path.parent.is_dir():
         reason = f"there is no folder {path.parent}"
-    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+    # A file is replaced, a pipe written to.
+    elif not os.access(path.parent if path.is_file() or not path.exists() else path, os.W_OK):
         reason = "permission denied"
     else:
         return
