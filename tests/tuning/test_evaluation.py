@@ -128,7 +128,9 @@ def test_of_completions_the_loss_is_that_of_a_token_given_what_stands_before(dec
     pairs = [Scored(profiles[0], texts), Scored(profiles[1], few), Scored(profiles[1], texts)]
     evaluator = Evaluator(decoder, bank, slots=2, classes=0, tokens=tokens, completes=True)
     scores = evaluator.scores(pairs)
-    assert evaluator.bare_score(texts).loss == pytest.approx(_loss_by_token(decoder, bank, None, texts), rel=1e-5)
+    for bare, some in zip(evaluator.bare_scores([texts, few]), (texts, few), strict=True):
+        assert bare is not None
+        assert bare.loss == pytest.approx(_loss_by_token(decoder, bank, None, some), rel=1e-5)
     for score, (profile, some) in zip(scores, pairs, strict=True):
         assert score.loss == pytest.approx(_loss_by_token(decoder, bank, profile, some), rel=1e-5)
         assert (score.rows, score.accuracy, score.correlation) == (len(some), None, None)

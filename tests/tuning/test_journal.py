@@ -23,6 +23,7 @@ ANN = TunedEntry(
     seconds=1.5,
 )
 BOB = replace(ANN, name="bob", train=Score(0.25, 10, correlation=0.9), held_out=None, majority=None)
+CARL = replace(ANN, name="carl", majority=None, bare=Score(0.75, 2))
 EVE = RefusedEntry(name="eve", value="é\n\ud800", digest="sha256:3", refused="the train rows have 1 label")
 
 
@@ -44,8 +45,15 @@ def read(path: Path) -> dict[str, Entry]:
 
 def test_what_was_appended_is_read_back(path: Path) -> None:
     assert read(path) == {}
-    write(path, ANN, BOB, EVE)
-    assert read(path) == {"ann": ANN, "bob": BOB, "eve": EVE}
+    write(path, ANN, BOB, CARL, EVE)
+    assert read(path) == {"ann": ANN, "bob": BOB, "carl": CARL, "eve": EVE}
+
+
+def test_a_line_of_a_version_that_did_not_score_the_bare_model_is_read(path: Path) -> None:
+    write(path, ANN)
+    path.write_text(path.read_text().replace(', "bare": null', ""))
+    assert "bare" not in path.read_text()
+    assert read(path) == {"ann": ANN}
 
 
 def test_a_line_is_json_with_the_scores_that_there_are(path: Path) -> None:

@@ -155,9 +155,9 @@ class Cohort:
         """Measured as they will be served."""
         return self._evaluator.scores(pairs)
 
-    def bare_score(self, texts: LabelledTexts) -> Score:
-        """Of the PLM without adapters, on completions."""
-        return self._evaluator.bare_score(texts)
+    def bare_scores(self, every: Sequence[LabelledTexts]) -> list[Score | None]:
+        """Of the PLM without adapters; None but for completions."""
+        return self._evaluator.bare_scores(every)
 
     def features(self, trainee: Trainee | None, texts: LabelledTexts) -> Tensor:
         """``[Q, H]`` under the trainee's masks as they are now; of the bare PLM without one."""

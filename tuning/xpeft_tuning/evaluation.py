@@ -77,10 +77,12 @@ class Evaluator:
             ]
         return found
 
-    def bare_score(self, texts: LabelledTexts) -> Score:
-        """Of the PLM without adapters; for completions, which it can write without a head."""
-        (loss,) = self._losses([texts], adapted=False)
-        return Score(loss, len(texts))
+    def bare_scores(self, every: Sequence[LabelledTexts]) -> list[Score | None]:
+        """Of the PLM without adapters, on completions: it writes without a head, and labels nothing without one."""
+        if self._vocabulary is None:
+            return [None for _ in every]
+        losses = self._losses(every, adapted=False)
+        return [Score(loss, len(texts)) for loss, texts in zip(losses, every, strict=True)]
 
     def _profiles_losses(self, pairs: Sequence[Scored]) -> list[float]:
         nothing = np.empty(0, np.int64)

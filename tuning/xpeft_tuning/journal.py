@@ -29,7 +29,7 @@ class TunedEntry:
         value: of the field that told its rows from the others'.
         digest: of what it depends on, see `recipe.Recipe`.
         version: of the profile.
-        train, held_out, majority, epoch, cut: see `mask_tuner.TunedProfile`.
+        train, held_out, majority, epoch, cut, bare: see `mask_tuner.TunedProfile`.
         seconds: from when it got a place among those that are tuned together until it was done.
     """
 
@@ -43,6 +43,7 @@ class TunedEntry:
     epoch: int
     cut: int
     seconds: float
+    bare: Score | None = None  # not in the lines of earlier versions
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
@@ -50,6 +51,7 @@ class TunedEntry:
             **vars(self),
             "train": _score_record(self.train),
             "held_out": self.held_out and _score_record(self.held_out),
+            "bare": self.bare and _score_record(self.bare),
         }
 
 
@@ -143,7 +145,7 @@ def _entry(line: bytes, where: str) -> Entry:
         record = json.loads(line)
         if "refused" in record:
             return RefusedEntry(**record)
-        scores = {name: _score(record[name]) for name in ("train", "held_out")}
+        scores = {name: _score(record[name]) for name in ("train", "held_out")} | {"bare": _score(record.get("bare"))}
         return TunedEntry(**{**record, **scores})
     except (ValueError, TypeError, KeyError) as error:
         raise JournalFailed(f"{where} is no line of a journal: {error}: give another file") from None

@@ -60,7 +60,7 @@ class TunedProfile(NamedTuple):
             None without labels to count.
         head_alone: score on the same rows of a head on the bare PLM's features; None with a shared head, of
             completions, and among many profiles.
-        bare: score on the same rows of the bare PLM; of completions only, and None among many profiles.
+        bare: score on the same rows of the bare PLM; None but for completions.
         epoch: the epoch that was kept, from 1; 0 is the start.
         cut: texts that were longer than the model takes and were cut.
     """
@@ -113,10 +113,7 @@ def tune_profile(
         progress(_progress(trainee))
     if trainee.failure is not None:
         raise trainee.failure
-    return _measured(cohort, [trainee])[0]._replace(
-        head_alone=_head_alone(cohort, trainee),
-        bare=cohort.bare_score(trainee.measured) if dataset.completions else None,
-    )
+    return _measured(cohort, [trainee])[0]._replace(head_alone=_head_alone(cohort, trainee))
 
 
 def tune_profiles(
@@ -194,6 +191,7 @@ def _progress(trainee: Trainee) -> TuningProgress:
 def _measured(cohort: Cohort, trainees: list[Trainee]) -> list[TunedProfile]:
     kept = [(each, profile) for each in trainees if (profile := each.best.profile) is not None]
     train = cohort.scores([Scored(profile, each.train) for each, profile in kept])
+    bare = cohort.bare_scores([each.measured for each, _ in kept])
     held_out = iter(cohort.scores([Scored(profile, each.held_out) for each, profile in kept if len(each.held_out)]))
     return [
         TunedProfile(
@@ -202,11 +200,11 @@ def _measured(cohort: Cohort, trainees: list[Trainee]) -> list[TunedProfile]:
             held_out=next(held_out) if len(each.held_out) else None,
             majority=_majority(each.labels, each.train, each.measured),
             head_alone=None,
-            bare=None,
+            bare=alone,
             epoch=each.best.epoch,
             cut=each.train.cut + each.dev.cut + each.held_out.cut,
         )
-        for (each, profile), score in zip(kept, train, strict=True)
+        for (each, profile), score, alone in zip(kept, train, bare, strict=True)
     ]
 
 

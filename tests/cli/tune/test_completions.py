@@ -52,10 +52,13 @@ def test_many_profiles_that_write_are_averaged_by_their_loss(xpeft: Call, tmp_pa
     out = tmp_path / "out"
     result = xpeft("--out", str(out), "--by", "user")
     assert result.exit_code == 0, result.output
-    scores = [json.loads(line)["held_out"] for line in (out / ".journal.jsonl").read_text().splitlines()]
-    mean = sum(score["loss"] * score["rows"] for score in scores) / sum(score["rows"] for score in scores)
-    assert len(scores) == 2
-    [shown] = [line.split() for line in result.stdout.splitlines() if "a token's mean loss, nats" in line]
-    assert shown[-1] == f"{mean:.4g}"
+    entries = [json.loads(line) for line in (out / ".journal.jsonl").read_text().splitlines()]
+    assert len(entries) == 2
+    for score, line in (("held_out", "a token's mean loss, nats"), ("bare", "that of the bare model")):
+        scores = [entry[score] for entry in entries]
+        mean = sum(each["loss"] * each["rows"] for each in scores) / sum(each["rows"] for each in scores)
+        [shown] = [each.split() for each in result.stdout.splitlines() if line in each]
+        assert shown[-1] == f"{mean:.4g}"
+    assert all(entry["bare"]["rows"] == entry["held_out"]["rows"] for entry in entries)
     assert "nobody reads" not in result.stderr
     assert "accuracy" not in result.output

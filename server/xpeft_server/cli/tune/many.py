@@ -81,6 +81,7 @@ class Run:
             majority=result.majority,
             epoch=result.epoch,
             cut=result.cut,
+            bare=result.bare,
             seconds=round(time.monotonic() - self._began[name], 3),
         )
         self.delivery.put(entry, result.profile)

@@ -41,20 +41,21 @@ def show_summary(plan: Plan, entries: Sequence[Entry], *, task: Task, seconds: f
 
 def _means(entries: Iterable[TunedEntry], task: Task) -> dict[str, str]:
     """Means over the held-out rows of all profiles, tuned now or before, so that each row counts the same."""
-    measured = [(entry.held_out, entry.majority) for entry in entries if entry.held_out is not None]
-    rows = f"{sum(score.rows for score, _ in measured):,}, of {len(measured):,} profiles"
-    loss = _mean([(score.loss, score.rows) for score, _ in measured], ".4g")
+    measured = [(entry.held_out, entry.majority, entry.bare) for entry in entries if entry.held_out is not None]
+    rows = f"{sum(score.rows for score, _, _ in measured):,}, of {len(measured):,} profiles"
+    loss = _mean([(score.loss, score.rows) for score, _, _ in measured], ".4g")
     match task:
         case "classify":
             means = {
-                "  mean accuracy": _mean([(score.accuracy, score.rows) for score, _ in measured], ".3f"),
-                "  always the most frequent label": _mean([(share, score.rows) for score, share in measured], ".3f"),
+                "  mean accuracy": _mean([(score.accuracy, score.rows) for score, _, _ in measured], ".3f"),
+                "  always the most frequent label": _mean([(share, score.rows) for score, share, _ in measured], ".3f"),
             }
         case "regress":
-            correlation = _mean([(score.correlation, score.rows) for score, _ in measured], ".3f")
+            correlation = _mean([(score.correlation, score.rows) for score, _, _ in measured], ".3f")
             means = {"  mean correlation": correlation, "  mean squared error": loss}
         case "complete":
-            means = {"  a token's mean loss, nats": loss}
+            bare = _mean([(alone and alone.loss, score.rows) for score, _, alone in measured], ".4g")
+            means = {"  a token's mean loss, nats": loss, "  that of the bare model": bare}
     return {"held-out rows": rows, **means}
 
 
