@@ -264,6 +264,7 @@ async def test_when_the_device_thread_dies_every_pending_request_fails_at_once(
         (("",), False, InvalidInput),
         (("w1", ""), False, InvalidInput),
         ((" ".join(["w1"] * 63),), False, InputTooLong),
+        (("w1 " + "w" * 2_000_000,), False, InputTooLong),
     ],
 )
 async def test_what_cannot_be_read_is_refused_by_the_field_s_name(
@@ -281,6 +282,8 @@ async def test_a_long_text_is_cut_when_the_request_says_so(start_engine: Any, st
     await put_many(store, engine, profile, 1)
     answer = await ask(engine, "tenant0", "p", "w1 " * 5000, truncate=True)
     assert answer.prompt_tokens == engine.info.context_length == 64
+    answer = await ask(engine, "tenant0", "p", "w1 " + "w" * 2_000_000, truncate=True)
+    assert answer.prompt_tokens == 4
 
 
 async def test_a_profile_without_a_head_or_of_another_bank_or_damaged_is_refused(

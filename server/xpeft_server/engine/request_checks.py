@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from xpeft_server.model.tokens.tokenizing import TokenizedText
 
 from .errors import InputTooLong, InvalidInput, ProfileHasNoHead
 from .profiles.cache import CachedProfile
 from .requests import ClassifyRequest
+
+_ENDLESS: Final = "has more characters than are read of one, and few tokens in those that are"
 
 
 def check_inputs(request: ClassifyRequest) -> None:
@@ -26,6 +30,8 @@ def check_lengths(request: ClassifyRequest, texts: list[TokenizedText], limit: i
                 f"input {index} has {_counted(text)} tokens, the model takes {limit}; shorten it or set truncate",
                 param="input",
             )
+        if not (text.is_whole or request.truncate):
+            raise InputTooLong(f"input {index} {_ENDLESS}; shorten it or set truncate", param="input")
 
 
 def check_prompt(tokens: TokenizedText, limit: int, *, least: int = 1) -> None:
@@ -36,6 +42,8 @@ def check_prompt(tokens: TokenizedText, limit: int, *, least: int = 1) -> None:
         raise InputTooLong(
             f"prompt has {_counted(tokens)} tokens; prompt and answer together have room for {limit}", param="prompt"
         )
+    if not tokens.is_whole:
+        raise InputTooLong(f"prompt {_ENDLESS}; shorten it", param="prompt")
 
 
 def _counted(text: TokenizedText) -> str:

@@ -46,6 +46,7 @@ PROMPT = tuple(range(10, 22))
         ((5,) * 192, 4, InputTooLong, "prompt has 192 tokens; prompt and answer together have room for 192"),
         ("w1 " * 191, 4, InputTooLong, "prompt has 192 tokens"),
         ("w1 " * 1_000_000, 4, InputTooLong, r"prompt has more than \d{3,5} tokens; .* room for 192"),
+        ("w" * 2_000_000, 4, InputTooLong, "prompt has more characters than are read of one, and few tokens"),
         ((5,), 0, InvalidInput, "max_new_tokens is 0"),
         ((ChatMessage("user", "w1"),), 4, NoChatTemplate, "no template for chats"),
     ],

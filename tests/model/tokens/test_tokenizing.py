@@ -78,6 +78,15 @@ def test_a_text_of_many_characters_and_few_tokens_is_needed_to_its_end(tokenizer
     assert tokenizer.enough_of(text) == text
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_of_a_text_without_tokens_no_more_than_a_million_characters_are_read(lab: Any, side: str) -> None:
+    tokenizer = TextTokenizer(lab.tokenizer(truncation_side=side), 12)
+    for text in ("a" * 3_000_000, " " * 3_000_000, words(1) + " " * 3_000_000 + words(2)):
+        enough = tokenizer.enough_of(text)
+        assert len(enough) == 1 << 20
+        assert text.startswith(enough) if side == "right" else text.endswith(enough)
+
+
 def test_a_text_is_cut_at_its_start_where_the_tokenizer_says_so(lab: Any) -> None:
     tokenizer = TextTokenizer(lab.tokenizer(truncation_side="left"), 12)
     (cut,) = tokenizer.encode([(words(*range(100)), None)], truncate=True)

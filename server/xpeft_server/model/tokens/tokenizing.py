@@ -25,6 +25,11 @@ _READ_WHOLE: Final = 16_384
 _READ_PER_TOKEN: Final = 16
 """Characters of a long text's beginning for each token that the model takes: about four times what they have."""
 
+_READ_MOST: Final = 1_048_576
+"""Characters of any text, unless `_READ_MOST_PER_TOKEN` are more: a word or spaces without end have few tokens."""
+
+_READ_MOST_PER_TOKEN: Final = 64
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
@@ -83,15 +88,19 @@ class TextTokenizer:
 
     def enough_of(self, text: str) -> str:
         """The text, or a beginning of it that has more than twice the tokens that the model takes: the rest changes
-        neither the first of them nor that there are too many, and megabytes of it take seconds and gigabytes. Where
-        texts are cut at their start, an end of it."""
+        neither the first of them nor that there are too many, and megabytes of it take seconds and gigabytes. Of a text
+        that has so few tokens in `_READ_MOST` characters, those. Where texts are cut at their start, an end of it."""
+        most = max(_READ_MOST, _READ_MOST_PER_TOKEN * self.limit)
         characters = max(_READ_WHOLE, _READ_PER_TOKEN * self.limit)
-        while characters < len(text):
-            part = text[-characters:] if self._cut_at_start else text[:characters]
+        while characters < min(len(text), most):
+            part = self._part(text, characters)
             if len(self._whole.encode_batch_fast([part], add_special_tokens=False)[0]) > 2 * self.limit:
                 return part
             characters *= 4
-        return text
+        return self._part(text, most)
+
+    def _part(self, text: str, characters: int) -> str:
+        return text[-characters:] if self._cut_at_start else text[:characters]
 
     def encode_bare(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Token lists without special tokens, as long as the texts are."""
