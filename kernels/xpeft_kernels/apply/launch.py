@@ -31,9 +31,11 @@ class Launch(NamedTuple):
 
         Raises: ValueError if the adapters are wider than `WIDEST`.
         """
-        if form.width > WIDEST[itemsize]:
-            most = WIDEST[itemsize]
-            raise ValueError(f"adapters of R={form.width}: with {itemsize} bytes a number the kernel takes R up to {most}")
+        most = WIDEST[itemsize]
+        if form.width > most:
+            raise ValueError(
+                f"adapters of R={form.width}: at {itemsize} bytes a number the kernel takes R up to {most}"
+            )
         width = max(16, 1 << (form.width - 1).bit_length())
         columns = max(16, min(256, 16384 // width) // itemsize)
         rows = 16 if tokens <= FEW_TOKENS or itemsize == 4 or width > 128 else 32
