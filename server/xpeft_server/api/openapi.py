@@ -26,34 +26,19 @@ class DocumentedApi(FastAPI):
 
     def __init__(self, *, title: str, version: str) -> None:
         super().__init__(title=title, version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
-        self._bodies: set[type[BaseModel]] = set()
-        self._answers: set[type[BaseModel]] = {ErrorEnvelope}
-        self._texts: list[Operation] = []
+        self._operations: list[Operation] = []
 
     def add_operation(self, operation: Operation) -> None:
-        """Route and document one operation; a GET answers HEAD too, which the document leaves out."""
-        if operation.body is not None:
-            self._bodies.add(operation.body)
-        self._answers.update(answer for answer in operation.answers.values() if answer is not None)
-        if operation.gives_text:
-            self._texts.append(operation)
-        # A profile's place in a path may hold anything: what is no name is refused by name, not by silence.
-        path = operation.path.replace("{name}", "{name:path}")
-        self.router.add_api_route(
-            path,
-            operation.handler,
-            methods=[operation.method],
-            summary=operation.summary,
-            operation_id=_NO_WORD.sub("_", f"{operation.method}{operation.path}".lower()).strip("_"),
-            response_model=None,
-            status_code=next(iter(operation.answers), 400),
-            responses=operation.responses(),
-            openapi_extra=operation.extra(),
-        )
-        if operation.method == "GET":
-            self.router.add_api_route(
-                path, operation.handler, methods=["HEAD"], response_model=None, include_in_schema=False
-            )
+        """Route and document one operation."""
+        self._operations.append(operation)
+
+    def handlers(self) -> dict[tuple[str, str], Handler]:
+        """By template and method; a GET answers HEAD too, which the document leaves out."""
+        return {
+            (operation.path, method): operation.handler
+            for operation in self._operations
+            for method in (["GET", "HEAD"] if operation.method == "GET" else [operation.method])
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Straight to our own middleware: FastAPI would ask the environment for telemetry, three times a request."""
@@ -64,13 +49,7 @@ class DocumentedApi(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """Only what was added: what is raised is translated in one place, our own outermost middleware."""
-        handlers: dict[tuple[str, str], Handler] = {
-            (route.path_format, method): route.endpoint
-            for route in self.routes
-            if isinstance(route, APIRoute)
-            for method in route.methods or ()
-        }
-        app: ASGIApp = Dispatch(handlers, otherwise=self.router)
+        app: ASGIApp = Dispatch(self.handlers(), otherwise=self.router)
         for middleware, args, kwargs in reversed(self.user_middleware):
             app = middleware(app, *args, **kwargs)
         return app
@@ -78,7 +57,8 @@ class DocumentedApi(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Built once, when it is first asked for."""
         if self.openapi_schema is None:
-            document = get_openapi(title=self.title, version=self.version, routes=self.routes)
+            routes = [_documented(operation) for operation in self._operations]
+            document = get_openapi(title=self.title, version=self.version, routes=routes)
             self._add_schemas(document)
             self._name_texts(document)
             _add_security(document)
@@ -87,18 +67,38 @@ class DocumentedApi(FastAPI):
 
     def _add_schemas(self, document: dict[str, Any]) -> None:
         """Those of bodies FastAPI does not know; from those of answers it leaves out every null."""
-        bodies: list[tuple[type[BaseModel], JsonSchemaMode]] = [(each, "validation") for each in self._bodies]
-        bodies += [(each, "serialization") for each in self._answers]
-        bodies.sort(key=lambda body: body[0].__name__)
-        _, schemas = models_json_schema(bodies, ref_template="#/components/schemas/{model}")
+        bodies: set[tuple[type[BaseModel], JsonSchemaMode]] = {(ErrorEnvelope, "serialization")}
+        for operation in self._operations:
+            bodies.update((answer, "serialization") for answer in operation.answers.values() if answer is not None)
+            if operation.body is not None:
+                bodies.add((operation.body, "validation"))
+        in_order = sorted(bodies, key=lambda body: body[0].__name__)
+        _, schemas = models_json_schema(in_order, ref_template="#/components/schemas/{model}")
         document["components"]["schemas"] = schemas["$defs"]
 
     def _name_texts(self, document: dict[str, Any]) -> None:
         """FastAPI takes every answer without a type for JSON."""
-        for operation in self._texts:
+        for operation in self._operations:
+            if not operation.gives_text:
+                continue
             responses = document["paths"][operation.path][operation.method.lower()]["responses"]
             for status in operation.answers:
                 responses[str(status)]["content"] = TEXT_CONTENT
+
+
+def _documented(operation: Operation) -> APIRoute:
+    """For the document alone: `Dispatch` finds what answers, and building one of these takes long."""
+    return APIRoute(
+        operation.path,
+        operation.handler,
+        methods=[operation.method],
+        summary=operation.summary,
+        operation_id=_NO_WORD.sub("_", f"{operation.method}{operation.path}".lower()).strip("_"),
+        response_model=None,
+        status_code=next(iter(operation.answers), 400),
+        responses=operation.responses(),
+        openapi_extra=operation.extra(),
+    )
 
 
 def _add_security(document: dict[str, Any]) -> None:
