@@ -76,6 +76,12 @@ def warm_programs(tmp_path_factory: pytest.TempPathFactory, project_root: Path) 
         yield folder
 
 
+@pytest.fixture
+def warm_children(warm_programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that this process starts begin in no time. Of their memory and their time nothing can be measured."""
+    monkeypatch.setattr(sys, "executable", str(warm_programs / "python"))
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random-weight BERT (L=2, H=32, 64 positions) and a word-level tokenizer ("w0" … "w99")."""

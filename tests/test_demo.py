@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +16,8 @@ StartExample = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def start_example(start_example: StartExample, warm_programs: Path, monkeypatch: pytest.MonkeyPatch) -> StartExample:
+def start_example(start_example: StartExample, warm_children: None) -> StartExample:
     """With the ``python`` that starts in no time, and its ``xpeft``."""
-    monkeypatch.setattr(sys, "executable", str(warm_programs / "python"))
     return start_example
 
 

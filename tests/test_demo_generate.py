@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,9 +25,8 @@ def _rows(path: Path) -> list[Row]:
 
 
 @pytest.fixture
-def start_example(start_example: StartExample, warm_programs: Path, monkeypatch: pytest.MonkeyPatch) -> StartExample:
+def start_example(start_example: StartExample, warm_children: None) -> StartExample:
     """With the ``python`` that starts in no time, and its ``xpeft``."""
-    monkeypatch.setattr(sys, "executable", str(warm_programs / "python"))
     return start_example
 
 

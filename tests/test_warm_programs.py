@@ -33,6 +33,15 @@ def test_a_program_has_what_was_loaded(warm_programs: Path, tmp_path: Path) -> N
     assert run(warm_programs / "python", tmp_path / "script.py", "a b", "-c") == ("True a b -c\n", 5)
 
 
+def test_so_has_a_module(warm_programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``timeit`` runs what it is given."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "timeit.py").write_text("raise SystemExit('a module of the folder')")
+    words = ["-n", "1", "-r", "1", "import sys; assert 'torch' in sys.modules; print(sys.argv[1:3])"]
+    told, status = run(warm_programs / "python", "-P", "-m", "timeit", *words)
+    assert (told.splitlines()[0], status) == ("['-n', '1']", 0)
+
+
 def test_where_a_fork_would_lack_a_thread_programs_start_from_nothing(
     started: Callable[..., AbstractContextManager[Path]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

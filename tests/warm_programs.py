@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Final
 
 _NUMBER: Final = struct.Struct("i")
+# This process was started with -P, too.
+_MODULE: Final = ["-P", "-m"]
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -68,7 +70,7 @@ def received(connection: socket.socket) -> int:
 
 def _ask(folder: Path, words: list[str]) -> None:
     """In place of the program: hand over all that a process has, and end as the fork does."""
-    if words[0] == "python" and (len(words) == 1 or words[1].startswith("-")):
+    if words[0] == "python" and words[1:3] != _MODULE and (len(words) == 1 or words[1].startswith("-")):
         os.execv(sys.executable, [sys.executable, *words[1:]])  # noqa: S606
     # A signal that comes too early waits until it is known whom to send it to.
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
@@ -151,11 +153,15 @@ def _serve(folder: Path) -> None:
         sys.argv = [program, *arguments]
         xpeft()
     else:
-        sys.argv = arguments
         # An `xpeft` beside it is the one that is warm.
         sys.executable = str(folder / program)
-        sys.path.insert(0, str(Path(arguments[0]).parent.resolve()))
-        runpy.run_path(arguments[0], run_name="__main__")
+        if arguments[:2] == _MODULE:
+            sys.argv = arguments[2:]
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = arguments
+            sys.path.insert(0, str(Path(arguments[0]).parent.resolve()))
+            runpy.run_path(arguments[0], run_name="__main__")
 
 
 if __name__ == "__main__":

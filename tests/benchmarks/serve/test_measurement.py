@@ -86,6 +86,7 @@ class OtherBank:
         return {"bank": "sha256:" + "00" * 32}
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_a_server_that_runs_already_is_measured_as_one_tenant(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"--plm": str(tiny_bert), "--bank": BANK, "--device": "cpu", "--dtype": "float32"}
     with started(options, store="memory://", tenants=1) as target:
@@ -101,6 +102,7 @@ def test_a_server_that_runs_already_is_measured_as_one_tenant(tiny_bert: Path, m
     assert "api_key" not in asked.settings()
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_a_server_that_cannot_start_is_told_in_its_own_words(tiny_bert: Path) -> None:
     options = {"--plm": str(tiny_bert), "--bank": "random:N=x"}
     with pytest.raises(ServerFailed, match="N is 'x'"), started(options, store="memory://", tenants=1):

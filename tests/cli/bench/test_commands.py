@@ -78,6 +78,7 @@ def test_shapes_shows_a_table_and_writes_lines(tmp_path: Path, monkeypatch: pyte
     assert "shape 'gpt9' is not known" in run("shapes", "--shape", "gpt9").output
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_serve_shows_a_table_and_writes_lines(
     tiny_bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +113,7 @@ def test_load_starts_a_server_shows_tables_and_writes_lines_and_a_plot(
     assert "rate, requests sent a second" in plot.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_generate_shows_a_table_and_writes_lines(
     tiny_llama: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +138,7 @@ def test_generate_shows_a_table_and_writes_lines(
     assert str(tmp_path) not in out.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("warm_children")
 @pytest.mark.parametrize(
     ("words", "says"),
     [
