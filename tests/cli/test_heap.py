@@ -20,8 +20,8 @@ if sys.argv[1] == "limited":
 import torch
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
-weight = torch.ops.mkldnn._reorder_linear_weight(torch.randn(384, 1536))
-rows = torch.randn(2000, 1536)
+weight = torch.ops.mkldnn._reorder_linear_weight(torch.randn(64, 96))
+rows = torch.randn(2000, 96)
 for size in range(1000, 2000, 5):
     if size == 1350:
         before = resident()  # 70 products have been made: as many as are kept, and some
