@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +26,12 @@ TEXTS = [" ".join(f"w{(start + word) % 100}" for word in range(1 + start % 9)) f
 
 
 @pytest.fixture(scope="module")
-def server(tiny_llama: Path) -> Iterator[XpeftTarget]:
+def server(tiny_llama: Path, warm_programs: Path) -> Iterator[XpeftTarget]:
     options = {"--plm": str(tiny_llama), "--bank": BANK, "--device": "cpu", "--dtype": "float32"}
-    with started(options, store="memory://", tenants=1) as target:
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "executable", str(warm_programs / "python"))
+            target = stack.enter_context(started(options, store="memory://", tenants=1))
         yield target
 
 

@@ -18,7 +18,7 @@ from xpeft_profiles import read_profile_file
 
 USERS = 16
 
-Start = Callable[[], "subprocess.Popen[str]"]
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
@@ -27,8 +27,11 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(tiny_bert: Path, tmp_path: Path, out: Path) -> Iterator[Start]:
-    """The same command every time: one profile after the other, each of which takes a while."""
+def start(tiny_bert: Path, tmp_path: Path, out: Path, warm_programs: Path) -> Iterator[Start]:
+    """The same command every time: one profile after the other, each of which takes a while.
+
+    ``to_kill``: a process of its own, as SIGKILL would not reach one that is warm.
+    """
     data = tmp_path / "data.jsonl"
     rows = [
         {"text": f"w{row % 20} w{user}", "label": "good" if row % 20 < 10 else "bad", "user": user}
@@ -36,26 +39,27 @@ def start(tiny_bert: Path, tmp_path: Path, out: Path) -> Iterator[Start]:
         for row in range(20)
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [str(Path(sys.executable).with_name("xpeft")), "tune", "--by", "user", "--plm", str(tiny_bert)]
+    command = ["tune", "--by", "user", "--plm", str(tiny_bert)]
     command += ["--bank", "random:N=6,R=4,seed=3", "--device", "cpu", "--data", str(data), "--out", str(out)]
     command += ["--batch-profiles", "1", "--epochs", "10", "--profile", "u{user}"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("XPEFT_")}
     started: list[subprocess.Popen[str]] = []
 
-    def popen() -> subprocess.Popen[str]:
+    def popen(*, to_kill: bool = False) -> subprocess.Popen[str]:
+        program = Path(sys.executable).with_name("xpeft") if to_kill else warm_programs / "xpeft"
         # The program must not inherit that Ctrl-C is ignored, as it is where the tests run in the background.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            started.append(subprocess.Popen(command, text=True, env=env, **pipes))
+            started.append(subprocess.Popen([program, *command], text=True, env=env, **pipes))
         finally:
             signal.signal(signal.SIGINT, before)
         return started[-1]
 
     yield popen
     for process in started:
-        process.kill()
-        process.communicate()
+        process.terminate()
+        process.communicate(timeout=60)
 
 
 def whole_lines(journal: Path) -> list[dict[str, Any]]:
@@ -91,7 +95,7 @@ def test_a_run_that_was_stopped_and_one_that_was_killed_go_on_where_they_were(st
     assert not list(out.glob(".*.draft"))
     before = written(stopped)
 
-    process = start()
+    process = start(to_kill=True)
     errors = cut_off(process, journal, signal.SIGKILL, already=len(stopped))
     killed = whole_lines(journal)
     assert len(stopped) < len(killed) < USERS
