@@ -10,11 +10,9 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType
 from typing import IO, Any
 
 import pytest
@@ -54,6 +52,25 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def quick_interpreter() -> Iterator[None]:
+    """Triton's would look through its whole language again at each call of a function within a kernel."""
+    from triton import language
+    from triton.runtime import interpreter
+
+    replace = interpreter._patch_lang
+
+    def replace_once(function: FunctionType) -> interpreter._LangPatchScope:
+        named = [each for each in function.__globals__.values() if each is language or each is language.core]
+        if any(language.core.is_builtin(each.load) for each in named):
+            return replace(function)
+        return interpreter._LangPatchScope()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", replace_once)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -249,62 +266,16 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
     server.kill()
 
 
-class Collector:
-    """Takes traces by OTLP over HTTP, and answers with ``status``."""
-
-    def __init__(self) -> None:
-        self.status = 200
-        self.requests: list[Any] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                outer.requests.append(SimpleNamespace(path=self.path, headers=self.headers, body=body))
-                self.send_response(outer.status)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                """Keeps the test's output clean."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def spans(self) -> list[Any]:
-        """All that came, in their order."""
-        return [span for part in self._parts() for scoped in part.scope_spans for span in scoped.spans]
-
-    def resource(self) -> dict[str, str]:
-        """What the last ones say of their server."""
-        return {each.key: each.value.string_value for each in self._parts()[-1].resource.attributes}
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    def _parts(self) -> list[Any]:
-        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-
-        return [
-            part
-            for request in self.requests
-            for part in ExportTraceServiceRequest.FromString(request.body).resource_spans
-        ]
-
-
 @pytest.fixture(scope="session")
-def make_collector() -> Callable[[], Collector]:
-    """A collector of traces; who makes it closes it."""
-    return Collector
+def make_collector(project_root: Path) -> Callable[[], Any]:
+    """A collector of traces (``collector.py``); who makes it closes it."""
+    made: Callable[[], Any] = runpy.run_path(str(project_root / "tests" / "collector.py"))["Collector"]
+    return made
 
 
 @pytest.fixture
-def collector() -> Iterator[Collector]:
+def collector(make_collector: Callable[[], Any]) -> Iterator[Any]:
     """A collector of traces for one test."""
-    collector = Collector()
+    collector = make_collector()
     yield collector
     collector.close()

@@ -20,7 +20,10 @@ from xpeft_server.model.packed_sequences import AttentionKernel
 FAMILIES = ("roberta", "modernbert", "mistral")
 BUCKETS = [BatchSize(16, 4), BatchSize(32, 8)]
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/model/test_gpu.py has the real graphs")
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="tests/model/test_gpu.py has the real graphs"),
+    pytest.mark.usefixtures("quick_interpreter"),
+]
 
 
 class Bench(NamedTuple):

@@ -25,7 +25,10 @@ PROMPTS = (5, 1, 12, 3)
 STEPS = ((5, 1, 0, 0), (1, 1, 7, 0), (1, 1, 5, 3), (1, 1, 1, 1), (0, 1, 1, 1))
 """Tokens that each sequence reads or writes in each step."""
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/model/test_gpu.py has the real graphs")
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="tests/model/test_gpu.py has the real graphs"),
+    pytest.mark.usefixtures("quick_interpreter"),
+]
 
 
 class Story(NamedTuple):

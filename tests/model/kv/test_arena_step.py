@@ -18,6 +18,8 @@ from xpeft_server.model.kv.cache import KvShape
 SIZE, KEYS = 16, 2
 LENGTHS = (1, 3, 70, 130, 64, 65)
 
+pytestmark = pytest.mark.usefixtures("quick_interpreter")
+
 
 def arena_of(heads: int, tokens: int = 1024) -> KvArena:
     shape = KvShape(2, KEYS, SIZE, torch.float32, torch.device("cpu"), group=heads // KEYS)
