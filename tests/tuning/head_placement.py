@@ -43,10 +43,10 @@ def fit(*, astray: bool = False) -> None:
         rotated = rotate(given)
         for group in rotated:
             tell = torch.arange(len(group.places), device=GPU)
-            left_out = head_fit._left_out(group, [0] * len(group.places))
+            folds = head_fit._folds(group, [0] * len(group.places))
             if astray:
-                left_out = torch.zeros(left_out.shape, dtype=left_out.dtype)
-            losses = head_fit._losses(group, tell, left_out)
+                folds = torch.zeros(folds.shape, dtype=folds.dtype)
+            losses = head_fit._validation_losses(group, tell, folds)
             if losses.device != GPU or losses.shape != (len(group.places), len(head_fit.PENALTIES)):
                 raise AssertionError(f"losses of {tuple(losses.shape)} are on {losses.device}")
         heads = head_fit.fit_linear_heads(rotated, penalties=[1.0] * len(given))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xpeft_tuning import head_descent
-from xpeft_tuning.head_descent import Descent, Regressions, descend, descend_in_parts
+from xpeft_tuning.head_descent import DescentState, Regressions, descend, descend_in_parts
 
 FOLDS, CLASSES, ROWS, COLUMNS = 3, 4, 24, 16
 
@@ -26,20 +26,20 @@ def _hard(numbers: bool = False) -> Regressions:
     rows[..., 0] = 1
     labels = torch.randint(0, CLASSES, (4, ROWS), generator=generator)
     one_hot = torch.nn.functional.one_hot(labels, CLASSES).mT[:, None].double()
-    kept = (torch.rand(4, FOLDS, 1, ROWS, generator=generator) > 0.2).double()
+    weights = (torch.rand(4, FOLDS, 1, ROWS, generator=generator) > 0.2).double()
     penalty = torch.tensor([0.1, 1.0, 0.3, 10.0], dtype=torch.double)[:, None, None, None].repeat(1, 1, 1, COLUMNS)
     penalty[..., 0] = 0
     return Regressions(
         rows=rows,
-        squares=rows.square().sum(dim=1)[:, None, None],
+        column_squares=rows.square().sum(dim=1)[:, None, None],
         targets=normal(4, 1, 1, ROWS) if numbers else one_hot,
-        kept=kept,
+        weights=weights,
         offsets=50 * normal(4, FOLDS, 1 if numbers else CLASSES, ROWS),
         penalty=penalty,
-        reach=torch.ones_like(penalty),
-        allowed=torch.full((4, FOLDS, 1, 1), 1e-6, dtype=torch.double),
-        present=torch.full((4, 1, 1, 1), ROWS, dtype=torch.double),
-        labels=torch.ones(4, 1, 1 if numbers else CLASSES, 1, dtype=torch.double),
+        norm_weights=torch.ones_like(penalty),
+        tolerance=torch.full((4, FOLDS, 1, 1), 1e-6, dtype=torch.double),
+        row_count=torch.full((4, 1, 1, 1), ROWS, dtype=torch.double),
+        label_mask=torch.ones(4, 1, 1 if numbers else CLASSES, 1, dtype=torch.double),
     )
 
 
@@ -47,7 +47,7 @@ def _objective(given: Regressions, solved: Tensor, logits: Tensor) -> Tensor:
     """``[U, F]``."""
     losses = logits.logsumexp(dim=2) - (given.targets * logits).sum(dim=2)
     pulls = (given.penalty * solved.square()).sum(dim=(2, 3)) / 2
-    return (given.kept[:, :, 0] * losses).sum(dim=2) + pulls
+    return (given.weights[:, :, 0] * losses).sum(dim=2) + pulls
 
 
 def _course(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
@@ -56,9 +56,9 @@ def _course(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     course: list[Tensor] = []
     step = head_descent._step
 
-    def watched(given: Regressions, here: Descent, numbers: bool) -> Descent:
-        if len(here.solved) == 4:
-            course.append(_objective(given, here.solved, here.logits))
+    def watched(given: Regressions, here: DescentState, numbers: bool) -> DescentState:
+        if len(here.solution) == 4:
+            course.append(_objective(given, here.solution, here.logits))
         return step(given, here, numbers)
 
     monkeypatch.setattr(head_descent, "_step", watched)
@@ -78,7 +78,7 @@ def test_no_step_ever_leads_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_steps_of_newtons_length_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_descent, "_safe", lambda slope, curvature, _: -slope / curvature.clamp(min=1e-3))
+    monkeypatch.setattr(head_descent, "_safe_length", lambda slope, curvature, _: -slope / curvature.clamp(min=1e-3))
     assert _rises(_course(monkeypatch))
 
 
@@ -87,7 +87,7 @@ def test_logits_are_those_of_what_is_solved_and_the_gradient_is_gone() -> None:
     solved, logits = descend(given, numbers=False)
     expected = given.offsets + torch.einsum("ufcr,uqr->ufcq", solved, given.rows)
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
-    residuals = given.kept * (logits.softmax(dim=2) - given.targets)
+    residuals = given.weights * (logits.softmax(dim=2) - given.targets)
     gradient = given.penalty * solved + torch.einsum("ufcq,uqr->ufcr", residuals, given.rows)
     assert gradient.flatten(2).norm(dim=2).max() < 1.01e-6
 
@@ -97,10 +97,10 @@ def test_of_numbers_the_normal_equations_hold() -> None:
     solved, _ = descend(given, numbers=True)
     for unit in range(4):
         for fold in range(FOLDS):
-            rows, kept = given.rows[unit], given.kept[unit, fold, 0, :, None]
-            hessian = rows.T @ (kept * rows) + torch.diag(given.penalty[unit, 0, 0])
+            rows, weights = given.rows[unit], given.weights[unit, fold, 0, :, None]
+            hessian = rows.T @ (weights * rows) + torch.diag(given.penalty[unit, 0, 0])
             away = given.targets[unit, 0, 0] - given.offsets[unit, fold, 0]
-            wanted = torch.linalg.solve(hessian, rows.T @ (kept[:, 0] * away))
+            wanted = torch.linalg.solve(hessian, rows.T @ (weights[:, 0] * away))
             torch.testing.assert_close(solved[unit, fold, 0], wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -125,7 +125,7 @@ def test_rows_that_come_in_parts_lead_to_the_same_minimum(rows: int, numbers: bo
 
 
 def _some(given: Regressions, some: slice) -> dict[str, Tensor]:
-    tables = {name: getattr(given, name)[..., some] for name in ("targets", "kept", "offsets")}
+    tables = {name: getattr(given, name)[..., some] for name in ("targets", "weights", "offsets")}
     return {"rows": given.rows[:, some], **tables}
 
 
@@ -134,6 +134,6 @@ def test_a_descent_ends_where_it_would_never_be_solved(monkeypatch: pytest.Monke
     steps = []
     step = head_descent._step
     monkeypatch.setattr(head_descent, "_step", lambda *each: (steps.append(1), step(*each))[1])
-    solved, _ = descend(given._replace(allowed=0 * given.allowed), numbers=False)
+    solved, _ = descend(given._replace(tolerance=0 * given.tolerance), numbers=False)
     assert len(steps) == 400
     assert solved.isfinite().all()

@@ -11,9 +11,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xpeft_tuning import head_descent, head_fit, rotated_rows
-from xpeft_tuning.head_descent import Descent, Regressions
+from xpeft_tuning.head_descent import DescentState, Regressions
 from xpeft_tuning.head_fit import (
-    FEWEST,
+    FEWEST_ROWS,
     LIKELY_SHIFT,
     PENALTIES,
     bias_penalties,
@@ -74,8 +74,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     step = head_descent._step
 
-    def counted(given: Regressions, here: Descent, numbers: bool) -> Descent:
-        found.append(given.kept.shape[0] * given.kept.shape[1])
+    def counted(given: Regressions, here: DescentState, numbers: bool) -> DescentState:
+        found.append(given.weights.shape[0] * given.weights.shape[1])
         return step(given, here, numbers)
 
     monkeypatch.setattr(head_descent, "_step", counted)
@@ -187,8 +187,8 @@ def test_of_equal_penalties_the_largest_is_chosen() -> None:
 def test_the_likely_penalty_is_that_of_shifts_as_large_as_is_likely(
     length: float, shift: float, penalty: float
 ) -> None:
-    features = length * functional.normalize(1 + _normal(FEWEST - 1, 5))
-    targets = torch.arange(FEWEST - 1) % 3
+    features = length * functional.normalize(1 + _normal(FEWEST_ROWS - 1, 5))
+    targets = torch.arange(FEWEST_ROWS - 1) % 3
     assert _chosen(features, targets, ZERO, shift) == penalty
     assert _chosen(features, targets, ZERO) == 1
 
@@ -245,7 +245,7 @@ def test_labels_that_no_row_has_are_soon_given_up(steps: list[int]) -> None:
 
 
 def test_a_label_that_a_fold_lacks_is_no_trouble() -> None:
-    features, targets = _normal(FEWEST, 5), torch.tensor([0] * (FEWEST - 1) + [2])
+    features, targets = _normal(FEWEST_ROWS, 5), torch.tensor([0] * (FEWEST_ROWS - 1) + [2])
     assert _chosen(features, targets, ZERO) in PENALTIES
 
 
@@ -357,8 +357,8 @@ def test_heads_are_the_same_if_only_a_few_fit_at_once(monkeypatch: pytest.Monkey
     seeds = list(range(len(rows)))
     penalties, heads = _all(rows, seeds)
     groups = len(rotate(rows))
-    monkeypatch.setattr(rotated_rows, "_NUMBERS", 1)
-    monkeypatch.setattr(head_fit, "_NUMBERS", 10 * 64)  # one fold of the widest
+    monkeypatch.setattr(rotated_rows, "_MOST_ELEMENTS", 1)
+    monkeypatch.setattr(head_fit, "_MOST_ELEMENTS", 10 * 64)  # one fold of the widest
     assert groups < len(rotate(rows)) == len(rows)
     few = _all(rows, seeds)
     assert few[0] == penalties
@@ -374,8 +374,8 @@ def test_heads_are_as_good_if_only_some_of_a_profiles_rows_fit_at_once(
 ) -> None:
     rows = [each._replace(draws_bias=draws_bias and len(each.drawn_to.bias) > 1) for each in _ragged()]
     for module in (rotated_rows, head_fit):
-        monkeypatch.setattr(module, "_NUMBERS", 1)
-    monkeypatch.setattr(head_fit, "_PART", part)
+        monkeypatch.setattr(module, "_MOST_ELEMENTS", 1)
+    monkeypatch.setattr(head_fit, "_PART_ELEMENTS", part)
     found = fit_linear_heads(rotate(rows), penalties=[3.0] * len(rows))
     for given, head in zip(rows, found, strict=True):
         for gradient in _gradients(given, head, 3.0):
@@ -400,11 +400,11 @@ def test_no_table_is_larger_than_is_allowed_however_many_labels_and_rows_there_a
     most: int, folds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But for one fold's, where a penalty is chosen at all, and what is as large as the features."""
-    monkeypatch.setattr(rotated_rows, "_NUMBERS", most)
-    monkeypatch.setattr(head_fit, "_NUMBERS", most)
-    monkeypatch.setattr(head_fit, "_PART", 1000)
-    monkeypatch.setattr(head_fit, "MOST", min(most, head_fit.MOST))
-    monkeypatch.setattr(head_descent, "_STEPS", 8)
+    monkeypatch.setattr(rotated_rows, "_MOST_ELEMENTS", most)
+    monkeypatch.setattr(head_fit, "_MOST_ELEMENTS", most)
+    monkeypatch.setattr(head_fit, "_PART_ELEMENTS", 1000)
+    monkeypatch.setattr(head_fit, "MOST_LOGITS", min(most, head_fit.MOST_LOGITS))
+    monkeypatch.setattr(head_descent, "_MAX_STEPS", 8)
     given = _rows(_normal(320, 7), torch.arange(320) % 40, LinearHead.zero(40, 7))
     with _Largest() as largest:
         (penalty,), _ = _all([given], [0])
@@ -416,9 +416,9 @@ def test_no_table_is_larger_than_is_allowed_however_many_labels_and_rows_there_a
 def test_more_labels_times_rows_than_a_choice_is_worth_take_the_likely_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
     features, targets = _blobs(60, 0.1)
     assert _chosen(features, targets, ZERO) == min(PENALTIES)
-    monkeypatch.setattr(head_fit, "MOST", 3 * 60)
+    monkeypatch.setattr(head_fit, "MOST_LOGITS", 3 * 60)
     assert _chosen(features, targets, ZERO) == min(PENALTIES)
-    monkeypatch.setattr(head_fit, "MOST", 3 * 60 - 1)
+    monkeypatch.setattr(head_fit, "MOST_LOGITS", 3 * 60 - 1)
     assert _chosen(features, targets, ZERO) == 1
     assert _chosen(features, targets, ZERO, 0.5) > 1
 

@@ -35,7 +35,7 @@ def test_a_bias_that_is_drawn_is_one_more_feature_as_long_as_the_others(hidden: 
     (rotated,) = rotate([given])
     weights, features = given.weights.double(), given.features.double()
     square = weights @ features.square().sum(dim=1) / weights.sum()
-    torch.testing.assert_close(rotated.square[0], square)
+    torch.testing.assert_close(rotated.mean_square[0], square)
     assert not rotated.mean.any()
     assert not rotated.rows[..., 0].any()
     assert not rotated.constant[0, 0]

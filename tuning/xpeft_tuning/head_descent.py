@@ -1,4 +1,4 @@
-"""Many small convex regressions descended together, without waiting for the device but now and then."""
+"""Many small convex regressions, solved together by nonlinear conjugate gradients."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-_STEPS = 400
-_UNWATCHED = 4  # steps between two looks at who is done
-_FLAT, _NARROW, _TINY = 1e-10, 1e-10, 1e-100
-_FASTER = 4.0
+_MAX_STEPS = 400
+_STEPS_PER_CHECK = 4
+"""Steps between two checks of which regressions have converged, each of which waits for the device."""
+_MIN_CURVATURE, _MIN_RATIO, _TINY = 1e-10, 1e-10, 1e-100
+_EXPANSION = 4.0
 
 _T = TypeVar("_T")
 
@@ -20,258 +21,269 @@ _T = TypeVar("_T")
 class Regressions(NamedTuple):
     """U times F regressions: U sets of rows, each under F weightings. All float64.
 
-    Semantics: the minimum over X of ``Σ_q kept_q · loss(X rows_q; targets_q) + Σ_j penalty_j · ‖X_j‖² / 2``, where the
-    loss is cross-entropy or, for numbers, half the squared error.
+    Semantics: the minimum over X of ``Σ_q weights_q · loss(X rows_q; targets_q) + Σ_j penalty_j · ‖X_j‖² / 2``, where
+    the loss is cross-entropy or, for numbers, half the squared error.
 
     Args:
-        rows: ``[U, Q, R]``, of columns that are at right angles, or nearly so.
-        squares: ``[U, 1, 1, R]``, of the columns' norms.
+        rows: ``[U, Q, R]``, with orthogonal columns, or nearly so.
+        column_squares: ``[U, 1, 1, R]``, squared norms of the columns.
         targets: ``[U, 1, C, Q]``, one-hot; or numbers, with C = 1.
-        kept: ``[U, F, 1, Q]`` weights, 0 for rows that are left out.
+        weights: ``[U, F, 1, Q]``, 0 for rows that are left out.
         offsets: ``[U, F, C, Q]``, added to the logits; or with 1 for F.
         penalty: ``[U, 1, 1, R]``.
-        reach: ``[U, 1, 1, R]``, how much a column of the gradient counts in its norm.
-        allowed: ``[U, F, 1, 1]``, the norm at which a regression is solved.
-        present: ``[U, 1, 1, 1]``, rows that there are, weighted or not.
-        labels: ``[U, 1, C, 1]``, 1 for those that there are, 0 for those with logits of minus infinity, or nearly.
+        norm_weights: ``[U, 1, 1, R]``, of the gradient's columns in its norm.
+        tolerance: ``[U, F, 1, 1]``, the gradient's norm at which a regression is solved.
+        row_count: ``[U, 1, 1, 1]``, weighted or not.
+        label_mask: ``[U, 1, C, 1]``, 0 for labels that a set does not have: their logits are minus infinity, or nearly.
     """
 
     rows: Tensor
-    squares: Tensor
+    column_squares: Tensor
     targets: Tensor
-    kept: Tensor
+    weights: Tensor
     offsets: Tensor
     penalty: Tensor
-    reach: Tensor
-    allowed: Tensor
-    present: Tensor
-    labels: Tensor
+    norm_weights: Tensor
+    tolerance: Tensor
+    row_count: Tensor
+    label_mask: Tensor
 
 
 Parts = Callable[[], Iterator[Regressions]]
 """Makes regressions that have some of the rows each, and all else in common."""
 
 
-class Descent(NamedTuple):
-    """How far U times F regressions have come.
+class DescentState(NamedTuple):
+    """U times F regressions after a step.
 
     Args:
-        solved: ``[U, F, C, R]``, X; logits: ``[U, F, C, Q]``, X rowsᵀ and what is added to it, if rows are held.
+        solution: ``[U, F, C, R]``, X; logits: ``[U, F, C, Q]``, X rowsᵀ + offsets, where all rows are held at once.
         direction, gradient: ``[U, F, C, R]`` of the last step; square: ``[U, F, 1, 1]``, gradient · P⁻¹ gradient there.
         active: ``[U, F, 1, 1]``, whether the last step moved X.
-        haste: ``[U, F, 1, 1]``, how much farther than is safe the next step tries to go.
+        expansion: ``[U, F, 1, 1]``, multiple of the safe length that the next step tries first.
     """
 
-    solved: Tensor
+    solution: Tensor
     logits: Tensor
     direction: Tensor
     gradient: Tensor
     square: Tensor
     active: Tensor
-    haste: Tensor
+    expansion: Tensor
 
 
-class _Seen(NamedTuple):
-    """Some rows at X: their logits and what these say, ``[U, F, C, Q]``."""
-
-    part: Regressions
-    logits: Tensor
-    means: Tensor
-
-
-class _Way(NamedTuple):
-    """The same rows, and the logits of a direction, ``[U, F, C, Q]``."""
+class _Point(NamedTuple):
+    """Some rows at X: their logits and predictions (probabilities, or the numbers themselves), ``[U, F, C, Q]``."""
 
     part: Regressions
     logits: Tensor
-    means: Tensor
-    towards: Tensor
+    predicted: Tensor
+
+
+class _Line(NamedTuple):
+    """The same rows, and by how much their logits change along the direction, ``[U, F, C, Q]``."""
+
+    part: Regressions
+    logits: Tensor
+    predicted: Tensor
+    change: Tensor
 
 
 @torch.no_grad()
-def descend(given: Regressions, *, numbers: bool) -> tuple[Tensor, Tensor]:
-    """Solve each from X = 0 until its gradient is as small as is allowed, in at most 400 steps of two products.
+def descend(problem: Regressions, *, numbers: bool) -> tuple[Tensor, Tensor]:
+    """Solve each from X = 0 to its tolerance, in at most 400 steps of two matrix products.
 
-    A solved one is not touched again, and leaves with the others of its rows, so that none depends on its company
-    beyond rounding.
+    Once solved, a regression is not touched again; sets whose regressions are all solved leave the batch. So no result
+    depends on the other regressions beyond rounding.
 
     Returns: X ``[U, F, C, R]`` and logits ``[U, F, C, Q]`` at the minimum.
     """
-    logits = given.offsets.expand(-1, given.kept.shape[1], -1, -1).clone(memory_format=torch.contiguous_format)
-    here = _start(given, logits)
-    solved = here.solved.clone()
-    busy = torch.arange(len(solved), device=solved.device)
-    for _ in range(_STEPS // _UNWATCHED):
-        for _ in range(_UNWATCHED):
-            here = _step(given, here, numbers)
-        solved[busy], logits[busy] = here.solved, here.logits
-        left = _unsolved(here.active)
+    weightings = problem.weights.shape[1]
+    logits = problem.offsets.expand(-1, weightings, -1, -1).clone(memory_format=torch.contiguous_format)
+    state = _start(problem, logits)
+    solution = state.solution.clone()
+    places = torch.arange(len(solution), device=solution.device)
+    for _ in range(_MAX_STEPS // _STEPS_PER_CHECK):
+        for _ in range(_STEPS_PER_CHECK):
+            state = _step(problem, state, numbers)
+        solution[places], logits[places] = state.solution, state.logits
+        left = _unsolved(state.active)
         if not len(left):
             break
-        if len(left) < len(busy):
-            given, here = Regressions(*(each[left] for each in given)), Descent(*(each[left] for each in here))
-            busy = busy[left]
-    return solved, logits
+        if len(left) < len(places):
+            problem, state = (
+                Regressions(*(each[left] for each in problem)),
+                DescentState(*(each[left] for each in state)),
+            )
+            places = places[left]
+    return solution, logits
 
 
 @torch.no_grad()
-def descend_in_parts(given: Regressions, parts: Parts, *, numbers: bool) -> Tensor:
-    """As `descend`, but with no table of labels times rows that is larger than a part's: in steps of six products.
+def descend_in_parts(problem: Regressions, parts: Parts, *, numbers: bool) -> Tensor:
+    """As `descend`, but no tensor of labels times rows is larger than a part's: in steps of six matrix products.
 
-    Args: given: without rows; parts: with some each.
+    Args: problem: without rows; parts: with some each.
     Returns: X ``[U, F, C, R]``.
     """
-    here = _start(given, given.offsets.new_empty(0))
-    for _ in range(_STEPS // _UNWATCHED):
-        for _ in range(_UNWATCHED):
-            here = _step(given, here, numbers, parts)
-        if not len(_unsolved(here.active)):
+    state = _start(problem, problem.offsets.new_empty(0))
+    for _ in range(_MAX_STEPS // _STEPS_PER_CHECK):
+        for _ in range(_STEPS_PER_CHECK):
+            state = _step(problem, state, numbers, parts)
+        if not len(_unsolved(state.active)):
             break
-    return here.solved
+    return state.solution
 
 
-def _start(given: Regressions, logits: Tensor) -> Descent:
-    units, folds, labels, columns = *given.kept.shape[:2], given.labels.shape[2], given.rows.shape[2]
-    nothing, one = given.rows.new_zeros(units, folds, labels, columns), torch.ones_like(given.allowed)
-    return Descent(nothing, logits, nothing, nothing, one, one.bool(), one)
+def _start(problem: Regressions, logits: Tensor) -> DescentState:
+    units, folds, labels = *problem.weights.shape[:2], problem.label_mask.shape[2]
+    zero = problem.rows.new_zeros(units, folds, labels, problem.rows.shape[2])
+    one = torch.ones_like(problem.tolerance)
+    return DescentState(zero, logits, zero, zero, one, one.bool(), one)
 
 
 def _unsolved(active: Tensor) -> Tensor:
-    """Places along U where a regression goes on; the one thing that the host waits for."""
+    """Places along U where a regression is still active; the one thing that the host waits for."""
     return active.flatten(1).any(dim=1).nonzero()[:, 0]
 
 
-def _step(given: Regressions, here: Descent, numbers: bool, parts: Parts | None = None) -> Descent:
-    """Of nonlinear conjugate gradients, Polak and Ribière's, restarted where they would climb."""
-    seen = _again(lambda: _seen(given, here, numbers, parts), held=parts is None)
-    pulls, bend = reduce(_added, (_pulls(*each, numbers) for each in seen()))
-    gradient = given.penalty * here.solved + pulls
-    active = (given.reach * gradient).square().sum(dim=(2, 3), keepdim=True).sqrt() > given.allowed
-    downhill = -_conditioned(given, gradient, bend, numbers)
-    square = -_inner(gradient, downhill)
-    turned = ((square + _inner(here.gradient, downhill)) / here.square).clamp(min=0)
-    direction = downhill + turned * here.direction
-    direction = torch.where(_inner(gradient, direction) < 0, direction, downhill)
-    ways = _again(lambda: (_Way(*each, _times(direction, each.part.rows.mT)) for each in seen()), held=parts is None)
-    slope, pull = _inner(gradient, direction), _inner(given.penalty * direction, direction)
-    if numbers:
-        curvature = reduce(torch.add, (_inner(each.part.kept * each.towards, each.towards) for each in ways()))
-        length, haste = -slope / (pull + curvature).clamp(min=_TINY), here.haste
-    else:
-        pulled = _inner(given.penalty * here.solved, direction)
-        length, haste = _length(ways, here.haste, slope, pull, pulled)
-    logits = here.logits
-    if parts is None:
-        [way] = ways()
-        logits = torch.where(active, logits + length * way.towards, logits)
-    return Descent(
-        torch.where(active, here.solved + length * direction, here.solved),
-        logits,
-        direction,
-        gradient,
-        square,
-        active,
-        haste,
+def _step(problem: Regressions, state: DescentState, numbers: bool, parts: Parts | None = None) -> DescentState:
+    """One step of preconditioned conjugate gradients (Polak and Ribière), restarted where it would lead uphill."""
+    points = _repeatable(lambda: _points(problem, state, numbers, parts), held=parts is None)
+    gradient, curvature = reduce(_add, (_gradient(each, numbers) for each in points()))
+    gradient = problem.penalty * state.solution + gradient
+    norm = (problem.norm_weights * gradient).square().sum(dim=(2, 3), keepdim=True).sqrt()
+    active = norm > problem.tolerance
+    steepest = -_preconditioned(problem, gradient, curvature, numbers)
+    square = -_inner(gradient, steepest)
+    beta = ((square + _inner(state.gradient, steepest)) / state.square).clamp(min=0)
+    direction = steepest + beta * state.direction
+    direction = torch.where(_inner(gradient, direction) < 0, direction, steepest)
+    lines = _repeatable(
+        lambda: (_Line(*each, _times(direction, each.part.rows.mT)) for each in points()), held=parts is None
     )
+    slope = _inner(gradient, direction)
+    penalty_curvature = _inner(problem.penalty * direction, direction)
+    if numbers:
+        curvature = reduce(torch.add, (_inner(each.part.weights * each.change, each.change) for each in lines()))
+        length, expansion = -slope / (penalty_curvature + curvature).clamp(min=_TINY), state.expansion
+    else:
+        penalty_slope = _inner(problem.penalty * state.solution, direction)
+        length, expansion = _search(lines, state.expansion, slope, penalty_slope, penalty_curvature)
+    logits = state.logits
+    if parts is None:
+        [line] = lines()
+        logits = torch.where(active, logits + length * line.change, logits)
+    solution = torch.where(active, state.solution + length * direction, state.solution)
+    return DescentState(solution, logits, direction, gradient, square, active, expansion)
 
 
-def _again(make: Callable[[], Iterator[_T]], *, held: bool) -> Callable[[], Iterable[_T]]:
-    """What can be gone through again: kept, or made anew each time so that only one is there at once."""
+def _repeatable(make: Callable[[], Iterator[_T]], *, held: bool) -> Callable[[], Iterable[_T]]:
+    """What can be iterated over again: held in memory, or made anew each time so that only one item is."""
     if not held:
         return make
     every = list(make())
     return lambda: every
 
 
-def _seen(given: Regressions, here: Descent, numbers: bool, parts: Parts | None) -> Iterator[_Seen]:
-    for part in [given] if parts is None else parts():
-        logits = here.logits if parts is None else part.offsets + _times(here.solved, part.rows.mT)
-        yield _Seen(part, logits, logits if numbers else logits.softmax(dim=2))
+def _points(problem: Regressions, state: DescentState, numbers: bool, parts: Parts | None) -> Iterator[_Point]:
+    for part in [problem] if parts is None else parts():
+        logits = state.logits if parts is None else part.offsets + _times(state.solution, part.rows.mT)
+        yield _Point(part, logits, logits if numbers else logits.softmax(dim=2))
 
 
-def _pulls(part: Regressions, logits: Tensor, means: Tensor, numbers: bool) -> tuple[Tensor, Tensor]:
-    """Of some rows: the gradient ``[U, F, C, R]``, and the curvature, ``[U, F, C, 1]``."""
-    bends = part.kept if numbers else part.kept * means * (1 - means)
-    return _times(part.kept * (means - part.targets), part.rows), bends.sum(dim=3, keepdim=True)
+def _gradient(point: _Point, numbers: bool) -> tuple[Tensor, Tensor]:
+    """Of some rows: the gradient ``[U, F, C, R]``, and the sum of their losses' curvatures in the logits,
+    ``[U, F, C, 1]``."""
+    part, predicted = point.part, point.predicted
+    curvature = part.weights if numbers else part.weights * predicted * (1 - predicted)
+    return _times(part.weights * (predicted - part.targets), part.rows), curvature.sum(dim=3, keepdim=True)
 
 
-def _added(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _add(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return one[0] + other[0], one[1] + other[1]
 
 
-def _conditioned(given: Regressions, gradient: Tensor, bend: Tensor, numbers: bool) -> Tensor:
-    """P⁻¹ gradient, where P is the Hessian if columns did not mix and every row were bent as all are on average.
+def _preconditioned(problem: Regressions, gradient: Tensor, curvature: Tensor, numbers: bool) -> Tensor:
+    """P⁻¹ gradient, where P is the Hessian if columns were orthogonal and all rows had the mean curvature.
 
-    Then each column's part of it, over the labels, is ``penalty + square (diag(v) - v vᵀ / Σ v)``, which like the true
-    one leaves it alone if all labels move together. Here ``v_c`` is the mean of ``p_c (1 - p_c) C / (C - 1)``, which is
-    right where all shares are alike. It is inverted as Sherman and Morrison do, for a gradient that sums to zero.
+    Then each column's part of it, over the labels, is ``penalty + column_square (diag(v) - v vᵀ / Σ v)``, which like
+    the true one ignores a move of all labels together. Here ``v_c`` is the mean of ``p_c (1 - p_c) C / (C - 1)``, which
+    is exact where all shares are alike. It is inverted by the Sherman-Morrison formula, for a gradient that sums to
+    zero.
 
-    Args: bend: ``[U, F, C, 1]``, the sum of ``p_c (1 - p_c)`` over the rows; of numbers that of their weights.
+    Args: curvature: ``[U, F, C, 1]``, the sum of ``p_c (1 - p_c)`` over the rows; of numbers that of their weights.
     """
     if numbers:
-        return gradient / (given.penalty + bend / given.present * given.squares)
-    several = given.labels.sum(dim=2, keepdim=True).clamp(min=2)
-    bend = bend / given.present * (several / (several - 1))
-    bend = given.labels * bend.clamp(min=_FLAT)  # where all is decided nothing is bent
-    curved = bend * given.squares
-    scale = 1 / (given.penalty + curved).clamp(min=_NARROW * curved.amax(dim=(2, 3), keepdim=True))
-    alone, together = scale * gradient, scale * bend
+        return gradient / (problem.penalty + curvature / problem.row_count * problem.column_squares)
+    labels = problem.label_mask.sum(dim=2, keepdim=True).clamp(min=2)
+    curvature = curvature / problem.row_count * (labels / (labels - 1))
+    curvature = problem.label_mask * curvature.clamp(min=_MIN_CURVATURE)  # it vanishes where every row is certain
+    diagonal = curvature * problem.column_squares
+    scale = 1 / (problem.penalty + diagonal).clamp(min=_MIN_RATIO * diagonal.amax(dim=(2, 3), keepdim=True))
+    alone, together = scale * gradient, scale * curvature
     return alone - together * (alone.sum(dim=2, keepdim=True) / together.sum(dim=2, keepdim=True))
 
 
-def _length(
-    ways: Callable[[], Iterable[_Way]], haste: Tensor, slope: Tensor, pull: Tensor, pulled: Tensor
+def _search(
+    lines: Callable[[], Iterable[_Line]],
+    expansion: Tensor,
+    slope: Tensor,
+    penalty_slope: Tensor,
+    penalty_curvature: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """How far to go in one direction, to where it still leads down or is level, and the haste of the next step.
+    """Line search: a length at which the objective still falls or is level, and the next step's expansion.
 
-    A step that is ``haste`` times as long as is safe is tried: if it still leads down there, it is gone, and a safe one
-    from there; else the safe one from here. By convexity neither can climb.
+    ``expansion`` times the safe length is tried. Where the objective still falls there, the step is that and the safe
+    length from there; else it is the safe length from here. By convexity neither can climb.
 
-    Args: haste: of this step; slope, pull, pulled: ``[U, F, 1, 1]``, first derivative along the direction, and second
-        and first one of the penalty.
+    Args: slope: ``[U, F, 1, 1]``, the objective's first derivative along the direction; penalty_slope,
+        penalty_curvature: first and second one of the penalty.
     """
-    curvature, speeds = reduce(_both, (_bent(*each) for each in ways()))
-    safe = _safe(slope, pull + curvature, speeds)
-    tried = haste * safe
-    there, curvature = reduce(_added, (_tried(*each, tried) for each in ways()))
-    there = there + pulled + tried * pull
-    farther = tried + _safe(there.clamp(max=0), pull + curvature, speeds)
-    next_haste = torch.where(there > 0, haste / _FASTER, torch.where(there < slope / 2, _FASTER, 1) * haste)
-    return torch.where(there > 0, safe, farther), next_haste.clamp(min=1)
+    curvature, spread = reduce(_add_and_max, (_curvature_and_spread(each) for each in lines()))
+    safe = _safe_length(slope, penalty_curvature + curvature, spread)
+    tried = expansion * safe
+    slope_there, curvature = reduce(_add, (_slope_and_curvature(each, tried) for each in lines()))
+    slope_there = slope_there + penalty_slope + tried * penalty_curvature
+    farther = tried + _safe_length(slope_there.clamp(max=0), penalty_curvature + curvature, spread)
+    longer = torch.where(slope_there < slope / 2, _EXPANSION, 1) * expansion
+    next_expansion = torch.where(slope_there > 0, expansion / _EXPANSION, longer)
+    return torch.where(slope_there > 0, safe, farther), next_expansion.clamp(min=1)
 
 
-def _bent(part: Regressions, logits: Tensor, means: Tensor, towards: Tensor) -> tuple[Tensor, Tensor]:
+def _curvature_and_spread(line: _Line) -> tuple[Tensor, Tensor]:
     """Of some rows, ``[U, F, 1, 1]``: curvature along the direction, and how fast logits move apart at most."""
-    moved = torch.where(part.kept > 0, towards, 0)
-    speeds = (moved.amax(dim=2, keepdim=True) - moved.amin(dim=2, keepdim=True)).amax(dim=3, keepdim=True)
-    return _curvature(part.kept, means, towards), speeds
+    change = torch.where(line.part.weights > 0, line.change, 0)
+    spread = (change.amax(dim=2, keepdim=True) - change.amin(dim=2, keepdim=True)).amax(dim=3, keepdim=True)
+    return _curvature(line.part.weights, line.predicted, line.change), spread
 
 
-def _both(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _add_and_max(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return one[0] + other[0], torch.maximum(one[1], other[1])
 
 
-def _tried(part: Regressions, logits: Tensor, means: Tensor, towards: Tensor, tried: Tensor) -> tuple[Tensor, Tensor]:
-    """Of some rows, ``[U, F, 1, 1]``: slope and curvature of the cross-entropies where a step would lead."""
-    means = (logits + tried * towards).softmax(dim=2)
-    return _inner(part.kept * (means - part.targets), towards), _curvature(part.kept, means, towards)
+def _slope_and_curvature(line: _Line, length: Tensor) -> tuple[Tensor, Tensor]:
+    """Of some rows' cross-entropies after a step of this length, ``[U, F, 1, 1]``."""
+    predicted = (line.logits + length * line.change).softmax(dim=2)
+    slope = _inner(line.part.weights * (predicted - line.part.targets), line.change)
+    return slope, _curvature(line.part.weights, predicted, line.change)
 
 
-def _curvature(kept: Tensor, means: Tensor, towards: Tensor) -> Tensor:
-    """Second derivative ``[U, F, 1, 1]`` of the weighted cross-entropies along ``towards``."""
-    away = towards - (means * towards).sum(dim=2, keepdim=True)
-    return _inner(kept * means * away, away)
+def _curvature(weights: Tensor, predicted: Tensor, change: Tensor) -> Tensor:
+    """Second derivative ``[U, F, 1, 1]`` of the weighted cross-entropies along the direction."""
+    centred = change - (predicted * change).sum(dim=2, keepdim=True)
+    return _inner(weights * predicted * centred, centred)
 
 
-def _safe(slope: Tensor, curvature: Tensor, speeds: Tensor) -> Tensor:
+def _safe_length(slope: Tensor, curvature: Tensor, spread: Tensor) -> Tensor:
     """The length of a step that cannot go too far.
 
-    Where logits move at speeds at most M apart, a cross-entropy's third derivative is at most M times its second
-    (self-concordance: Bach, "Self-concordant analysis for logistic regression", 2010). So at t the slope is at most
-    φ'(0) + φ''(0) (exp(M t) - 1) / M, which is zero at log(1 + M n) / M, where n is Newton's -φ'(0) / φ''(0).
+    Where logits move at speeds at most M apart (the spread), a cross-entropy's third derivative is at most M times its
+    second (self-concordance: Bach, "Self-concordant analysis for logistic regression", 2010). So at t the slope is at
+    most φ'(0) + φ''(0) (exp(M t) - 1) / M, which is zero at log(1 + M n) / M, where n is Newton's -φ'(0) / φ''(0).
     """
     newton = -slope / curvature.clamp(min=_TINY)
-    far = (speeds * newton).clamp(min=_TINY)
+    far = (spread * newton).clamp(min=_TINY)
     return newton * torch.log1p(far) / far
 
 

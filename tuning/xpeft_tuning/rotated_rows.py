@@ -14,12 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .linear_head import HeadRows
 
-_NUMBERS = 2**21  # at once, of the largest tensor
-_NEVER = -1e30  # logit of a label that a narrower head lacks; finite, so that it can be multiplied by zero
+_MOST_ELEMENTS = 2**21  # of the largest tensor
+_NEVER = -1e30  # bias of a label that a narrower head lacks; finite, so that it can be multiplied by zero
 
 
 class _Shape(NamedTuple):
-    """Of the place that rows are put in: a matter of theirs alone, so that their company changes no sum's order."""
+    """Padded sizes of one profile's rows. They depend on it alone, so that no other profile changes a sum's order."""
 
     rows: int
     classes: int
@@ -30,11 +30,11 @@ class _Shape(NamedTuple):
     @classmethod
     def of(cls, given: HeadRows) -> _Shape:
         rows, hidden = given.features.shape
-        classes = _roomy(len(given.drawn_to.bias), 1)
-        return cls(_roomy(rows, 8), classes, hidden, given.targets.is_floating_point(), given.draws_bias)
+        classes = _rounded_up(len(given.drawn_to.bias), 1)
+        return cls(_rounded_up(rows, 8), classes, hidden, given.targets.is_floating_point(), given.draws_bias)
 
 
-def _roomy(count: int, least: int) -> int:
+def _rounded_up(count: int, least: int) -> int:
     """Four sizes from one power of two to the next, all multiples of ``least``."""
     step = max(least, 1 << max(0, (count - 1).bit_length() - 3))
     return -(-count // step) * step
@@ -56,11 +56,11 @@ class RotatedRows:
         draws_bias: whether biases are drawn to those of the heads.
         rows: ``[P, Q, R]``, zero beyond a profile's own, R about min(Q, H); basis: ``[P, R, H]``; mean: ``[P, H]``.
         constant: ``[P, R]``, what θ adds to the bias.
-        square: ``[P]``, mean ‖x‖².
+        mean_square: ``[P]``, mean ‖x‖².
         answers: ``[P, 1, Q]``, numbers or places of labels; weights: ``[P, Q]``, zero beyond a profile's own.
         weight, bias: ``[P, C, H]`` and ``[P, C]`` of the heads that they are drawn to.
         features: as they were given.
-        sound: ``[P]``, whether all features were finite; else they count as zero.
+        finite: ``[P]``, whether all features were; else they count as zero.
     """
 
     places: tuple[int, ...]
@@ -72,13 +72,13 @@ class RotatedRows:
     basis: Tensor
     mean: Tensor
     constant: Tensor
-    square: Tensor
+    mean_square: Tensor
     answers: Tensor
     weights: Tensor
     weight: Tensor
     bias: Tensor
     features: tuple[Tensor, ...]
-    sound: Tensor
+    finite: Tensor
 
     def targets(self, some: slice = slice(None)) -> Tensor:
         """``[P, C, Q]`` of some rows, one-hot or numbers."""
@@ -90,7 +90,7 @@ class RotatedRows:
     def offsets(self, some: slice = slice(None)) -> Tensor:
         """``[P, C, Q]`` of some rows, logits of the heads that they are drawn to."""
         rows = _padded([each[some] for each in self.features], self.answers[0, 0, some].numel()).double()
-        features = torch.where(self.sound[:, None, None], rows, 0)
+        features = torch.where(self.finite[:, None, None], rows, 0)
         return torch.baddbmm(self.bias[..., None], self.weight, features.mT)
 
 
@@ -108,7 +108,7 @@ def rotate(given: Sequence[HeadRows]) -> list[RotatedRows]:
 
 def _parts(places: Iterator[int], shape: _Shape) -> Iterator[tuple[int, ...]]:
     rows, classes, hidden = shape.rows, shape.classes, shape.hidden
-    most = max(1, _NUMBERS // max(rows * hidden, classes * hidden, rows * classes))
+    most = max(1, _MOST_ELEMENTS // max(rows * hidden, classes * hidden, rows * classes))
     while part := tuple(islice(places, most)):
         yield part
 
@@ -124,18 +124,18 @@ def _rotated(places: tuple[int, ...], given: Sequence[HeadRows], shape: _Shape) 
     weight = stacked([each.drawn_to.weight for each in given], shape.classes).double()
     bias = stacked([each.drawn_to.bias for each in given], shape.classes, _NEVER).double()
     live = stacked([torch.ones(len(each.targets)) for each in given], shape.rows).double()[..., None]
-    sound = features.isfinite().all(dim=2).all(dim=1)
-    features = torch.where(sound[:, None, None], features, 0)
+    finite = features.isfinite().all(dim=2).all(dim=1)
+    features = torch.where(finite[:, None, None], features, 0)
     shares = weights[..., None] / weights.sum(dim=1)[:, None, None]
-    square = (shares * features.square()).sum(dim=(1, 2))
+    mean_square = (shares * features.square()).sum(dim=(1, 2))
     if shape.draws_bias:
         mean, first = torch.zeros_like(features[:, 0]), torch.zeros_like(live)
-        length = square.sqrt()[:, None]
-        rows, basis = _turned(torch.cat([features, length[..., None] * live], dim=2), centred=False)
+        length = mean_square.sqrt()[:, None]
+        rows, basis = _factored(torch.cat([features, length[..., None] * live], dim=2), centred=False)
         basis, constant = basis[..., :-1], length * basis[..., -1]
     else:
         mean, first = (shares * features).sum(dim=1), live
-        rows, basis = _turned((features - mean[:, None]) * live, centred=True)
+        rows, basis = _factored((features - mean[:, None]) * live, centred=True)
         constant = torch.zeros_like(basis[..., 0])
     return RotatedRows(
         places=places,
@@ -147,13 +147,13 @@ def _rotated(places: tuple[int, ...], given: Sequence[HeadRows], shape: _Shape) 
         basis=_with_bias(basis.mT, torch.zeros_like(mean)[..., None]).mT.contiguous(),
         mean=mean,
         constant=_with_bias(constant[:, None], torch.full_like(mean[:, :1, None], not shape.draws_bias))[:, 0],
-        square=square,
+        mean_square=mean_square,
         answers=stacked([each.targets for each in given], shape.rows, -1)[:, None],
         weights=weights,
         weight=weight,
         bias=bias,
         features=tuple(each.features for each in given),
-        sound=sound,
+        finite=finite,
     )
 
 
@@ -162,7 +162,7 @@ def _padded(parts: Sequence[Tensor], size: int, fill: float = 0.0) -> Tensor:
     return pad_sequence([*parts, parts[0].new_zeros(size, *parts[0].shape[1:])], True, fill)[:-1]
 
 
-def _turned(features: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
+def _factored(features: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
     """``[P, Q, H]`` as the product of columns at right angles and an orthonormal basis, ``[P, Q, R]``, ``[P, R, H]``.
 
     By whichever of the two Gram matrices is the smaller. Of that of centred rows the least eigenvalue is left out: it
