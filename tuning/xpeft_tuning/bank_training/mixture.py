@@ -24,6 +24,7 @@ from .outcome import BankProgress, TrainedBank
 from .provenance import provenance
 from .settings import BankTrainingSettings
 from .trainable_bank import TrainableBank
+from .training_loop import train_epochs
 from .training_rows import TrainingRows
 
 
@@ -49,7 +50,7 @@ class MixtureTrainer:
         self._train, self._held_out = self._rows.train[0], self._rows.held_out[0]
         self._start = start
         self._bank = TrainableBank(plm, self._rows.labels, settings, start)
-        self._turns = np.random.Generator(np.random.PCG64(settings.seed))
+        self._generator = np.random.Generator(np.random.PCG64(settings.seed))
 
     def train(self, progress: Callable[[BankProgress], None] = lambda _: None) -> TrainedBank:
         """Once. Raises: TuningSettingsInvalid if the loss is no finite number any more."""
@@ -60,23 +61,16 @@ class MixtureTrainer:
 
     def _learn(self, progress: Callable[[BankProgress], None]) -> Score | None:
         """All epochs; the score after the last one."""
-        settings = self._settings
-        steps = -(-len(self._train) // settings.batch_rows)
-        adam, schedule = self._bank.optimizer(settings.epochs * steps)
-        score = None
-        for epoch in range(1, settings.epochs + 1):
-            total = 0.0
-            order = np.array_split(self._turns.permutation(len(self._train)), steps)
-            for step, rows in enumerate(order, start=1):
-                adam.zero_grad(set_to_none=True)
-                total += self._step(rows)
-                self._bank.check_step(total, epoch, step)
-                adam.step()
-                schedule.step()
-                progress(BankProgress(epoch, settings.epochs, step, steps, total / step, score))
-            score = self._score()
-            self._bank.check_epoch(epoch, score)
-        return score
+        epochs, steps = self._settings.epochs, -(-len(self._train) // self._settings.batch_rows)
+        return train_epochs(
+            self._bank,
+            self._settings,
+            (np.array_split(self._generator.permutation(len(self._train)), steps) for _ in range(epochs)),
+            steps=epochs * steps,
+            step=lambda rows, _: self._step(rows),
+            score=self._score,
+            progress=progress,
+        )
 
     def _step(self, rows: NDArray[np.int64]) -> float:
         """Gradients of one step; its mean loss, without the divergence."""
@@ -106,7 +100,7 @@ class MixtureTrainer:
         """``[L, D']``: a slot of adapters drawn for every block."""
         blocks, count = self._plm.facts.blocks, self._settings.adapters
         block = torch.arange(blocks)
-        down, up = (torch.from_numpy(self._turns.integers(count, size=blocks)) for _ in range(2))
+        down, up = (torch.from_numpy(self._generator.integers(count, size=blocks)) for _ in range(2))
         bank = self._bank.parts
         return self._slot(BankParts(bank.down[block, down], bank.up[block, up]))
 

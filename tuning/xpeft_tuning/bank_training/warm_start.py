@@ -27,7 +27,8 @@ from ..settings import TuningSettings
 from .outcome import BankProgress, TrainedBank
 from .provenance import provenance
 from .settings import BankTrainingSettings
-from .trainable_bank import TrainableBank, share_of_rate
+from .trainable_bank import TrainableBank
+from .training_loop import train_epochs
 from .training_rows import TrainingRows
 
 _MOST_SCORED = 4000
@@ -95,23 +96,16 @@ class WarmStart:
 
     def _learn(self, progress: Callable[[BankProgress], None]) -> Score | None:
         """All epochs; the score after the last one."""
-        settings, score = self._settings, None
-        epochs = [list(self._epoch()) for _ in range(settings.epochs)]
-        every, done = sum(map(len, epochs)), 0
-        adam, schedule = self._bank.optimizer(every)
-        for epoch, steps in enumerate(epochs, start=1):
-            total = 0.0
-            for step, picks in enumerate(steps, start=1):
-                adam.zero_grad(set_to_none=True)
-                total += self._step(picks, share_of_rate(done / every))
-                self._bank.check_step(total, epoch, step)
-                adam.step()
-                schedule.step()
-                done += 1
-                progress(BankProgress(epoch, settings.epochs, step, len(steps), total / step, score))
-            score = self.score()
-            self._bank.check_epoch(epoch, score)
-        return score
+        epochs = [list(self._epoch()) for _ in range(self._settings.epochs)]
+        return train_epochs(
+            self._bank,
+            self._settings,
+            epochs,
+            steps=sum(map(len, epochs)),
+            step=self._step,
+            score=self.score,
+            progress=progress,
+        )
 
     def _epoch(self) -> Iterator[list[Pick]]:
         """Steps that take every train row once: some users each, some rows of each user; ``slot`` is the user."""
