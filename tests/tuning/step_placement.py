@@ -34,9 +34,9 @@ from xpeft_tuning import bank_parts
 from xpeft_tuning.graphed_step import GraphedStep
 from xpeft_tuning.labelled_texts import LabelledTexts
 from xpeft_tuning.settings import TuningSettings
-from xpeft_tuning.static_turns import StaticTurns
-from xpeft_tuning.step_parts import StepParts
-from xpeft_tuning.trainee import HeadPenalty, Trainee, Turn
+from xpeft_tuning.static_inputs import StaticInputs
+from xpeft_tuning.train_state import TrainState
+from xpeft_tuning.trainee import HeadPenalty, Trainee, TraineeBatch
 
 PLACES, ROWS = 3, 6
 SETTINGS = (
@@ -54,7 +54,7 @@ def texts(lengths: list[int], targets: torch.Tensor) -> LabelledTexts:
     return made
 
 
-def turns(settings: TuningSettings, completes: bool, bank: Bank) -> list[Turn]:
+def trainee_batches(settings: TuningSettings, completes: bool, bank: Bank) -> list[TraineeBatch]:
     """Of a trainee with labels and one with numbers, or of completions; their texts of several lengths."""
     found = []
     for place in range(PLACES - 1):
@@ -74,7 +74,7 @@ def turns(settings: TuningSettings, completes: bool, bank: Bank) -> list[Turn]:
             penalty=HeadPenalty(0.1, 0.03),
         )
         trainee.draw_noise((2, bank.blocks, bank.adapters))
-        found.append(Turn(trainee, np.arange(4)))
+        found.append(TraineeBatch(trainee, np.arange(4)))
     return found
 
 
@@ -83,7 +83,7 @@ class Ready(NamedTuple):
     plm: Plm
     bank: Bank
     settings: TuningSettings
-    turns: list[Turn]
+    batches: list[TraineeBatch]
     completes: bool
 
 
@@ -91,13 +91,13 @@ def ready_to_step(family: str, settings: TuningSettings, completes: bool) -> Rea
     config = {"model_type": family, **placement.CONFIGS[family]}
     plm = random_plm(config, device="cpu", dtype=torch.bfloat16)
     bank = random_bank(RandomBankSpec.parse("random:N=4,R=8,seed=0,std=0.1"), plm=plm.facts)
-    return Ready(family, plm, bank, settings, turns(settings, completes, bank), completes)
+    return Ready(family, plm, bank, settings, trainee_batches(settings, completes, bank), completes)
 
 
 def step(ready: Ready, *, asking: bool = False) -> dict[str, object]:
     _, plm, bank, settings, given, completes = ready
-    on = StepParts.of(placement.moved(plm), bank, settings, places=PLACES + 1, classes=2, completes=completes)
-    placed = GraphedStep(on, placement.GpuLanes(), nobody=PLACES)
+    state = TrainState.of(placement.moved(plm), bank, settings, places=PLACES + 1, classes=2, completes=completes)
+    placed = GraphedStep(state, placement.GpuLanes(), padding_place=PLACES)
     losses = torch.empty(PLACES, device=placement.GPU)
     placed.step(given, losses)
     if asking:
@@ -120,7 +120,7 @@ def pretend() -> None:
     )
     # What the host lays out is real.
     GraphedStep._need = unfaked(GraphedStep._need)  # type: ignore[method-assign]
-    StaticTurns._write = unfaked(StaticTurns._write)  # type: ignore[method-assign]
+    StaticInputs._write = unfaked(StaticInputs._write)  # type: ignore[method-assign]
 
 
 def leave_astray() -> None:

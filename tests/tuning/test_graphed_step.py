@@ -21,7 +21,7 @@ from xpeft_tuning.cohort import Cohort
 from xpeft_tuning.dataset import Dataset, Example
 from xpeft_tuning.packed_step import PackedStep
 from xpeft_tuning.settings import TuningSettings
-from xpeft_tuning.static_turns import StaticTurns
+from xpeft_tuning.static_inputs import StaticInputs
 from xpeft_tuning.trainee import Trainee, enrol
 
 QUICK: dict[str, Any] = {"epochs": 3, "batch_rows": 4, "head_penalty": 1.0, "held_out": 0.0}
@@ -95,7 +95,7 @@ def _cohort(plm: Plm, bank: Bank, datasets: list[Dataset], placed: bool, **setti
 def _gradients(cohort: Cohort, trainees: list[Trainee]) -> list[Tensor]:
     """Of the first step, which Adam's first averages are a tenth of."""
     places = [each.place for each in trainees]
-    return [10 * each[places] for each in cohort._on.optimizer._mean]
+    return [10 * each[places] for each in cohort._state.optimizer._mean]
 
 
 def _difference(plm: Plm, bank: Bank, data: Data, **settings: Any) -> float:
@@ -156,13 +156,13 @@ def test_the_comparison_finds_what_is_wrong(plm: Plm, bank: Bank, monkeypatch: p
     elif broken == "padding is pooled":
         monkeypatch.setattr(padded_pass, "pool_padded", lambda hidden, *_: hidden.float().mean(dim=1))
     else:
-        write = StaticTurns._write
+        write = StaticInputs._write
 
-        def alike(self: StaticTurns, to: Any, slot: int, turn: Any) -> None:
-            write(self, to, slot, turn)
+        def alike(self: StaticInputs, to: Any, slot: int, batch: Any) -> None:
+            write(self, to, slot, batch)
             to["weight"][:] = to["mean"]
 
-        monkeypatch.setattr(StaticTurns, "_write", alike)
+        monkeypatch.setattr(StaticInputs, "_write", alike)
     assert _difference(plm, bank, _mixed, class_weights="balanced") > 100 * ROUNDING
 
 
@@ -193,7 +193,7 @@ def test_a_whole_tuning_ends_where_a_packed_one_does(plm: Plm, bank: Bank, setti
 
 
 def _state(cohort: Cohort, place: int) -> list[Tensor]:
-    adam = cohort._on.optimizer
+    adam = cohort._state.optimizer
     every = [*cohort._stack.learned, *adam._mean, *adam._square, *adam._noise, adam._steps]
     return [each[place].clone() for each in every]
 
@@ -202,7 +202,7 @@ def test_places_of_others_stay_as_they_are_to_the_bit(plm: Plm, bank: Bank) -> N
     cohort = _cohort(plm, bank, _mixed(), placed=True)
     first, *rest = cohort.trainees
     idle = cohort._free[0]
-    for each in cohort._on.optimizer._mean:
+    for each in cohort._state.optimizer._mean:
         each[idle] = 0.5
     kept = {place: _state(cohort, place) for place in (first.place, idle)}
     moved = {each.place: _state(cohort, each.place) for each in rest}
@@ -220,7 +220,7 @@ def test_the_place_that_nobody_has_learns_nothing(plm: Plm, bank: Bank) -> None:
     before = [each[nobody].clone() for each in cohort._stack.learned]
     while cohort.trainees:
         cohort.step()
-    assert cohort._on.optimizer._steps[nobody] > 0
+    assert cohort._state.optimizer._steps[nobody] > 0
     assert all(torch.equal(old, each[nobody]) for old, each in zip(before, cohort._stack.learned, strict=True))
 
 

@@ -59,7 +59,7 @@ def _first_step(cohort: Cohort, trainees: list[Trainee]) -> list[Tensor]:
     """Losses, and gradients, which Adam's first averages are a tenth of."""
     places = torch.tensor([each.place for each in trainees])
     cohort.step()
-    gradients = [10 * each.cpu()[places] for each in cohort._on.optimizer._mean]
+    gradients = [10 * each.cpu()[places] for each in cohort._state.optimizer._mean]
     return [torch.tensor([sum(map(float, each.losses)) for each in trainees]), *gradients]
 
 
@@ -78,7 +78,7 @@ def test_a_graph_has_the_losses_and_gradients_of_the_cpu(
         found.append(_first_step(cohort, trainees))
         if isinstance(cohort._step, GraphedStep):
             assert len(cohort._step._graphs) > 0
-            assert not cohort._step._without
+            assert not cohort._step._too_large
         assert isinstance(cohort._step, GraphedStep) is (device == "cuda")
     for wanted, given in zip(*found, strict=True):
         # cuBLAS and MKL add up in orders of their own: what is left is rounding of each tensor's largest numbers.

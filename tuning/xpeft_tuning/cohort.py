@@ -25,8 +25,8 @@ from .rotated_rows import rotate
 from .row_batch import Pick, pack_rows, within
 from .settings import TuningSettings
 from .step_losses import StepLosses
-from .step_parts import StepParts
-from .trainee import HeadPenalty, Trainee, Turn, temperatures
+from .train_state import TrainState
+from .trainee import HeadPenalty, Trainee, TraineeBatch, temperatures
 
 _HEAD_WEIGHT, _HEAD_BIAS = map(Learned._fields.index, ("head_weight", "head_bias"))
 
@@ -64,9 +64,9 @@ class Cohort:
         self._places = places
         lanes = lanes_of(plm.device)
         placed = lanes.asynchronous if placed is None else placed
-        self._on = StepParts.of(plm, bank, settings, places=places + placed, classes=classes, completes=completes)
-        self._stack = self._on.stack
-        self._step = GraphedStep(self._on, lanes, nobody=places) if placed else PackedStep(self._on)
+        self._state = TrainState.of(plm, bank, settings, places=places + placed, classes=classes, completes=completes)
+        self._stack = self._state.stack
+        self._step = GraphedStep(self._state, lanes, padding_place=places) if placed else PackedStep(self._state)
         self._evaluator = Evaluator(
             plm, bank, slots=places, classes=classes, tokens=settings.batch_tokens, completes=completes
         )
@@ -83,8 +83,8 @@ class Cohort:
         for trainee in trainees:
             trainee.place = self._free.pop()
             self._stack.begin(trainee.place, seed=trainee.settings.seed)
-            self._on.optimizer.begin(trainee.place, solved=self._solved(trainee))
-        if self._on.vocabulary is None:
+            self._state.optimizer.begin(trainee.place, solved=self._solved(trainee))
+        if self._state.vocabulary is None:
             self._begin_heads(trainees)
         self.trainees += trainees
         if self._settings.stop_on is not None:
@@ -100,12 +100,12 @@ class Cohort:
 
         So do those whose last epoch left no profile: they have a failure.
         """
-        turns = [Turn(each, each.next_rows()) for each in self.trainees]
+        batches = [TraineeBatch(each, each.next_rows()) for each in self.trainees]
         if self._settings.gumbel:
             for each in self.trainees:
                 each.draw_noise(self._stack.learned.logits.shape[1:])
         losses = torch.zeros(self._places, device=self._plm.device)
-        self._step.step(turns, losses)
+        self._step.step(batches, losses)
         told = StepLosses(losses)
         for each in self.trainees:
             each.stepped(told[each.place])
@@ -171,7 +171,7 @@ class Cohort:
         if trainees is not None:
             here = torch.tensor([each.place for each in trainees], device=device)
             learned = Learned(*(each[here] for each in self._stack.learned))
-            slots = self._stack.adapters(learned, self._on.parts, temperatures(trainees, device))
+            slots = self._stack.adapters(learned, self._state.bank_parts, temperatures(trainees, device))
         found = [torch.empty(len(each), self._bank.hidden, device=device) for each in texts]
         picks = [Pick(slot, each, each.by_length()) for slot, each in enumerate(texts)]
         for run in within(picks, self._settings.batch_tokens):
@@ -212,12 +212,12 @@ class Cohort:
 
     def _solved(self, trainee: Trainee) -> tuple[int, ...]:
         """Of what is learned: the head, if the first step takes all the rows that it is solved for, as they are."""
-        alike = self._on.own_head and trainee.steps == 1 and not self._settings.gumbel
+        alike = self._state.own_head and trainee.steps == 1 and not self._settings.gumbel
         return (_HEAD_WEIGHT, _HEAD_BIAS) if alike else ()
 
     def _begin_heads(self, trainees: Sequence[Trainee]) -> None:
         starts = drawn_to = [self._drawn_to(each) for each in trainees]
-        if self._on.own_head and trainees:
+        if self._state.own_head and trainees:
             features = self._features([each.train for each in trainees], trainees)
             fitted = self.fitted_heads(trainees, features, drawn_to)
             starts = [head for head, _ in fitted]

@@ -1,4 +1,4 @@
-"""Forward, backward and Adam of one part of a step, without anything that the host would have to know."""
+"""Forward, backward and Adam of one part of a step, without a value that the host would have to wait for."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from xpeft_server.model.pooling import pool_padded
 
 from .objective import mixed_losses, padded_completion_losses
 from .profile_stack import Learned
-from .static_turns import StaticTurns
-from .step_parts import StepParts
+from .static_inputs import StaticInputs
+from .train_state import TrainState
 
 
 class PaddedPass:
-    """What a graph repeats: `PackedStep`'s arithmetic on padded rows.
+    """What a CUDA graph replays: `PackedStep`'s arithmetic on padded rows.
 
     Args:
-        turns: what it reads.
+        inputs: what it reads.
         losses: ``[P]``, where each place's mean loss goes.
     """
 
-    def __init__(self, on: StepParts, turns: StaticTurns, losses: Tensor) -> None:
-        self._on = on
-        self._turns = turns
+    def __init__(self, state: TrainState, inputs: StaticInputs, losses: Tensor) -> None:
+        self._state = state
+        self._inputs = inputs
         self._losses = losses
 
     def __call__(self) -> None:
-        on, given = self._on, self._turns.device
-        rows = (self._turns.shape.places, self._turns.shape.rows)
-        leaves = on.stack.leaves(given["places"])
+        state, given = self._state, self._inputs.device
+        rows = (self._inputs.shape.places, self._inputs.shape.rows)
+        leaves = state.stack.leaves(given["places"])
         each = self._row_losses(leaves)
         loss = (each * given["weight"]).sum()
-        if on.own_head:
-            loss = loss + on.penalty(leaves, given["penalty"], given["bias_penalty"])
+        if state.own_head:
+            loss = loss + state.penalty(leaves, given["penalty"], given["bias_penalty"])
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-        on.optimizer.step(given["places"], gradients, given["share"])
+        state.optimizer.step(given["places"], gradients, given["share"])
         self._losses.index_copy_(0, given["places"], (each.detach() * given["mean"]).view(rows).sum(dim=1))
 
     def _row_losses(self, leaves: Learned) -> Tensor:
         """``[P' · rows]``."""
-        on, given, shape = self._on, self._turns.device, self._turns.shape
-        slots = on.stack.adapters(leaves, on.parts, given["temperature"], self._turns.noise)
-        hidden = on.plm.forward(self._turns.batch(), EvenAdapters(slots.to(on.plm.dtype), on.stack.form))
+        state, given, shape = self._state, self._inputs.device, self._inputs.shape
+        slots = state.stack.adapters(leaves, state.bank_parts, given["temperature"], self._inputs.noise)
+        hidden = state.plm.forward(self._inputs.batch(), EvenAdapters(slots.to(state.plm.dtype), state.stack.form))
         hidden = hidden.view(shape.texts, shape.length, -1)
-        if on.vocabulary is not None:
+        if state.vocabulary is not None:
             ids = given["ids"].view(shape.texts, shape.length)
             return padded_completion_losses(
-                hidden, ids, given["targets"], given["live"], on.vocabulary, longest=shape.answer
+                hidden, ids, given["targets"], given["live"], state.vocabulary, longest=shape.answer
             )
-        pooled = pool_padded(hidden, given["live"], on.bank.pooling)
-        weight, bias = on.stack.head(given["places"], leaves)
+        pooled = pool_padded(hidden, given["live"], state.bank.pooling)
+        weight, bias = state.stack.head(given["places"], leaves)
         logits = torch.baddbmm(bias[:, None], pooled.view(shape.places, shape.rows, -1), weight.mT)
         return mixed_losses(logits.flatten(0, 1), given["targets"], given["numbers"], given["are_numbers"] > 0)
 

@@ -131,8 +131,8 @@ class Trainee:
         return self.held_out if len(self.held_out) else self.train
 
 
-class Turn(NamedTuple):
-    """What a trainee does in a step. rows: ``[n]``, n ≥ 1, of its train texts."""
+class TraineeBatch(NamedTuple):
+    """A trainee's rows in a step. rows: ``[n]``, n ≥ 1, of its train texts."""
 
     trainee: Trainee
     rows: NDArray[np.int64]

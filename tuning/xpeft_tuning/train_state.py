@@ -1,4 +1,4 @@
-"""What a step works on."""
+"""What a training step reads and changes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .settings import TuningSettings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class StepParts:
-    """Frozen model and bank, what is learned, and what moves it.
+class TrainState:
+    """Frozen model and bank, the learned parameters of P profiles, and their optimizer.
 
     Args:
-        vocabulary: what completions are scored by; None where pooled texts are labelled.
-        own_head: whether heads are learned.
+        vocabulary: the model's head, for completions; None where pooled texts are labelled.
+        own_head: whether profiles learn heads.
     """
 
     plm: Plm
     bank: Bank
     settings: TuningSettings
-    parts: BankParts
+    bank_parts: BankParts
     stack: ProfileStack
     optimizer: RowAdam
     vocabulary: VocabularyHead | None
@@ -37,7 +37,7 @@ class StepParts:
     @classmethod
     def of(
         cls, plm: Plm, bank: Bank, settings: TuningSettings, *, places: int, classes: int, completes: bool
-    ) -> StepParts:
+    ) -> TrainState:
         """See `Cohort`."""
         stack = ProfileStack(bank, settings, places=places, classes=classes, device=plm.device)
         own_head = settings.has_own_head and not completes
@@ -50,7 +50,7 @@ class StepParts:
             plm=plm,
             bank=bank,
             settings=settings,
-            parts=BankParts.of(bank, plm.device),
+            bank_parts=BankParts.of(bank, plm.device),
             stack=stack,
             optimizer=RowAdam(stack.learned, rates),
             vocabulary=plm.vocabulary_head if completes else None,

@@ -1,4 +1,4 @@
-"""A part of a step at addresses that never change, which is what a captured step reads."""
+"""Static inputs of a captured step: tensors at addresses that never change."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from xpeft_server.model.batches.padded_batch import PaddedBatch, PaddedSequences
 from xpeft_server.model.graphs.static_fields import Field, StaticFields
 from xpeft_server.model.lanes import Lanes
 
-from .step_parts import StepParts
 from .step_shape import StepShape
-from .trainee import Turn
+from .train_state import TrainState
+from .trainee import TraineeBatch
 
 
-class StaticTurns:
-    """P' places of a shape, each with rows of its own; places and rows without anything weigh 0.
+class StaticInputs:
+    """One part of a step: P' places with some rows each; padding places and rows weigh 0.
 
     Args:
-        nobody: the place that stands where a part has fewer trainees than places.
+        padding_place: see `GraphedStep`.
     Attributes:
         device: the arrays; ``places`` int64 and ``temperature``, ``share`` (of the peak learning rate), ``penalty``,
             ``bias_penalty`` float32 are ``[P']``; ``live`` (tokens), ``targets`` (labels, or tokens of the prompt)
@@ -32,11 +32,11 @@ class StaticTurns:
             N]``.
     """
 
-    def __init__(self, shape: StepShape, on: StepParts, lanes: Lanes, *, nobody: int) -> None:
+    def __init__(self, shape: StepShape, state: TrainState, lanes: Lanes, *, padding_place: int) -> None:
         self.shape = shape
-        self._nobody = nobody
-        fields = _fields(shape, on.stack.learned.logits.shape[1:] if on.settings.gumbel else None)
-        memory = torch.zeros(StaticFields.size_of(fields), dtype=torch.uint8, device=on.plm.device)
+        self._padding_place = padding_place
+        fields = _fields(shape, state.stack.learned.logits.shape[1:] if state.settings.gumbel else None)
+        memory = torch.zeros(StaticFields.size_of(fields), dtype=torch.uint8, device=state.plm.device)
         self._fields = StaticFields(fields, memory, lanes)
         self.device = self._fields.device
         self.load([])
@@ -50,17 +50,17 @@ class StaticTurns:
     def noise(self) -> Tensor | None:
         return self.device.get("noise")
 
-    def load(self, turns: Sequence[Turn]) -> None:
-        """Bring them to the device, without waiting for it. Args: turns: at most as many as the shape has places."""
+    def load(self, batches: Sequence[TraineeBatch]) -> None:
+        """Copy them to the device without waiting for it. Args: batches: at most as many as the shape has places."""
         staged = self._fields.stage()
         for name, values in staged.fields.items():
-            values.fill({"places": self._nobody, "temperature": 1}.get(name, 0))
-        for slot, turn in enumerate(turns):
-            self._write(staged.fields, slot, turn)
+            values.fill({"places": self._padding_place, "temperature": 1}.get(name, 0))
+        for slot, batch in enumerate(batches):
+            self._write(staged.fields, slot, batch)
         self._fields.load(staged)
 
-    def _write(self, to: Mapping[str, NDArray[Any]], slot: int, turn: Turn) -> None:
-        trainee, rows = turn
+    def _write(self, to: Mapping[str, NDArray[Any]], slot: int, batch: TraineeBatch) -> None:
+        trainee, rows = batch
         first = slot * self.shape.rows
         here = slice(first, first + len(rows))
         texts, length = trainee.train.end_to_end, trainee.train.lengths[rows]
