@@ -95,7 +95,7 @@ def _cohort(plm: Plm, bank: Bank, datasets: list[Dataset], placed: bool, **setti
 def _gradients(cohort: Cohort, trainees: list[Trainee]) -> list[Tensor]:
     """Of the first step, which Adam's first averages are a tenth of."""
     places = [each.place for each in trainees]
-    return [10 * each[places] for each in cohort._state.optimizer._mean]
+    return [10 * each[places] for each in cohort._state.optimizer._first_moments]
 
 
 def _difference(plm: Plm, bank: Bank, data: Data, **settings: Any) -> float:
@@ -194,7 +194,7 @@ def test_a_whole_tuning_ends_where_a_packed_one_does(plm: Plm, bank: Bank, setti
 
 def _state(cohort: Cohort, place: int) -> list[Tensor]:
     adam = cohort._state.optimizer
-    every = [*cohort._stack.learned, *adam._mean, *adam._square, *adam._noise, adam._steps]
+    every = [*cohort._stack.learned, *adam._first_moments, *adam._second_moments, *adam._noise, adam._steps]
     return [each[place].clone() for each in every]
 
 
@@ -202,7 +202,7 @@ def test_places_of_others_stay_as_they_are_to_the_bit(plm: Plm, bank: Bank) -> N
     cohort = _cohort(plm, bank, _mixed(), placed=True)
     first, *rest = cohort.trainees
     idle = cohort._free[0]
-    for each in cohort._state.optimizer._mean:
+    for each in cohort._state.optimizer._first_moments:
         each[idle] = 0.5
     kept = {place: _state(cohort, place) for place in (first.place, idle)}
     moved = {each.place: _state(cohort, each.place) for each in rest}

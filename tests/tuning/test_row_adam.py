@@ -46,7 +46,7 @@ def test_every_row_goes_as_it_would_with_an_adam_of_its_own(seed: int) -> None:
     for step in range(60):
         if step % 13 == 12:
             row = int(rng.integers(ROWS))
-            optimizer.begin(row)
+            optimizer.reset(row)
             alone[row] = _Alone(values, row)
             began += 1
         rows = rng.permutation(ROWS)[: rng.integers(1, ROWS + 1)]
@@ -95,7 +95,7 @@ def test_a_row_that_is_solved_stays_where_it_is_until_there_is_more_than_noise()
     start = [each.clone() for each in values]
     alone = _Alone(values, 1)
     optimizer = RowAdam(values, RATES)
-    optimizer.begin(1, solved=(0, 2))
+    optimizer.reset(1, solved=(0, 2))
     for size in (1e-5, 3e-5, 1e-6, 2e-5):
         gradients = [torch.from_numpy(rng.choice([-size, size], (2, *shape))) for shape in SHAPES]
         optimizer.step(torch.tensor([3, 1]), gradients, torch.ones(2))
@@ -115,9 +115,9 @@ def test_a_row_that_is_solved_stays_where_it_is_until_there_is_more_than_noise()
 def test_whoever_begins_where_noise_was_measured_moves_at_once() -> None:
     value = torch.zeros(2, 3)
     optimizer = RowAdam([value], [0.1])
-    optimizer.begin(0, solved=(0,))
+    optimizer.reset(0, solved=(0,))
     optimizer.step(torch.tensor([0]), [torch.full((1, 3), 1e-3)], torch.ones(1))
-    optimizer.begin(0)
+    optimizer.reset(0)
     optimizer.step(torch.tensor([0]), [torch.full((1, 3), 1e-3)], torch.ones(1))
     torch.testing.assert_close(value, torch.tensor([[-0.1] * 3, [0.0] * 3]), rtol=2e-5, atol=0)
 
@@ -126,6 +126,6 @@ def test_whoever_begins_where_noise_was_measured_moves_at_once() -> None:
 def test_a_gradient_that_is_no_number_is_no_noise(broken: float) -> None:
     value = torch.zeros(1, 2)
     optimizer = RowAdam([value], [0.1])
-    optimizer.begin(0, solved=(0,))
+    optimizer.reset(0, solved=(0,))
     optimizer.step(torch.tensor([0]), [torch.tensor([[1e-9, broken]])], torch.ones(1))
     assert not value[0, 1].isfinite()

@@ -59,7 +59,7 @@ def _first_step(cohort: Cohort, trainees: list[Trainee]) -> list[Tensor]:
     """Losses, and gradients, which Adam's first averages are a tenth of."""
     places = torch.tensor([each.place for each in trainees])
     cohort.step()
-    gradients = [10 * each.cpu()[places] for each in cohort._state.optimizer._mean]
+    gradients = [10 * each.cpu()[places] for each in cohort._state.optimizer._first_moments]
     return [torch.tensor([sum(map(float, each.losses)) for each in trainees]), *gradients]
 
 

@@ -83,7 +83,7 @@ class Cohort:
         for trainee in trainees:
             trainee.place = self._free.pop()
             self._stack.begin(trainee.place, seed=trainee.settings.seed)
-            self._state.optimizer.begin(trainee.place, solved=self._solved(trainee))
+            self._state.optimizer.reset(trainee.place, solved=self._solved(trainee))
         if self._state.vocabulary is None:
             self._begin_heads(trainees)
         self.trainees += trainees
