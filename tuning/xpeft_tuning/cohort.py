@@ -170,7 +170,7 @@ class Cohort:
         device, slots = self._plm.device, None
         if trainees is not None:
             here = torch.tensor([each.place for each in trainees], device=device)
-            learned = Learned(*(each[here] for each in self._stack.learned))
+            learned = self._stack.learned.at(here)
             slots = self._stack.adapters(learned, self._state.bank_parts, temperatures(trainees, device))
         found = [torch.empty(len(each), self._bank.hidden, device=device) for each in texts]
         picks = [Pick(slot, each, each.by_length()) for slot, each in enumerate(texts)]

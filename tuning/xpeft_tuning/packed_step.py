@@ -12,7 +12,7 @@ from xpeft_server.model.pooling import pool
 from .forward import hidden_states
 from .objective import completion_losses, label_losses
 from .profile_stack import Learned
-from .row_batch import Pick, pack_rows, within
+from .row_batch import Pick, pack_rows, renumbered, within
 from .train_state import TrainState
 from .trainee import Trainee, TraineeBatch, temperatures
 
@@ -55,10 +55,10 @@ class PackedStep:
     ) -> None:
         """Forward and backward of some rows; gradients are added to ``leaves``, mean losses to ``losses``."""
         state = self._state
-        slots = sorted({pick.slot for pick in picks})
+        slots, numbered = renumbered(picks)
         here = torch.tensor(slots, device=places.device)
-        part = Learned(*(each.index_select(0, here) for each in leaves))
-        batch = pack_rows(state.plm, [pick._replace(slot=slots.index(pick.slot)) for pick in picks])
+        part = leaves.at(here)
+        batch = pack_rows(state.plm, numbered)
         adapters = self._adapters(part, [batches[slot].trainee for slot in slots])
         hidden = hidden_states(state.plm, batch, adapters, state.stack.form)
         if state.vocabulary is not None:

@@ -35,6 +35,10 @@ class Learned(NamedTuple):
     head_weight: Tensor
     head_bias: Tensor
 
+    def at(self, places: Tensor) -> Learned:
+        """Copies of some places' rows, differentiable."""
+        return Learned(*(each.index_select(0, places) for each in self))
+
 
 class ProfileStack:
     """P places for profiles, each with everything of one that is learned.
@@ -88,8 +92,8 @@ class ProfileStack:
         self.learned.head_bias[place, :own] = bias - self._centre_bias[place, :own]
 
     def leaves(self, places: Tensor) -> Learned:
-        """Copies of some places' rows that gradients can be asked for."""
-        return Learned(*(each.index_select(0, places).requires_grad_() for each in self.learned))
+        """Copies of some places' rows, as leaves of autograd."""
+        return Learned(*(each.requires_grad_() for each in self.learned.at(places)))
 
     def weights(self, logits: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         """``[…, N]`` mask weights, rows sum to 1, differentiable in the logits."""
@@ -132,7 +136,7 @@ class ProfileStack:
         One look at all places, so that a profile that nobody needs yet need not be made to know.
         """
         here = torch.tensor(places, dtype=torch.int64, device=self.learned.logits.device)
-        learned = Learned(*(each[here] for each in self.learned))
+        learned = self.learned.at(here)
         weight, bias = self.head(here, learned)
         bias = bias.masked_fill(self._centre_bias[here].isneginf(), 0)  # labels of wider heads
         largest = torch.finfo(torch.float16).max

@@ -64,6 +64,12 @@ def pack_rows(plm: Plm, picks: Sequence[Pick]) -> RowBatch:
     )
 
 
+def renumbered(picks: Sequence[Pick]) -> tuple[list[int], list[Pick]]:
+    """The slots that the picks use, in ascending order, and the picks with their slots counted among these."""
+    slots = sorted({pick.slot for pick in picks})
+    return slots, [pick._replace(slot=slots.index(pick.slot)) for pick in picks]
+
+
 def within(picks: Sequence[Pick], tokens: int) -> Iterator[list[Pick]]:
     """Part the picks, in order, into runs of at most ``tokens`` tokens; a pick beyond that is cut, a text never is."""
     run: list[Pick] = []

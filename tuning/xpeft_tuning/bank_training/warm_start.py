@@ -22,7 +22,7 @@ from ..masks import gumbel_noise
 from ..objective import label_losses
 from ..profile_stack import Learned, ProfileStack
 from ..row_adam import RowAdam
-from ..row_batch import Pick, RowBatch, pack_rows, within
+from ..row_batch import Pick, RowBatch, pack_rows, renumbered, within
 from ..settings import TuningSettings
 from .outcome import BankProgress, TrainedBank
 from .provenance import provenance
@@ -130,10 +130,10 @@ class WarmStart:
         rows, total = sum(len(pick.places) for pick in picks), 0.0
         local = [pick._replace(slot=slot) for slot, pick in enumerate(picks)]
         for run in within(local, self._settings.batch_tokens):
-            slots = sorted({pick.slot for pick in run})
-            part = Learned(*(each[slots] for each in leaves))
+            slots, numbered = renumbered(run)
+            part = leaves.at(torch.tensor(slots, device=self._plm.device))
             part = part._replace(logits=part.logits + noise[slots])
-            batch = pack_rows(self._plm, [pick._replace(slot=slots.index(pick.slot)) for pick in run])
+            batch = pack_rows(self._plm, numbered)
             losses = label_losses(self._logits(batch, part, self._settings.dropout), batch.targets)
             torch.autograd.backward(losses.sum() / rows)
             total += losses.detach().sum().item() / rows
@@ -173,9 +173,9 @@ class WarmStart:
             for user, some in groupby(drawn, key=itemgetter(0))
         ]
         for run in within(picks, self._settings.batch_tokens):
-            here = sorted({pick.slot for pick in run})
-            part = Learned(*(each[here] for each in self._users.learned))
-            batch = pack_rows(self._plm, [pick._replace(slot=here.index(pick.slot)) for pick in run])
+            users, numbered = renumbered(run)
+            part = self._users.learned.at(torch.tensor(users, device=self._plm.device))
+            batch = pack_rows(self._plm, numbered)
             logits.append(self._logits(batch, part).cpu())
             targets.append(batch.targets.cpu())
         return score_logits(torch.cat(logits), torch.cat(targets))
