@@ -15,7 +15,7 @@ def _run(stop_on: StopOn | None, scores: list[tuple[float | None, float]]) -> tu
     best = BestEpoch(stop_on, 2)
     for epoch, score in enumerate(scores):
         best.offer(epoch, cast(Profile, score), Score(score[1], 9, accuracy=score[0]))
-        if best.given_up(epoch):
+        if best.should_stop(epoch):
             break
     assert best.profile is cast(Any, scores[best.epoch])
     return best.epoch, epoch
@@ -32,7 +32,7 @@ def test_without_a_score_the_last_epoch_is_kept() -> None:
     best = BestEpoch(None, 1)
     for epoch in range(4):
         best.offer(epoch, cast(Profile, epoch), None)
-        assert not best.given_up(epoch)
+        assert not best.should_stop(epoch)
     assert (best.epoch, best.profile) == (3, 3)
 
 
@@ -58,6 +58,6 @@ def test_where_no_later_epoch_has_a_profile_the_best_one_before_is_kept(stop_on:
     best = BestEpoch(stop_on, 9)
     assert not best.end()
     best.offer(1, cast(Profile, "first"), Score(0.5, 9, accuracy=0.5))
-    assert not best.given_up(1)
-    assert (best.end(), best.given_up(2)) == (kept, kept)
+    assert not best.should_stop(1)
+    assert (best.end(), best.should_stop(2)) == (kept, kept)
     assert best.profile == cast(Any, "first")

@@ -73,7 +73,7 @@ def test_an_epoch_that_is_not_the_best_is_not_kept(plm: Plm, bank: Bank, make_da
     assert len(losses) == 6
     assert trainee.best.epoch == int(np.argmin(losses)) < 5
     assert trainee.best.profile is not None
-    (score,) = cohort.scores([Scored(trainee.best.profile, trainee.dev)])
+    (score,) = cohort.evaluator.scores([Scored(trainee.best.profile, trainee.dev)])
     assert score.loss == min(losses)
 
 
@@ -101,7 +101,7 @@ def test_the_loss_that_is_told_is_the_mean_of_the_rows_whatever_they_weigh(
             total[name] += (sum(map(float, each.losses)) - before[name]) * len(step_rows)
     for each in trainees:
         assert each.best.profile is not None
-        (score,) = cohort.scores([Scored(each.best.profile, each.train)])
+        (score,) = cohort.evaluator.scores([Scored(each.best.profile, each.train)])
         assert total[each.name] / len(each.train) == pytest.approx(score.loss, rel=2e-3)
 
 
@@ -111,7 +111,7 @@ def test_features_come_in_the_texts_order_however_they_are_packed(plm: Plm, bank
     cohort = Cohort(plm, bank, TuningSettings(batch_tokens=20), places=1, classes=2)
     batches = [pack([text], None) for text in texts.texts]
     wanted = torch.cat([pool(plm.forward(batch), batch, bank.pooling) for batch in batches])
-    torch.testing.assert_close(cohort.features(None, texts), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(cohort.features([texts]), [wanted], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +159,10 @@ def test_what_is_tuned_is_what_is_served(plm: Plm, bank: Bank, make_dataset: Mak
     while cohort.trainees:
         cohort.step()
     weight, bias = _learned(cohort, trainee)[3:]
-    logits = cohort.features(trainee, trainee.train) @ weight.T + bias
+    logits = cohort.features([trainee.train], [trainee])[0] @ weight.T + bias
     loss = torch.nn.functional.cross_entropy(logits, trainee.train.targets).item()
     assert trainee.best.profile is not None
-    (score,) = cohort.scores([Scored(trainee.best.profile, trainee.train)])
+    (score,) = cohort.evaluator.scores([Scored(trainee.best.profile, trainee.train)])
     assert score.loss == pytest.approx(loss, rel=2e-3)
 
 
@@ -176,7 +176,7 @@ def _ended(cohort: Cohort, trainees: list[Trainee]) -> list[Trainee]:
 
 
 @pytest.mark.parametrize(
-    ("settings", "watch", "made"),
+    ("settings", "score_held_out", "made"),
     [
         ({}, False, [1, 4]),
         ({"epochs": 1}, False, [1]),
@@ -191,14 +191,14 @@ def test_a_profile_is_made_where_somebody_needs_it(
     make_dataset: MakeDataset,
     monkeypatch: pytest.MonkeyPatch,
     settings: dict[str, Any],
-    watch: bool,
+    score_held_out: bool,
     made: list[int],
 ) -> None:
     """At the first epoch's end, to know that it can be served, at the last, and wherever it is scored."""
     chosen = TuningSettings(**(QUICK | {"epochs": 4} | settings))
     datasets = [make_dataset(rows, seed=rows) for rows in (24, 40)]
     trainees = [enrol(plm, str(n), each, each.labels, chosen) for n, each in enumerate(datasets)]
-    cohort = Cohort(plm, bank, chosen, places=2, classes=3, watch=watch)
+    cohort = Cohort(plm, bank, chosen, places=2, classes=3, score_held_out=score_held_out)
     found = defaultdict(list)
     make = ProfileStack.profile
 
@@ -224,7 +224,7 @@ def test_whether_profiles_are_made_at_every_epoch_changes_no_outcome(
     outcomes = []
     for every in (False, True):
         if every:
-            monkeypatch.setattr(Cohort, "_is_looked_at", lambda *_: True)
+            monkeypatch.setattr(Cohort, "_is_wanted", lambda *_: True)
         datasets = [make_dataset(rows, seed=rows) for rows in (24, 40, 18)]
         trainees = [enrol(plm, str(n), each, each.labels, chosen) for n, each in enumerate(datasets)]
         left = _ended(Cohort(plm, bank, chosen, places=3, classes=4), trainees)

@@ -9,11 +9,11 @@ from .settings import StopOn
 
 
 class BestEpoch:
-    """The last profile offered, or with ``stop_on`` the best on the watched rows, of equals the first.
+    """The last profile offered, or with ``stop_on`` (early stopping) the best score, of equals the first.
 
     Args:
         stop_on: ``loss``, ``accuracy`` (equals are told apart by loss) or None.
-        patience: epochs without a better one after which there is no point in going on.
+        patience: epochs without a better one after which tuning stops.
     """
 
     def __init__(self, stop_on: StopOn | None, patience: int) -> None:
@@ -25,7 +25,7 @@ class BestEpoch:
         self.profile: Profile | None = None
 
     def offer(self, epoch: int, profile: Profile, score: Score | None) -> None:
-        """Keep the profile if it is better. Args: score: on the watched rows."""
+        """Keep the profile if it is better."""
         rank = self._ranked(score)
         if self.profile is None or rank is None or self._rank is None or rank > self._rank:
             self._rank, self.epoch, self.profile = rank, epoch, profile
@@ -42,5 +42,5 @@ class BestEpoch:
         self._over = self._stop_on is not None and self.profile is not None
         return self._over
 
-    def given_up(self, epoch: int) -> bool:
+    def should_stop(self, epoch: int) -> bool:
         return self._over or (self._stop_on is not None and epoch - self.epoch >= self._patience)

@@ -13,7 +13,7 @@ from xpeft_server.model.plm import Plm
 from xpeft_server.model.pooling import pool
 
 from .errors import Unservable
-from .evaluation import Evaluator, Score, Scored
+from .evaluation import Evaluator, Scored
 from .forward import hidden_states
 from .graphed_step import GraphedStep
 from .head_fit import LIKELY_SHIFT, bias_penalties, choose_penalties, fit_linear_heads
@@ -41,7 +41,7 @@ class Cohort:
         places: P.
         classes: C, labels of the widest head that will come.
         completes: whether prompts are completed, without a head; else pooled texts are labelled.
-        watch: whether every epoch is scored on held-out rows where no dev rows choose (costs a pass over them).
+        score_held_out: whether every epoch is scored on the held-out rows where no dev rows choose one (a pass each).
         placed: whether steps come in few shapes, and nothing waits for them; None: on a GPU, where each is a graph.
     """
 
@@ -54,20 +54,20 @@ class Cohort:
         places: int,
         classes: int,
         completes: bool = False,
-        watch: bool = False,
+        score_held_out: bool = False,
         placed: bool | None = None,
     ) -> None:
         self._plm = plm
         self._bank = bank
         self._settings = settings
-        self._watch = watch
+        self._score_held_out = score_held_out
         self._places = places
         lanes = lanes_of(plm.device)
         placed = lanes.asynchronous if placed is None else placed
         self._state = TrainState.of(plm, bank, settings, places=places + placed, classes=classes, completes=completes)
         self._stack = self._state.stack
         self._step = GraphedStep(self._state, lanes, padding_place=places) if placed else PackedStep(self._state)
-        self._evaluator = Evaluator(
+        self.evaluator = Evaluator(
             plm, bank, slots=places, classes=classes, tokens=settings.batch_tokens, completes=completes
         )
         self._free = list(range(places))[::-1]
@@ -106,33 +106,33 @@ class Cohort:
                 each.draw_noise(self._stack.learned.logits.shape[1:])
         losses = torch.zeros(self._places, device=self._plm.device)
         self._step.step(batches, losses)
-        told = StepLosses(losses)
+        step_losses = StepLosses(losses)
         for each in self.trainees:
-            each.stepped(told[each.place])
+            each.stepped(step_losses[each.place])
         return self._leave()
 
     def _leave(self) -> list[Trainee]:
-        """After a step: look at whose epoch ended, and let go of who is done."""
+        """After a step: offer the profiles of epochs that ended, and release the places of trainees that are done."""
         ended = [each for each in self.trainees if each.ends_epoch]
-        fit = self._fit([each.place for each in ended])
-        self._offer([each for each, fits in zip(ended, fit, strict=True) if not fits or self._is_looked_at(each)])
+        servable = self._are_servable([each.place for each in ended])
+        self._offer([each for each, fits in zip(ended, servable, strict=True) if not fits or self._is_wanted(each)])
         done = [each for each in ended if each.finished]
         self.trainees = [each for each in self.trainees if each not in done]
         self._free += [each.place for each in done]
         return done
 
-    def _fit(self, places: Sequence[int]) -> list[bool]:
-        """Whether profiles can be made of them. With placed steps that is known only after epochs that are scored and
-        the last, as asking would wait for the device."""
+    def _are_servable(self, places: Sequence[int]) -> list[bool]:
+        """Whether profiles can be made of them. Graphed steps take it for granted until an epoch is scored or is the
+        last: the check would wait for the device."""
         return [True] * len(places) if isinstance(self._step, GraphedStep) else self._stack.fit_float16(places)
 
-    def _is_looked_at(self, trainee: Trainee) -> bool:
-        """Whether the epoch's profile is scored or maybe kept; the first one shows if any can be made at all."""
+    def _is_wanted(self, trainee: Trainee) -> bool:
+        """Whether the epoch's profile is scored or may be kept; the first one shows if any can be made at all."""
         last = trainee.epoch == trainee.settings.epochs
-        return last or trainee.best.profile is None or len(self._watched(trainee)) > 0
+        return last or trainee.best.profile is None or len(self._scored_texts(trainee)) > 0
 
     def _offer(self, trainees: Sequence[Trainee]) -> None:
-        """Profiles as they are now, and their scores where anybody looks at them, to each one's choice of an epoch."""
+        """Offer each one's profile as it is now, and its score on the texts that are scored, to its `BestEpoch`."""
         seen: list[tuple[Trainee, Scored]] = []
         for trainee in trainees:
             try:
@@ -140,33 +140,20 @@ class Cohort:
             except Unservable as failure:
                 trainee.failure = None if trainee.best.end() else failure
             else:
-                seen.append((trainee, Scored(profile, self._watched(trainee))))
-        scores = iter(self._evaluator.scores([offered for _, offered in seen if len(offered.texts)]))
+                seen.append((trainee, Scored(profile, self._scored_texts(trainee))))
+        scores = iter(self.evaluator.scores([offered for _, offered in seen if len(offered.texts)]))
         for trainee, offered in seen:
             trainee.score = next(scores) if len(offered.texts) else None
             trainee.best.offer(trainee.epochs_done, offered.profile, trainee.score)
 
-    def _watched(self, trainee: Trainee) -> LabelledTexts:
+    def _scored_texts(self, trainee: Trainee) -> LabelledTexts:
         """Dev rows where they choose; else held-out rows, where that costs little."""
         few = len(trainee.held_out) <= len(trainee.train)
-        return trainee.held_out if self._settings.stop_on is None and self._watch and few else trainee.dev
-
-    def scores(self, pairs: Sequence[Scored]) -> list[Score]:
-        """Measured as they will be served."""
-        return self._evaluator.scores(pairs)
-
-    def bare_scores(self, every: Sequence[LabelledTexts]) -> list[Score | None]:
-        """Of the PLM without adapters; None but for completions."""
-        return self._evaluator.bare_scores(every)
-
-    def features(self, trainee: Trainee | None, texts: LabelledTexts) -> Tensor:
-        """``[Q, H]`` under the trainee's masks as they are now; of the bare PLM without one."""
-        (found,) = self._features([texts], None if trainee is None else [trainee])
-        return found
+        return trainee.held_out if self._settings.stop_on is None and self._score_held_out and few else trainee.dev
 
     @torch.no_grad()
-    def _features(self, texts: Sequence[LabelledTexts], trainees: Sequence[Trainee] | None) -> list[Tensor]:
-        """``[Q, H]`` of each, packed together; under the masks of the trainee in the same place, if there are any."""
+    def features(self, texts: Sequence[LabelledTexts], trainees: Sequence[Trainee] | None = None) -> list[Tensor]:
+        """``[Q, H]`` of each, packed together; under the current masks of one trainee each, or of the bare PLM."""
         device, slots = self._plm.device, None
         if trainees is not None:
             here = torch.tensor([each.place for each in trainees], device=device)
@@ -218,7 +205,7 @@ class Cohort:
     def _begin_heads(self, trainees: Sequence[Trainee]) -> None:
         starts = drawn_to = [self._drawn_to(each) for each in trainees]
         if self._state.own_head and trainees:
-            features = self._features([each.train for each in trainees], trainees)
+            features = self.features([each.train for each in trainees], trainees)
             fitted = self.fitted_heads(trainees, features, drawn_to)
             starts = [head for head, _ in fitted]
             for trainee, (_, penalty) in zip(trainees, fitted, strict=True):

@@ -105,7 +105,7 @@ def tune_profile(
     settings.check_fits(bank.adapters, bank.heads)
     trainee = _enrolled(plm, bank, TuningTask("", dataset), settings)
     cohort = Cohort(
-        plm, bank, settings, places=1, classes=len(trainee.labels), completes=dataset.completions, watch=True
+        plm, bank, settings, places=1, classes=len(trainee.labels), completes=dataset.completions, score_held_out=True
     )
     cohort.admit([trainee])
     while cohort.trainees:
@@ -190,9 +190,10 @@ def _progress(trainee: Trainee) -> TuningProgress:
 
 def _measured(cohort: Cohort, trainees: list[Trainee]) -> list[TunedProfile]:
     kept = [(each, profile) for each in trainees if (profile := each.best.profile) is not None]
-    train = cohort.scores([Scored(profile, each.train) for each, profile in kept])
-    bare = cohort.bare_scores([each.measured for each, _ in kept])
-    held_out = iter(cohort.scores([Scored(profile, each.held_out) for each, profile in kept if len(each.held_out)]))
+    scores = cohort.evaluator.scores
+    train = scores([Scored(profile, each.train) for each, profile in kept])
+    bare = cohort.evaluator.bare_scores([each.measured for each, _ in kept])
+    held_out = iter(scores([Scored(profile, each.held_out) for each, profile in kept if len(each.held_out)]))
     return [
         TunedProfile(
             profile=profile,
@@ -211,10 +212,11 @@ def _measured(cohort: Cohort, trainees: list[Trainee]) -> list[TunedProfile]:
 def _head_alone(cohort: Cohort, trainee: Trainee) -> Score | None:
     if trainee.settings.shared_head is not None or not trainee.labels:
         return None
-    features = cohort.features(None, trainee.train)
+    (features,) = cohort.features([trainee.train])
+    (measured,) = cohort.features([trainee.measured])
     zero = LinearHead.zero(len(trainee.labels), features.shape[1])
     ((head, _),) = cohort.fitted_heads([trainee], [features], [zero])
-    return score_logits(head(cohort.features(None, trainee.measured)).cpu(), trainee.measured.targets)
+    return score_logits(head(measured).cpu(), trainee.measured.targets)
 
 
 def _majority(labels: tuple[str, ...], train: LabelledTexts, measured: LabelledTexts) -> float | None:

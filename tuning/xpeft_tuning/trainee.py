@@ -122,7 +122,7 @@ class Trainee:
     def finished(self) -> bool:
         if not self.ends_epoch:
             return False
-        ended = self.epoch == self.settings.epochs or self.best.given_up(self.epoch)
+        ended = self.epoch == self.settings.epochs or self.best.should_stop(self.epoch)
         return ended or self.failure is not None
 
     @property
