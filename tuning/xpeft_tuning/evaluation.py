@@ -37,6 +37,10 @@ class Score(NamedTuple):
     accuracy: float | None = None
     correlation: float | None = None
 
+    def record(self) -> dict[str, float]:
+        """For JSON, without what there is not."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
 
 class Scored(NamedTuple):
     """A profile and at least one text, targets in the order of the profile's labels."""

@@ -49,9 +49,9 @@ class TunedEntry:
         """For JSON."""
         return {
             **vars(self),
-            "train": _score_record(self.train),
-            "held_out": self.held_out and _score_record(self.held_out),
-            "bare": self.bare and _score_record(self.bare),
+            "train": self.train.record(),
+            "held_out": self.held_out and self.held_out.record(),
+            "bare": self.bare and self.bare.record(),
         }
 
 
@@ -149,10 +149,6 @@ def _entry(line: bytes, where: str) -> Entry:
         return TunedEntry(**{**record, **scores})
     except (ValueError, TypeError, KeyError) as error:
         raise JournalFailed(f"{where} is no line of a journal: {error}: give another file") from None
-
-
-def _score_record(score: Score) -> dict[str, float]:
-    return {name: value for name, value in score._asdict().items() if value is not None}
 
 
 def _score(record: Mapping[str, Any] | None) -> Score | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .dataset import Dataset
+from collections.abc import Iterable, Sequence
+
+from .dataset import Dataset, Example
 from .errors import DatasetInvalid, DataTooSmall, TuningSettingsInvalid
 from .partition import Partition, partition
 from .settings import TuningSettings
@@ -35,7 +37,11 @@ def learnable_parts(dataset: Dataset, labels: tuple[str, ...], settings: TuningS
     Raises: DataTooSmall if there is nothing to learn from them, or to choose an epoch by where that is asked for.
     """
     parts = partition(dataset, held_out=settings.held_out, choose=settings.stop_on is not None, seed=settings.seed)
-    _check_learnable(parts, dataset, labels if settings.shared_head is None else ())
+    if not parts.train:
+        raise DataTooSmall("there are no train rows")
+    if dataset.task != "complete":
+        learned = labels if dataset.task == "classify" and settings.shared_head is None else ()
+        check_train_labels(parts.train, learned, "tuning")
     if settings.stop_on is not None and not parts.dev:
         raise DataTooSmall(f"stop_on is {settings.stop_on!r}, but no label has rows enough to choose an epoch by")
     return parts
@@ -59,19 +65,14 @@ def head_labels(dataset: Dataset, settings: TuningSettings, shared: tuple[str, .
     return shared
 
 
-def _check_learnable(parts: Partition, dataset: Dataset, labels: tuple[str, ...]) -> None:
-    """Raises: DataTooSmall unless train has two labels at least, and all of an own head's; or one completion."""
-    if not parts.train:
-        raise DataTooSmall("there are no train rows")
-    if dataset.task == "complete":
-        return
-    seen = {row.label for row in parts.train}
+def check_train_labels(rows: Iterable[Example], labels: Sequence[str], what: str) -> None:
+    """Args: rows: one at least; labels: that they must have; what: they are for, in the message.
+
+    Raises: DataTooSmall unless the rows have two labels at least, and all of ``labels``.
+    """
+    seen = {row.label for row in rows}
     if len(seen) < 2:
-        raise DataTooSmall(
-            f"the train rows have {len(seen)} label ({', '.join(map(repr, seen)) or 'none'}): tuning needs two at least"
-        )
-    if dataset.task == "regress":
-        return
+        raise DataTooSmall(f"the train rows have 1 label ({seen.pop()!r}): {what} needs two at least")
     for label in labels:
         if label not in seen:
             raise DataTooSmall(f"label {label!r} has no train row to learn it from")

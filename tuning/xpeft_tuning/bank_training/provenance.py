@@ -29,13 +29,12 @@ def provenance(
     data: dict[str, int | str] = {"rows": rows.rows, "rows_sha256": rows.sha256}
     if method != "mixture":
         data["users"] = len(rows.train)
-    held_out = None if score is None else {name: value for name, value in score._asdict().items() if value is not None}
     facts = {
         "method": method,
         "model_type": plm.facts.model_type,
         "start": None if start is None else start.fingerprint,
         "data": data,
         "settings": asdict(settings),
-        "held_out": held_out,
+        "held_out": score and score.record(),
     }
     return json.dumps(facts, sort_keys=True, allow_nan=False)

@@ -12,7 +12,8 @@ from xpeft_server.model.plm import Plm
 from ..dataset import Dataset, Example
 from ..errors import DatasetInvalid, DataTooSmall
 from ..labelled_texts import LabelledTexts
-from ..partition import Partition, partition
+from ..learnable import check_train_labels
+from ..partition import partition
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,12 @@ class TrainingRows:
         _check_alike(datasets)
         parts = [partition(each, held_out=0.0, choose=False, seed=0) for each in datasets.values()]
         kept = [each for each in parts if each.train]
-        labels = _checked_labels(kept, datasets)
+        if not kept:
+            raise DataTooSmall("there are no train rows")
+        first = next(iter(datasets.values()))
+        labels = first.labels
+        rows = (row for each in kept for row in each.train)
+        check_train_labels(rows, labels if first.task == "classify" else (), "training a bank")
 
         def texts(rows: Sequence[Example]) -> LabelledTexts:
             return LabelledTexts(plm, rows, labels, completions=False)
@@ -88,20 +94,6 @@ def _check_alike(datasets: Mapping[str, Dataset]) -> None:
                 f"{name!r} has the labels {each.labels} to {each.task}, the first has {first.labels} to {first.task}:"
                 " all must have the same, in the same order"
             )
-
-
-def _checked_labels(kept: Sequence[Partition], datasets: Mapping[str, Dataset]) -> tuple[str, ...]:
-    """Raises: DataTooSmall unless the train rows have two labels at least, and all that the head will have."""
-    if not kept:
-        raise DataTooSmall("there are no train rows")
-    first = next(iter(datasets.values()))
-    seen = {row.label for each in kept for row in each.train}
-    if len(seen) < 2:
-        raise DataTooSmall(f"the train rows have 1 label ({seen.pop()!r}): training a bank needs two at least")
-    for label in first.labels if first.task == "classify" else ():
-        if label not in seen:
-            raise DataTooSmall(f"label {label!r} has no train row to learn it from")
-    return first.labels
 
 
 def _sha256(users: Sequence[Sequence[Example]]) -> str:
