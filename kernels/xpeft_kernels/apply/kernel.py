@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..form import LN_EPS, AdapterForm
+from ..reference_only import refuse_gradients
 from ..tiles import PlacedTiles, Tiles
 from .checks import check_apply
 from .launch import Launch
@@ -28,8 +29,7 @@ def apply_adapters_triton(
     Raises: ValueError also where a gradient is asked for, which only the reference has.
     """
     check_apply(hidden, slots, tiles, form, residual=residual)
-    if torch.is_grad_enabled() and (hidden.requires_grad or slots.requires_grad):
-        raise ValueError("apply_adapters has no gradient in Triton: ask for impl=Impl.REFERENCE")
+    refuse_gradients("apply_adapters", hidden, slots)
     hidden = hidden.contiguous()
     launch = Launch.of(tiles.tokens, form, hidden.element_size())
     pieces = tiles.pieces(launch.rows)

@@ -9,11 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference_only import refuse_dtypes, refuse_gradients
 from ..sequences import PlacedSequences, Sequences
 from .checks import check_attend
 from .launch import Launch
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 1 << 30
 """A wider window hides nothing either, and sums with it would leave int32."""
 
@@ -33,10 +33,8 @@ def attend_packed_triton(
     Raises: ValueError also for float64 and where a gradient is asked for, which only the reference has.
     """
     check_attend(query, key, value, sequences, window=window)
-    if query.dtype not in DTYPES:
-        raise ValueError(f"attend_packed has no {query.dtype} in Triton: ask for impl=Impl.REFERENCE")
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        raise ValueError("attend_packed has no gradient in Triton: ask for impl=Impl.REFERENCE")
+    refuse_dtypes("attend_packed", query.dtype)
+    refuse_gradients("attend_packed", query, key, value)
     heads, d = query.shape[1:]
     launch = Launch.of(d, query.element_size())
     pieces = sequences.pieces(launch.rows)

@@ -9,12 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference_only import refuse_dtypes, refuse_gradients
 from .checks import check_attend_cache
 from .join import join_parts, joined, normalised
 from .launch import Launch
 from .steps import SPAN, PlacedSteps
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def attend_cache_triton(
@@ -26,10 +25,8 @@ def attend_cache_triton(
     Raises: ValueError also for float64 and where a gradient is asked for, which only the reference has.
     """
     check_attend_cache(query, keys, values, steps, window=window)
-    if query.dtype not in DTYPES:
-        raise ValueError(f"attend_cache has no {query.dtype} in Triton: ask for impl=Impl.REFERENCE")
-    if torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad or values.requires_grad):
-        raise ValueError("attend_cache has no gradient in Triton: ask for impl=Impl.REFERENCE")
+    refuse_dtypes("attend_cache", query.dtype)
+    refuse_gradients("attend_cache", query, keys, values)
     (_, heads, d), kv_heads = query.shape, keys.shape[1]
     group = heads // kv_heads
     launch = Launch.of(group, d, query.element_size())

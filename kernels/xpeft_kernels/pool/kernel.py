@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference_only import refuse_gradients
 from .checks import check_mean
 
 BLOCK_H = 128
@@ -20,8 +21,7 @@ def mean_rows_triton(hidden: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
     Raises: ValueError also where a gradient is asked for, which only the reference has.
     """
     check_mean(hidden, starts, ends)
-    if torch.is_grad_enabled() and hidden.requires_grad:
-        raise ValueError("mean_rows has no gradient in Triton: ask for impl=Impl.REFERENCE")
+    refuse_gradients("mean_rows", hidden)
     sequences, width = starts.numel(), hidden.shape[1]
     out = torch.empty(sequences, width, device=hidden.device)
     if sequences:
