@@ -9,9 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def without_cudnn(device: torch.device) -> AbstractContextManager[object]:
-    """Where attention is not cuDNN's, which PyTorch prefers in half precision on sm_90 and sm_100.
+    """A context in which attention is not cuDNN's, which PyTorch prefers in half precision on sm_90 and sm_100.
 
-    It may have no plan for a shape or for a mask that all queries share, and fails when it is launched.
+    cuDNN may have no plan for a shape, or for a mask that all queries share, and then fails at launch.
     """
     if device.type != "cuda":
         return nullcontext()

@@ -1,4 +1,4 @@
-"""Runs of rows cut into what one program takes, and tables of them on the device."""
+"""Runs of rows cut into pieces, one for each program of a kernel, and tables of pieces on the device."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from torch import Tensor
 class PlacedPieces:
     """A table of pieces that is on the device already, such as a CUDA graph's static input.
 
-    Entries of length 0 stand for nothing. Rows that no piece covers are not written: what an operator returns there is
-    whatever lay in that memory.
+    Pieces of length 0 are padding. Rows that no piece covers are not written: an operator's result is undefined there.
 
     Args:
         tokens: T, rows of the operator's tensors.
-        rows: most rows of a piece; only a kernel that takes as many accepts the table.
+        rows: most rows of a piece; only kernels with tiles of as many rows accept the table.
         table: ``[K, 3]`` int32.
-    Raises: ValueError if ``table`` is none.
+    Raises: ValueError if ``table`` has another shape or dtype.
     """
 
     tokens: int
@@ -41,8 +40,10 @@ class PlacedPieces:
 
 
 def cut(length: NDArray[np.int32], rows: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-    """Runs in pieces of at most ``rows`` rows: ``[K]`` which run a piece is of, ``[K]`` its first row, counted from the
-    run's first. A run of length 0 has none."""
+    """Cut runs into pieces of at most ``rows`` rows.
+
+    Returns: of each piece its run, ``[K]``, and its first row within the run, ``[K]``. An empty run has no piece.
+    """
     count = -(-length.astype(np.int64) // rows)
     owner = np.repeat(np.arange(length.size), count)
     return owner, rows * (np.arange(owner.size) - np.repeat(np.cumsum(count) - count, count))

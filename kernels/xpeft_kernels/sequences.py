@@ -1,4 +1,4 @@
-"""Which packed rows are one sequence."""
+"""Which packed rows belong to one sequence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Sequences:
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Sequences:
-        """Raises: ValueError unless every sequence has a row and there is one."""
+        """Raises: ValueError without sequences, or for an empty one."""
         length = np.asarray(lengths, np.int32)
         if length.ndim != 1 or not length.size or (length < 1).any():
             raise ValueError(f"lengths {lengths!r} do not describe a batch")

@@ -15,17 +15,17 @@ from .checks import check_aggregate
 
 _LEAST_PIECE = 64
 _MOST_PIECE = 1024
-"""Elements of a piece of a bank's row: worth a look-up of its own, and all N of them in a core's own cache."""
+"""Elements of a piece of a bank's row: enough to be worth a look-up, few enough for all N to fit in a core's cache."""
 _MOST_AT_ONCE = 32
-"""Profiles that are added up in one call: their sums take memory before they are in their slots."""
+"""Profiles whose sums are made in one call; they take memory until they are in their slots."""
 
 
 def aggregate_adapters_ref(bank: Tensor, masks: Tensor, slots: Tensor, slot_ids: Tensor, *, split: int) -> None:
     """See `aggregate_adapters`.
 
-    How a profile is computed depends on it alone, so that a slot's bits do not depend on who is filled with it.
-    Profiles that choose at most half of the bank read only the rows that they choose: one costs a sixth of the product
-    with the whole bank (N=100, 50 chosen), sixteen still less than it.
+    How a profile is computed depends on it alone, so that a slot's bits do not depend on the other profiles. Profiles
+    that choose at most half of the bank read only the rows that they choose: one costs a sixth of the product with the
+    whole bank (N=100, 50 chosen), sixteen still less than it.
     """
     check_aggregate(bank, masks, slots, slot_ids, split=split)
     adapters, row = bank.shape[1:]
@@ -48,10 +48,10 @@ def aggregate_adapters_ref(bank: Tensor, masks: Tensor, slots: Tensor, slot_ids:
 
 
 def _add_up(bank: Tensor, chosen: NDArray[np.bool_], slots: Tensor, slot_ids: Tensor, split: int, piece: int) -> None:
-    """A row is cut into pieces of one length, so that none belongs to both masks.
+    """Sum the chosen rows piece by piece, so that what several profiles choose of a piece is still in the cache.
 
-    Piece by piece: what several profiles choose of one is in the cache when the next profile asks for it. Which pieces
-    those are NumPy says: on so few numbers an operator of torch costs more than what it does.
+    Rows are cut into pieces of one length, none of which belongs to both masks. NumPy works out which pieces to add, as
+    an operator of torch is mostly overhead for so few numbers.
     """
     blocks, adapters, row = bank.shape
     places, of_first = row // piece, split // piece
@@ -77,8 +77,11 @@ def _add_up(bank: Tensor, chosen: NDArray[np.bool_], slots: Tensor, slot_ids: Te
 def _multiply(
     bank: Tensor, weights: Tensor, slots: Tensor, slot_ids: Tensor, split: int, scale: Tensor | None = None
 ) -> None:
-    """``weights`` ``[P, 2, L, N]``, ``scale`` ``[P, 2, L]`` float32. Products of 16 rows at least give a row always the
-    same bits."""
+    """One product with the whole bank for each block and mask. It has 16 rows at least, so that a row's bits are always
+    the same.
+
+    Args: weights: ``[P, 2, L, N]``; scale: ``[P, 2, L]`` float32.
+    """
     blocks, adapters, row = bank.shape
     profiles = slot_ids.numel()
     padded = weights.new_zeros(2, blocks, -(-profiles // MIN_ROWS) * MIN_ROWS, adapters)

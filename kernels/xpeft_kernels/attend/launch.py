@@ -1,4 +1,4 @@
-"""How large a program of attend_packed is; known without Triton."""
+"""How large a program of attend_packed is; without importing Triton."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ _SIZES = {
     2: {32: (64, 64, 2), 64: (64, 32, 3), 128: (32, 32, 3), 256: (16, 16, 2)},
     4: {32: (32, 32, 2), 64: (32, 16, 2), 128: (16, 16, 2), 256: (16, 16, 2)},
 }
-"""Bytes of an element, padded d (16 goes with 32) → rows, keys, stages: sizes of which three programs fit on a
-multiprocessor. At d=256 in float32, which multiplies without tensor cores, only two do."""
+"""Bytes of an element → padded d (16 goes with 32) → rows, keys, stages. Three programs of these sizes fit on a
+multiprocessor; at d=256 in float32, which multiplies without tensor cores, only two do."""
 
 
 class Launch(NamedTuple):
@@ -35,6 +35,8 @@ class Launch(NamedTuple):
 
 
 def query_rows(d: int, itemsize: int) -> int:
-    """Most rows of a piece that the kernel takes, for heads of d elements of ``itemsize`` bytes: what `cut_sequences`
-    and `PlacedSequences` want. Raises: ValueError if it takes no such heads."""
+    """Most rows of a piece, for `cut_sequences` and `PlacedSequences`.
+
+    Raises: ValueError if the kernel takes no heads of d elements of ``itemsize`` bytes.
+    """
     return Launch.of(d, itemsize).rows

@@ -1,4 +1,4 @@
-"""Sums over a sequence's spans, brought together in their order: in registers, and of pieces that had a part each."""
+"""Sums over a sequence's spans, joined in their order: in registers, or by a second kernel from what pieces left."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Tile(NamedTuple):
 
 @triton.jit
 def joined(b_out, b_highest, b_total, b_sum, b_limit, b_weights):  # type: ignore[no-untyped-def]
-    """What is known of some rows, and what the next span has of them: sums relative to their highest scores, the
-    highest scores, sums of weights. Products that are added are fused by name, so that no compiler can do otherwise."""
+    """Join what some rows have so far with what the next span has: weighted sums of values, relative to the highest
+    score; the highest scores; and sums of weights. Explicit fused multiply-adds leave the compiler no choice."""
     b_higher = tl.maximum(b_highest, b_limit)
     # A row that has seen nothing yet: -inf - -inf would be NaN.
     b_shift = tl.where(b_higher == float("-inf"), 0.0, b_higher)

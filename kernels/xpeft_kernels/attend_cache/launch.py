@@ -1,11 +1,12 @@
-"""How large a program of attend_cache is; known without Triton."""
+"""How large a program of attend_cache is; without importing Triton."""
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
 PROGRAMS: Final = 1024
-"""Of about 150 multiprocessors each has room for three programs; twice as many end at more even times."""
+"""Programs that a few long sequences are cut into. About 150 multiprocessors have room for three each; twice as many
+end at more even times."""
 
 
 class Launch(NamedTuple):
@@ -29,7 +30,7 @@ class Launch(NamedTuple):
         if itemsize >= 4:
             rows, keys, stages = 16, 32 if width <= 64 else 16, 2 if width <= 128 else 1
         else:
-            # Of sums a program keeps two, which for wide heads leaves registers for fewer rows.
+            # A program keeps two accumulators, which for wide heads leaves registers for fewer rows.
             rows, keys, stages = 32 if width <= 64 else 16, max(16, min(64, 4096 // width)), 3
         warps = 4 if width <= 128 else 8
         return cls(rows=rows, heads=min(group, rows), keys=keys, width=width, warps=warps, stages=stages)
@@ -41,14 +42,15 @@ class Launch(NamedTuple):
 
 
 def step_rows(group: int, d: int, itemsize: int) -> int:
-    """Most query rows of a piece that the kernel takes, for ``group`` query heads a key, heads of d elements and
-    ``itemsize`` bytes an element: what `cut_steps` wants."""
+    """Most query rows of a piece, for `cut_steps`.
+
+    Args: group: query heads that share a key; d: elements of a head; itemsize: bytes of an element.
+    """
     return Launch.of(group, d, itemsize).queries
 
 
 def spare_pieces(heads: int, group: int, d: int, itemsize: int) -> int:
-    """How many pieces more than its sequences a step may have, so that few long ones keep a whole GPU busy: what
-    `cut_steps` wants.
+    """Pieces that a step may have beyond one a sequence, so that few long ones keep a whole GPU busy; for `cut_steps`.
 
     Args:
         heads: of keys.
