@@ -93,7 +93,7 @@ def test_the_loss_that_is_told_is_the_mean_of_the_rows_whatever_they_weigh(
     total = defaultdict(float)
     while cohort.trainees:
         rows = {each.name: each for each in cohort.trainees}
-        before = {name: sum(map(float, each.losses)) if each.done else 0.0 for name, each in rows.items()}
+        before = {name: sum(map(float, each.losses)) if each.steps_done else 0.0 for name, each in rows.items()}
         taken = {name: len(each.train) for name, each in rows.items()}
         cohort.step()
         for name, each in rows.items():

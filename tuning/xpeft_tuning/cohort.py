@@ -1,4 +1,4 @@
-"""Many profiles tuned together: one pass through the frozen PLM for the rows of all of them."""
+"""Many profiles tuned together: one pass through the frozen PLM for all of their rows."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Cohort:
 
     @property
     def free(self) -> int:
-        """Places that nobody has."""
+        """Free places."""
         return len(self._free)
 
     def admit(self, trainees: Sequence[Trainee]) -> None:
@@ -96,9 +96,9 @@ class Cohort:
         return self._step.padding
 
     def step(self) -> list[Trainee]:
-        """One update of every trainee by rows of its own; those that are done leave, as they were at their best.
+        """One update of every trainee, by rows of its own.
 
-        So do those whose last epoch left no profile: they have a failure.
+        Returns: the trainees that are done and leave; one whose last epoch left no profile has a failure.
         """
         batches = [TraineeBatch(each, each.next_rows()) for each in self.trainees]
         if self._settings.gumbel:
@@ -175,9 +175,9 @@ class Cohort:
     def fitted_heads(
         self, trainees: Sequence[Trainee], features: Sequence[Tensor], drawn_to: Sequence[LinearHead]
     ) -> list[tuple[LinearHead, HeadPenalty]]:
-        """The heads that suit the train rows' features best, and their penalties divided by the rows' number.
+        """Heads fitted to the train rows' features, and their penalties per row.
 
-        Beside a shared head labels' biases are drawn to its, too.
+        Beside a shared head, labels' biases are drawn to its, too.
         """
         shared = self._settings.shared_head is not None
         rows = rotate(
@@ -198,7 +198,7 @@ class Cohort:
         return list(zip(heads, shares, strict=True))
 
     def _solved(self, trainee: Trainee) -> tuple[int, ...]:
-        """Of what is learned: the head, if the first step takes all the rows that it is solved for, as they are."""
+        """Tensors that start at their optimum: the head, if the first step takes all rows that it was solved for."""
         alike = self._state.own_head and trainee.steps == 1 and not self._settings.gumbel
         return (_HEAD_WEIGHT, _HEAD_BIAS) if alike else ()
 

@@ -1,4 +1,4 @@
-"""How good profiles are when they are served: through the same code, masks, float16 and all."""
+"""How good profiles are when they are served: scored by the server's own code, on hard masks and float16."""
 
 from __future__ import annotations
 
@@ -71,31 +71,29 @@ class Evaluator:
         found: list[Score] = []
         for start in range(0, len(pairs), self._slots):
             some = pairs[start : start + self._slots]
-            if self._vocabulary is not None:
-                losses = self._profiles_losses(some)
-                found += [Score(loss, len(pair.texts)) for loss, pair in zip(losses, some, strict=True)]
-                continue
-            found += [
-                score_logits(torch.from_numpy(logits), pair.texts.targets)
-                for logits, pair in zip(self._logits(some), some, strict=True)
-            ]
+            found += self._label_scores(some) if self._vocabulary is None else self._completion_scores(some)
         return found
 
     def bare_scores(self, every: Sequence[LabelledTexts]) -> list[Score | None]:
-        """Of the PLM without adapters, on completions: it writes without a head, and labels nothing without one."""
+        """Of the PLM without adapters, on completions; it labels nothing without a head."""
         if self._vocabulary is None:
             return [None for _ in every]
-        losses = self._losses(every, adapted=False)
-        return [Score(loss, len(texts)) for loss, texts in zip(losses, every, strict=True)]
+        return [*self._score_completions(every, adapted=False)]
 
-    def _profiles_losses(self, pairs: Sequence[Scored]) -> list[float]:
-        nothing = np.empty(0, np.int64)
-        self._classifier.fill([SlotFill(slot, pair.profile, nothing) for slot, pair in enumerate(pairs)])
-        return self._losses([pair.texts for pair in pairs], adapted=True)
+    def _label_scores(self, pairs: Sequence[Scored]) -> list[Score]:
+        return [
+            score_logits(torch.from_numpy(logits), pair.texts.targets)
+            for logits, pair in zip(self._logits(pairs), pairs, strict=True)
+        ]
+
+    def _completion_scores(self, pairs: Sequence[Scored]) -> list[Score]:
+        no_head = np.empty(0, np.int64)
+        self._classifier.fill([SlotFill(slot, pair.profile, no_head) for slot, pair in enumerate(pairs)])
+        return self._score_completions([pair.texts for pair in pairs], adapted=True)
 
     @torch.inference_mode()
-    def _losses(self, every: Sequence[LabelledTexts], *, adapted: bool) -> list[float]:
-        """Mean over the completions of each; under the profiles in the first slots, or under none."""
+    def _score_completions(self, every: Sequence[LabelledTexts], *, adapted: bool) -> list[Score]:
+        """Under the profiles in the first slots, or under none."""
         assert self._vocabulary is not None  # noqa: S101
         classifier, buffers = self._classifier, self._classifier.buffers
         losses = torch.zeros(len(every), device=classifier.plm.device)
@@ -106,7 +104,7 @@ class Evaluator:
             hidden = classifier.plm.forward(batch.packed, adapters)
             each = completion_losses(hidden, batch.packed, batch.targets, self._vocabulary)
             losses.index_add_(0, batch.slots, each)
-        return [loss / len(texts) for loss, texts in zip(losses.tolist(), every, strict=True)]
+        return [Score(loss / len(texts), len(texts)) for loss, texts in zip(losses.tolist(), every, strict=True)]
 
     def _logits(self, pairs: Sequence[Scored]) -> list[NDArray[np.float32]]:
         """``[Q, C]`` of each pair."""

@@ -17,8 +17,8 @@ from xpeft_server.model.slots import SlotAdapters
 from .row_batch import RowBatch
 
 
-class _Dropping(NamedTuple):
-    """Adapters that get, and add to, what dropout leaves of the feed-forward's output."""
+class _WithDropout(NamedTuple):
+    """Adapters after dropout of the feed-forward's output, which is what they add to as well."""
 
     adapters: Adapters
     dropout: float
@@ -43,12 +43,12 @@ def hidden_states(
     adapters = SlotAdapters(slots.to(plm.dtype), batch.tiles, form, impl=Impl.REFERENCE)
     if not dropout:
         return plm.forward(batch.packed, adapters)
-    with _dropping(plm.model, dropout):
-        return plm.forward(batch.packed, _Dropping(adapters, dropout))
+    with _dropout_on(plm.model, dropout):
+        return plm.forward(batch.packed, _WithDropout(adapters, dropout))
 
 
 @contextmanager
-def _dropping(model: nn.Module, dropout: float) -> Iterator[None]:
+def _dropout_on(model: nn.Module, dropout: float) -> Iterator[None]:
     modules = [module for module in model.modules() if isinstance(module, nn.Dropout)]
     for module in modules:
         module.p = dropout
@@ -62,7 +62,7 @@ def _dropping(model: nn.Module, dropout: float) -> Iterator[None]:
 
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Torch's global generators begin at ``seed``, and afterwards go on as if nothing had been drawn."""
+    """Torch's global generators start at ``seed`` within the context, and go on as before after it."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -42,7 +42,7 @@ class PaddedPass:
     def _row_losses(self, leaves: Learned) -> Tensor:
         """``[P' · rows]``."""
         state, given, shape = self._state, self._inputs.device, self._inputs.shape
-        slots = state.stack.adapters(leaves, state.bank_parts, given["temperature"], self._inputs.noise)
+        slots = state.stack.adapters(leaves, state.bank_parts, given["temperature"], given.get("noise"))
         hidden = state.plm.forward(self._inputs.batch(), EvenAdapters(slots.to(state.plm.dtype), state.stack.form))
         hidden = hidden.view(shape.texts, shape.length, -1)
         if state.vocabulary is not None:

@@ -1,4 +1,4 @@
-"""Which rows teach, which choose the epoch, and which only measure."""
+"""Which rows train, which choose the epoch, and which only measure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .dataset import Dataset, Example
 
 
 class Partition(NamedTuple):
-    """``train`` is learned from, ``dev`` chooses when to stop, ``held_out`` is looked at only after everything."""
+    """``train`` is learned from, ``dev`` chooses the epoch, ``held_out`` only measures."""
 
     train: tuple[Example, ...]
     dev: tuple[Example, ...]

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from xpeft_server.model.batches.padded_batch import PaddedBatch, PaddedSequences
 from xpeft_server.model.graphs.static_fields import Field, StaticFields
@@ -45,10 +44,6 @@ class StaticInputs:
         """For one forward."""
         ids, positions, types = (self.device[name][None] for name in ("ids", "positions", "types"))
         return PaddedBatch(ids, positions, types, PaddedSequences(self.device["live"], self.shape.length))
-
-    @property
-    def noise(self) -> Tensor | None:
-        return self.device.get("noise")
 
     def load(self, batches: Sequence[TraineeBatch]) -> None:
         """Copy them to the device without waiting for it. Args: batches: at most as many as the shape has places."""

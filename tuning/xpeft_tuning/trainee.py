@@ -1,4 +1,4 @@
-"""A profile's way through its tuning: rows, order, schedule. No tensors of the profile itself."""
+"""One profile's tuning: rows, their order, schedule, outcome. Its parameters are in the stack."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Trainee:
         labels: C labels of its head, the shared one's own where there is one.
         penalty: of the head.
         row_weights: ``[Q]`` of the train rows' losses, mean 1.
-        score: of the last whole epoch's profile, where anybody looked.
+        score: of the last whole epoch's profile, if it was scored.
         failure: why the last whole epoch left no profile.
-        noise: on the logits of the step that is going on, where there is any.
-        losses: of the epoch's steps so far, each the mean of its rows; those of a device may still be there.
+        noise: on the mask logits in the current step, where there is any.
+        losses: of the epoch's steps so far, each the mean of its rows; they may still be on the device.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Trainee:
     score: Score | None = None
     failure: Unservable | None = None
     noise: Tensor = field(default_factory=lambda: torch.zeros(()))
-    done: int = 0
+    steps_done: int = 0
     losses: list[SupportsFloat] = field(default_factory=list)
     _order: list[NDArray[np.int64]] = field(default_factory=list)
 
@@ -67,39 +67,39 @@ class Trainee:
 
     @property
     def steps(self) -> int:
-        """Of an epoch."""
+        """Steps of an epoch."""
         return -(-len(self.train) // self.settings.batch_rows)
 
     @property
     def epoch(self) -> int:
-        """That is going on, from 1; after an epoch's last step still that one."""
-        return max(1, -(-self.done // self.steps))
+        """The current epoch, from 1; after its last step still the same."""
+        return max(1, -(-self.steps_done // self.steps))
 
     @property
     def epochs_done(self) -> int:
-        return self.done // self.steps
+        return self.steps_done // self.steps
 
     @property
     def step(self) -> int:
-        """Of the epoch, from 1."""
-        return self.done - (self.epoch - 1) * self.steps
+        """The step of the epoch, from 1."""
+        return self.steps_done - (self.epoch - 1) * self.steps
 
     @property
     def share_done(self) -> float:
-        return self.done / self._all_steps
+        return self.steps_done / self._all_steps
 
     @property
     def temperature(self) -> float:
-        """Of the next step; after the last one still its."""
+        """Of the next step; after the last one, of that."""
         last = self._all_steps - 1
-        return self.settings.temperature_at(min(1.0, self.done / last) if last else 1.0)
+        return self.settings.temperature_at(min(1.0, self.steps_done / last) if last else 1.0)
 
     @property
     def _all_steps(self) -> int:
         return self.steps * self.settings.epochs
 
     def draw_noise(self, shape: Sequence[int]) -> None:
-        """For the logits of the next step, which may go through the PLM in parts."""
+        """Once a step, which may go through the PLM in several passes."""
         self.noise = gumbel_noise(shape, self._generator)
 
     def next_rows(self) -> NDArray[np.int64]:
@@ -111,12 +111,12 @@ class Trainee:
 
     def stepped(self, loss: SupportsFloat) -> None:
         """Args: loss: mean of the step's rows."""
-        self.done += 1
+        self.steps_done += 1
         self.losses.append(loss)
 
     @property
     def ends_epoch(self) -> bool:
-        return self.done > 0 and not self._order
+        return self.steps_done > 0 and not self._order
 
     @property
     def finished(self) -> bool:
@@ -139,12 +139,12 @@ class TraineeBatch(NamedTuple):
 
 
 def temperatures(trainees: Sequence[Trainee], device: torch.device) -> Tensor:
-    """``[P']``, each one's own."""
+    """``[P']``, of each trainee."""
     return torch.tensor([each.temperature for each in trainees], device=device)
 
 
 def enrol(plm: Plm, name: str, dataset: Dataset, labels: tuple[str, ...], settings: TuningSettings) -> Trainee:
-    """Part and tokenise a dataset; the place is still to be given.
+    """Split and tokenise a dataset; `Cohort.admit` gives the place.
 
     Raises: DataTooSmall if there is nothing to learn from the rows.
     """
@@ -165,7 +165,7 @@ def enrol(plm: Plm, name: str, dataset: Dataset, labels: tuple[str, ...], settin
 
 
 def _row_weights(targets: Tensor, settings: TuningSettings) -> Tensor:
-    """``[Q]`` float32, one each, or what makes every label that is there weigh the same."""
+    """``[Q]`` float32: ones, or inverse label frequencies, so that all labels that occur weigh the same."""
     if settings.class_weights is None:
         return torch.ones(len(targets))
     counts = targets.bincount()
