@@ -38,7 +38,7 @@ class Score(NamedTuple):
     correlation: float | None = None
 
     def record(self) -> dict[str, float]:
-        """For JSON, without what there is not."""
+        """For JSON, without what is None."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 

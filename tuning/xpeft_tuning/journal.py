@@ -1,4 +1,4 @@
-"""What has become of the profiles of a long run: a file of JSON lines that outlives the process."""
+"""Results of a long run, a JSON line for each profile, from which it is resumed."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Journal:
             raise JournalFailed(f"{path} cannot be opened: {error.strerror or error}") from None
         try:
             self._lock()
-            whole, torn = _parted(path.read_bytes(), path)
+            whole, torn = _split(path.read_bytes(), path)
             self.entries: dict[str, Entry] = {}
             for number, line in enumerate(whole, start=1):
                 entry = _entry(line, f"{path}: line {number}")
@@ -132,7 +132,7 @@ class Journal:
             raise JournalFailed(f"{self._path} is being written by another run: wait for it, or stop it") from None
 
 
-def _parted(data: bytes, path: Path) -> tuple[list[bytes], bytes]:
+def _split(data: bytes, path: Path) -> tuple[list[bytes], bytes]:
     """Whole lines with their ends, and what stands behind the last end."""
     *lines, torn = data.split(b"\n")
     if not torn.startswith(_FIRST_BYTES[: len(torn)]):

@@ -29,7 +29,7 @@ class LabelledTexts:
             text that are its prompt, int64 ≥ 1, where they are completions.
         first_position: the model's.
         cut: how many texts were longer than the model takes and were cut.
-    Raises: DatasetInvalid for a text that the tokenizer makes nothing of.
+    Raises: DatasetInvalid for a text without tokens.
     """
 
     def __init__(self, plm: Plm, examples: Sequence[Example], labels: Sequence[str], *, completions: bool) -> None:

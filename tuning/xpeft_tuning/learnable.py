@@ -1,4 +1,4 @@
-"""Whether a profile can be learned from its rows, and the labels that it will have; no model is needed to tell."""
+"""Whether a profile can be learned from its rows, and the labels of its head; checked without a model."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def tune_profiles(
     placed: bool | None = None,
     progress: Callable[[TuningProgress], None] = lambda _: None,
 ) -> Iterator[Tuned | Refused]:
-    """Tune many profiles, ``places`` of them at a time: who is done leaves, and who waits takes the place.
+    """Tune many profiles, ``places`` of them at a time: the next one takes the place of one that is done.
 
     Args:
         tasks: names are distinct.

@@ -1,4 +1,4 @@
-"""Logits over the bank to mask weights: a hard choice with a gradient, or a softmax."""
+"""Logits over the bank to mask weights: a hard choice with a straight-through gradient, or a softmax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is minimised: the loss of each row of a packed batch, and what becomes of it when it is served."""
+"""The loss of each row of a batch: what tuning minimises, and what evaluation reports."""
 
 from __future__ import annotations
 

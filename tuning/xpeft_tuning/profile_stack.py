@@ -1,4 +1,4 @@
-"""Profiles while they are being tuned: logits where they will have masks, all numbers in float32, P of them at once."""
+"""Parameters of P profiles in tuning: mask logits, LN affines and heads, in float32."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Learned(NamedTuple):
 
 
 class ProfileStack:
-    """P places for profiles, each with everything of one that is learned.
+    """P places, each for the learned parameters of one profile.
 
     Args:
         bank: decides the shapes.
@@ -131,9 +131,9 @@ class ProfileStack:
 
     @torch.no_grad()
     def fit_float16(self, places: Sequence[int]) -> list[bool]:
-        """For each place, whether all of its numbers are such that a profile could be made of them.
+        """For each place, whether a profile could be made of its parameters.
 
-        One look at all places, so that a profile that nobody needs yet need not be made to know.
+        One check of all places, which spares making profiles that are not needed yet.
         """
         here = torch.tensor(places, dtype=torch.int64, device=self.learned.logits.device)
         learned = self.learned.at(here)

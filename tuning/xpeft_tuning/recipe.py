@@ -1,4 +1,4 @@
-"""What a profile depends on, as one digest: who has the same need not be tuned again."""
+"""Everything that a profile depends on, as one digest: with the same one it need not be tuned again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of many profiles, each turned into as few columns as tell them apart, side by side in float64."""
+"""Features of many profiles, each rotated into the few columns that they span, in float64 batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must be true of rows and of the labels that they may have, from wherever they come."""
+"""Rules for rows and their labels, from a file or a tuning job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses that stay on the device until somebody asks."""
+"""Losses that stay on the device until one is read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class StepLosses:
-    """Mean losses of one step's rows, ``[P]`` on the device. The first one that is asked for brings all of them."""
+    """Mean losses of one step's rows, ``[P]`` on the device. Reading the first fetches all of them."""
 
     def __init__(self, values: Tensor) -> None:
         self._values = values

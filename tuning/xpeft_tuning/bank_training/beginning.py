@@ -38,9 +38,9 @@ def check_beginning(start: Bank, plm: Plm, settings: BankTrainingSettings, label
 
 
 def copies(rows: Tensor, bias: Tensor | None, count: int, apart: float, generator: torch.Generator) -> Tensor:
-    """``[L, N₀, …]`` and ``[L, N₀, B]`` → ``[L, N, D]``: adapters one after the other, over and over.
+    """``[L, N₀, …]`` and ``[L, N₀, B]`` → ``[L, N, D]``: the adapters in turn, repeated until there are N.
 
-    Args: count: N; apart: of copies, in standard deviations of what they are copies of.
+    Args: count: N; apart: noise on repeated adapters, in standard deviations of their weights.
     """
     given = rows.shape[1]
     again = torch.arange(count) % given

@@ -1,4 +1,4 @@
-"""What bank training tells while it runs, and what comes of it."""
+"""Progress and result of a bank's training."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ class TrainableBank:
 
     Args:
         labels: C labels of the head, or one where they are numbers.
-        start: adapters and head to begin with, over and over if there are fewer; None for random ones.
-        others: settings besides its own by which what learns along with it can diverge.
+        start: adapters and head to start from, repeated if there are fewer; None for random ones.
+        others: settings besides the bank's own that may make its training diverge.
 
     Attributes:
         parts: ``[L, N, split]`` and ``[L, N, D - split]`` rows of the form, as tuning multiplies masks with them.
@@ -52,7 +52,7 @@ class TrainableBank:
         self._plm = plm
         self._labels = labels
         self._settings = settings
-        self._divergence = ("lr_bank", "lr_head", *others)
+        self._suspects = ("lr_bank", "lr_head", *others)
         self.pooling: Pooling = settings.pooling or ("last" if plm.facts.decoder else "mean")
         if start is not None:
             check_beginning(start, plm, settings, labels)
@@ -67,10 +67,10 @@ class TrainableBank:
         self.head_bias = nn.Parameter(torch.zeros(len(labels), device=plm.device))
         check_head(settings.head, self.head_weight, self.head_bias, labels, hidden=hidden)
         if start is not None:
-            self._begin(start, generator)
+            self._copy(start, generator)
 
     @torch.no_grad()
-    def _begin(self, start: Bank, generator: torch.Generator) -> None:
+    def _copy(self, start: Bank, generator: torch.Generator) -> None:
         count, apart = self._settings.adapters, self._settings.start_apart
         self._down.copy_(copies(start.down, start.down_bias, count, apart, generator))
         up = copies(start.up, start.up_bias, count, apart, generator)
@@ -112,7 +112,7 @@ class TrainableBank:
             raise self._diverged(f"after epoch {epoch} the bank has values that are not finite")
 
     def _diverged(self, what: str) -> TuningSettingsInvalid:
-        names = self._settings.too_high(self._divergence)
+        names = self._settings.too_high(self._suspects)
         values = ", ".join(f"{name} is {getattr(self._settings, name)}" for name in names)
         options = ", ".join("--" + name.replace("_", "-") for name in names)
         return TuningSettingsInvalid(

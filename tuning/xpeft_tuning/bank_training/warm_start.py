@@ -32,9 +32,9 @@ from .training_loop import train_epochs
 from .training_rows import TrainingRows
 
 _MOST_SCORED = 4000
-"""Held-out rows that are looked at after an epoch, drawn from all."""
-_DIVERGENCE = ("lr_norm", "lr_own_head", "own_head_penalty")
-"""Not the masks' rate: what is chosen by the largest logits stays a choice, however large they are."""
+"""Held-out rows that are scored after an epoch, drawn from all."""
+_SUSPECTS = ("lr_norm", "lr_own_head", "own_head_penalty")
+"""Settings that may make a training diverge. Not the masks' rate: a hard choice is one however large the logits are."""
 
 
 class WarmStart:
@@ -68,7 +68,7 @@ class WarmStart:
         self._rows = users if isinstance(users, TrainingRows) else TrainingRows.of(plm, users)
         self._train, self._held_out = self._rows.train, self._rows.held_out
         self._start = start
-        self._bank = TrainableBank(plm, self._rows.labels, settings, start, others=_DIVERGENCE)
+        self._bank = TrainableBank(plm, self._rows.labels, settings, start, others=_SUSPECTS)
         self._generator = np.random.Generator(np.random.PCG64(settings.seed))
         self._noise = torch.Generator().manual_seed(settings.seed)
         self._users = ProfileStack(
@@ -123,7 +123,7 @@ class WarmStart:
         return list(np.array_split(self._generator.permutation(rows), count))
 
     def _step(self, picks: Sequence[Pick], share: float) -> float:
-        """One update of the users in it, gradients for the bank; the mean loss of the rows."""
+        """Update the users and make the bank's gradients. Returns: mean loss of the rows."""
         users = torch.tensor([pick.slot for pick in picks], device=self._plm.device)
         leaves = self._users.leaves(users)
         noise = self._noise_on(leaves.logits)
@@ -137,7 +137,7 @@ class WarmStart:
             losses = label_losses(self._logits(batch, part, self._settings.dropout), batch.targets)
             torch.autograd.backward(losses.sum() / rows)
             total += losses.detach().sum().item() / rows
-        # A user's own numbers feel the user's own mean loss, whatever else is in the step.
+        # A user's parameters get the gradient of the user's own mean loss, whatever else is in the step.
         shares = torch.tensor([len(pick.places) / rows for pick in picks], device=self._plm.device)
         penalties = leaves.head_weight.square().sum(dim=(1, 2)) / 2
         torch.autograd.backward(self._settings.own_head_penalty * shares @ penalties)
@@ -146,7 +146,7 @@ class WarmStart:
         return total
 
     def _noise_on(self, logits: Tensor) -> Tensor:
-        """What is added to mask logits ``[P', 2, L, N]`` for one step."""
+        """Gumbel noise for mask logits ``[P', 2, L, N]``, drawn once a step."""
         if not self._settings.gumbel:
             return torch.zeros_like(logits)
         return self._settings.gumbel * gumbel_noise(logits.shape, self._noise).to(logits)
