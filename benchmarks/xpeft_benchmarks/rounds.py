@@ -6,7 +6,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +21,21 @@ class Ratio(NamedTuple):
     high: float
 
 
-def interleave(
+def interleaved(
+    variants: Iterable[str], rounds: int, seed: int, *, on_round: Callable[[int], None] = lambda _: None
+) -> Iterator[str]:
+    """Every variant once a round, each round in another random order. ``on_round``: its number, once it is over."""
+    order, rng = list(variants), random.Random(seed)
+    for number in range(rounds):
+        rng.shuffle(order)
+        yield from order
+        on_round(number + 1)
+
+
+def time_interleaved(
     variants: Mapping[str, Callable[[], object]],
     rounds: int,
-    rng: random.Random,
+    seed: int,
     *,
     clock: Callable[[], float] = time.perf_counter,
     on_round: Callable[[int], None] = lambda _: None,
@@ -36,14 +47,10 @@ def interleave(
     for run in variants.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    order = list(variants)
-    for number in range(rounds):
-        rng.shuffle(order)
-        for name in order:
-            start = clock()
-            variants[name]()
-            seconds[name].append(clock() - start)
-        on_round(number + 1)
+    for name in interleaved(variants, rounds, seed, on_round=on_round):
+        start = clock()
+        variants[name]()
+        seconds[name].append(clock() - start)
     return seconds
 
 

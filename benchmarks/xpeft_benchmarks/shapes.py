@@ -6,7 +6,6 @@ plays no part; on CPU, a plain call.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,7 +26,7 @@ from xpeft_server.model.slots import SlotAdapters, SlotBuffers
 from xpeft_server.model.tokens.tokenizing import TextTokenizer, TokenizedText
 
 from .results import Result
-from .rounds import interleave, ratio
+from .rounds import ratio, time_interleaved
 
 _FILL = 32
 _TURN_SECONDS = 0.02
@@ -197,7 +196,7 @@ def _measure(plan: ShapesPlan, stage: Stage, tokens: int) -> list[Result]:
     if stage.plm.device.type == "cuda":
         runs["torch.bmm"] = ("as mixed, by the reference", lambda: stage.forward(mixed, Impl.REFERENCE))
     turns = {name: _Turn(run, stage.plm.device) for name, (_, run) in runs.items()}
-    seconds = interleave(turns, plan.rounds, random.Random(plan.seed))
+    seconds = time_interleaved(turns, plan.rounds, plan.seed)
     speeds = {name: [count * turns[name].calls / each for each in times] for name, times in seconds.items()}
     return [
         Result(
@@ -226,7 +225,7 @@ class _Turn:
         with torch.inference_mode():
             self._run = self._graph(run) if device.type == "cuda" else run
         self.calls = 1
-        alone = interleave({"": self}, 3, random.Random(0))[""]
+        alone = time_interleaved({"": self}, 3, seed=0)[""]
         self.calls = max(1, round(_TURN_SECONDS / float(np.median(alone))))
 
     @torch.inference_mode()

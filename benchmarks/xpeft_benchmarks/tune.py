@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from .results import Result
-from .rounds import ratio
+from .rounds import interleaved, ratio
 from .texts import sample_texts
 
 PACKED = "packed"
@@ -87,13 +86,11 @@ def run_tune(
     for name, tuning in tunings.items():
         on_step(f"warming up: {plan.profiles} profiles, {name}")
         _tuned(tuning, rows)
-    order, rng = list(tunings), random.Random(plan.seed)
     turns: dict[str, list[_Turn]] = defaultdict(list)
-    for number in range(plan.rounds):
-        rng.shuffle(order)
-        for name in order:
-            turns[name].append(_tuned(tunings[name], rows))
-        on_step(f"round {number + 1} of {plan.rounds}")
+    for name in interleaved(
+        tunings, plan.rounds, plan.seed, on_round=lambda number: on_step(f"round {number} of {plan.rounds}")
+    ):
+        turns[name].append(_tuned(tunings[name], rows))
     speeds = {name: [plan.profiles / (each.begun + each.stepped) for each in turns[name]] for name in tunings}
     return [
         Result(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import shlex
 import socket
 import sys
@@ -29,7 +28,7 @@ from xpeft_benchmarks.command_line import shown_word
 from xpeft_benchmarks.processes.server_client import geometry_of
 from xpeft_benchmarks.random_profiles import random_profile
 from xpeft_benchmarks.results import Context, Result, table_rows, write_lines
-from xpeft_benchmarks.rounds import interleave, ratio
+from xpeft_benchmarks.rounds import ratio, time_interleaved
 from xpeft_benchmarks.texts import example_texts, read_texts, sample_texts
 from xpeft_profiles import write_profile_file
 
@@ -66,7 +65,7 @@ def measure(
     with _served(plm, bank) as url:
         _upload(url + "/one", profiles)
         variants = {name: partial(_turn, f"{url}/{name}", bodies, in_flight) for name in REPLICAS}
-        seconds = interleave(variants, rounds, random.Random(_SEED), on_round=_show)  # noqa: S311
+        seconds = time_interleaved(variants, rounds, _SEED, on_round=_show)
     speeds = {name: [len(texts) / each for each in seconds[name]] for name in REPLICAS}
     results = [
         Result("one replica", "requests to one engine behind an ingress", "texts", speeds["one"]),

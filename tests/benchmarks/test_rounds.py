@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import random
-
 import pytest
 
-from xpeft_benchmarks.rounds import interleave, percentiles, ratio
+from xpeft_benchmarks.rounds import percentiles, ratio, time_interleaved
 
 
 def test_every_variant_runs_once_to_warm_up_and_once_a_round() -> None:
     ran: list[str] = []
     variants = {name: (lambda name=name: ran.append(name)) for name in "abc"}
-    seconds = interleave(variants, 4, random.Random(0))
+    seconds = time_interleaved(variants, 4, 0)
     assert ran[:3] == ["a", "b", "c"]
     rounds = [ran[start : start + 3] for start in range(3, len(ran), 3)]
     assert [sorted(each) for each in rounds] == [["a", "b", "c"]] * 4
@@ -20,13 +18,13 @@ def test_every_variant_runs_once_to_warm_up_and_once_a_round() -> None:
 
 def test_a_round_is_timed_by_the_clock_that_is_given() -> None:
     ticks = iter([0.0, 2.0, 5.0, 9.0])
-    seconds = interleave({"a": lambda: None}, 2, random.Random(0), clock=lambda: next(ticks))
+    seconds = time_interleaved({"a": lambda: None}, 2, 0, clock=lambda: next(ticks))
     assert seconds == {"a": [2.0, 4.0]}
 
 
 def test_rounds_are_reported_as_they_end() -> None:
     seen: list[int] = []
-    interleave({"a": lambda: None}, 3, random.Random(0), on_round=seen.append)
+    time_interleaved({"a": lambda: None}, 3, 0, on_round=seen.append)
     assert seen == [1, 2, 3]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
@@ -22,6 +21,7 @@ from xpeft_server.model.slots import adapter_form
 
 from ..registered import registered_key
 from ..results import Result
+from ..rounds import interleaved
 from ..turns import Turn
 from ..word_texts import word_texts
 from .bare_batches import BareBatches
@@ -191,12 +191,12 @@ class _Bench:
         for variant in variants.values():
             await variant.run(min(plan.seconds, _WARM_UP_SECONDS))
         turns: dict[str, list[Turn]] = {name: [] for name in variants}
-        order, rng = list(variants), random.Random(plan.seed)
-        for number in range(plan.rounds):
-            rng.shuffle(order)
-            for name in order:
-                turns[name].append(await variants[name].run(plan.seconds))
-            self._on_step(f"{self._prefix}: round {number + 1} of {plan.rounds}")
+
+        def tell(number: int) -> None:
+            self._on_step(f"{self._prefix}: round {number} of {plan.rounds}")
+
+        for name in interleaved(variants, plan.rounds, plan.seed, on_round=tell):
+            turns[name].append(await variants[name].run(plan.seconds))
         return results_of(self._prefix, variants, turns)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from ..results import Result
+from ..rounds import interleaved
 from ..texts import sample_texts
 from .crew import CONTINUOUS, Crew
 from .results import GenerateSample, Variant, missing, results_of
@@ -61,10 +61,8 @@ def _arriving_seconds(padded: Variant, work: Work) -> float:
 
 def _measure(plan: GeneratePlan, variants: Mapping[str, Variant], on_step: Step) -> dict[str, list[GenerateSample]]:
     samples: dict[str, list[GenerateSample]] = {name: [] for name in variants}
-    order, rng = list(variants), random.Random(plan.seed)
-    for number in range(plan.rounds):
-        rng.shuffle(order)
-        for name in order:
-            samples[name].append(variants[name].run())
-        on_step(f"round {number + 1} of {plan.rounds}")
+    for name in interleaved(
+        variants, plan.rounds, plan.seed, on_round=lambda number: on_step(f"round {number} of {plan.rounds}")
+    ):
+        samples[name].append(variants[name].run())
     return samples

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from xpeft_server.model.tokens.tokenizing import TokenizedText
 
 from ..popularity import Popularity
 from ..results import Result
-from ..rounds import interleave, ratio
+from ..rounds import ratio, time_interleaved
 from ..texts import sample_texts
 from .bare import BarePacked, BarePadded
 from .operators import operator_calls
@@ -164,10 +163,10 @@ def _tokenise(resident: ResidentProfiles, texts: Sequence[str]) -> dict[str, Var
 def _measure(
     plan: OpsPlan, variants: Mapping[str, Variant], work: Workload, on_step: Callable[[str], None]
 ) -> list[Result]:
-    seconds = interleave(
+    seconds = time_interleaved(
         {name: variant.run for name, variant in variants.items()},
         plan.rounds,
-        random.Random(plan.seed),
+        plan.seed,
         on_round=lambda number: on_step(f"round {number} of {plan.rounds}"),
     )
     speeds = {name: [plan.texts / each for each in times] for name, times in seconds.items()}
@@ -195,9 +194,7 @@ def _operators(
     def repeat(run: Callable[[], object]) -> Callable[[], object]:
         return lambda: [run() for _ in range(_OPERATOR_CALLS)]
 
-    seconds = interleave(
-        {name: repeat(call.run) for name, call in calls.items()}, plan.rounds, random.Random(plan.seed)
-    )
+    seconds = time_interleaved({name: repeat(call.run) for name, call in calls.items()}, plan.rounds, plan.seed)
     results = []
     for name, call in calls.items():
         speeds = [_OPERATOR_CALLS / each for each in seconds[name]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from ..processes.server_process import ServerProcess
 from ..processes.workers import Worker
 from ..processes.xpeft_target import XpeftTarget, met_at, started
 from ..results import Result
+from ..rounds import interleaved
 from ..stretches import (
     Counters,
     EngineStretch,
@@ -209,10 +209,8 @@ def _measure(plan: ServePlan, stretches: Mapping[str, Stretch], on_step: Step) -
     for stretch in stretches.values():
         stretch.run(min(plan.seconds, _WARM_UP_SECONDS), plan.requests)
     samples: dict[str, list[Sample]] = {name: [] for name in stretches}
-    order, rng = list(stretches), random.Random(plan.seed)
-    for number in range(plan.rounds):
-        rng.shuffle(order)
-        for name in order:
-            samples[name].append(stretches[name].run(plan.seconds, plan.requests))
-        on_step(f"round {number + 1} of {plan.rounds}")
+    for name in interleaved(
+        stretches, plan.rounds, plan.seed, on_round=lambda number: on_step(f"round {number} of {plan.rounds}")
+    ):
+        samples[name].append(stretches[name].run(plan.seconds, plan.requests))
     return samples
