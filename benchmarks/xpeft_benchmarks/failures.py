@@ -8,27 +8,25 @@ from xpeft_profiles import ProfileStoreError
 from xpeft_server.model.banks.errors import BankError
 from xpeft_server.model.errors import ModelError
 
-from .engine.plan import ProfilesInvalid
 from .ops.peft_mixed import PeftUnavailable
 from .popularity import PopularityInvalid
 from .processes.connection import ExchangeFailed
 from .processes.server_client import ServerRefused
 from .processes.server_process import ServerFailed
 from .processes.workers import WorkerFailed
-from .serve.measurement import ConcurrencyInvalid
 from .shapes import ShapeUnknown, TokensInvalid
 from .stretches import RequestsFailed
 from .texts import TextsInvalid
+from .whole_numbers import NumbersInvalid
 
 FAILURES: Final = (
     BankError,
-    ConcurrencyInvalid,
     ExchangeFailed,
     ModelError,
+    NumbersInvalid,
     PeftUnavailable,
     PopularityInvalid,
     ProfileStoreError,
-    ProfilesInvalid,
     RequestsFailed,
     ServerFailed,
     ServerRefused,

@@ -81,16 +81,20 @@ class LoadStretch:
     def run(self, seconds: float, requests: int | None) -> Sample:
         """Raises: RequestsFailed, WorkerFailed."""
         before = self._counters()
-        answer = self._client.ask(
-            job="drive", target=self._target, concurrency=self.concurrency, seconds=seconds, requests=requests
-        )
+        answer = drive(self._client, self._target, self.concurrency, seconds, requests)
         after = self._counters()
-        if answer["refused"] or not answer["answered"]:
-            raise RequestsFailed(
-                f"{self._target} answered {answer['answered']} requests and refused {answer['refused']}"
-                f" (status: requests), first: {answer['first_refusal']}"
-            )
         return Sample(answer["answered"], answer["seconds"], answer["latencies"], _totals(answer, before, after))
+
+
+def drive(client: Worker, target: str, concurrency: int, seconds: float, requests: int | None) -> dict[str, Any]:
+    """Have the load client send to one of its targets. Raises: RequestsFailed, WorkerFailed."""
+    answer = client.ask(job="drive", target=target, concurrency=concurrency, seconds=seconds, requests=requests)
+    if answer["refused"] or not answer["answered"]:
+        raise RequestsFailed(
+            f"{target} answered {answer['answered']} requests and refused {answer['refused']}"
+            f" (status: requests), first: {answer['first_refusal']}"
+        )
+    return answer
 
 
 def server_counters(client: ServerClient | None, process: ServerProcess | None) -> Counters:

@@ -11,7 +11,7 @@ import pytest
 from xpeft_benchmarks import shapes
 from xpeft_benchmarks.engine.crowd import Crowd
 from xpeft_benchmarks.engine.measurement import run_engine
-from xpeft_benchmarks.engine.plan import EnginePlan, ProfilesInvalid, parse_profiles
+from xpeft_benchmarks.engine.plan import EnginePlan
 from xpeft_benchmarks.engine.results import BARE, Variant, results_of
 from xpeft_benchmarks.engine.stage import filled_store, load_model, walked_key
 from xpeft_benchmarks.popularity import Popularity
@@ -160,15 +160,3 @@ def test_settings_name_the_model_that_was_measured() -> None:
     real = replace(PLAN, plm="/home/me/minilm", shape=None)
     assert real.model == "minilm"
     assert "shape" not in real.settings()
-
-
-@pytest.mark.parametrize("text", ["", "0", "1,,2", "1e3", "-1", "10000001", "x"])
-def test_numbers_of_profiles_that_cannot_be_are_refused(text: str) -> None:
-    with pytest.raises(ProfilesInvalid, match="is not a whole number from 1 to 10000000"):
-        parse_profiles(text)
-
-
-def test_numbers_of_profiles_are_read_each_once() -> None:
-    assert parse_profiles("1, 32,100000") == (1, 32, 100000)
-    with pytest.raises(ProfilesInvalid, match="names a number twice"):
-        parse_profiles("32,1,032")

@@ -8,22 +8,6 @@ from ..command_line import shown_word
 from ..popularity import Popularity
 
 
-class ProfilesInvalid(ValueError):
-    """Numbers of profiles cannot be read; the message names the value."""
-
-
-def parse_profiles(text: str) -> tuple[int, ...]:
-    """Comma-separated whole numbers, 1 to 10,000,000, each once. Raises: ProfilesInvalid."""
-    parts = [part.strip() for part in text.split(",")]
-    for part in parts:
-        if not (part.isascii() and part.isdigit() and 1 <= int(part) <= 10_000_000):
-            raise ProfilesInvalid(f"profiles {text!r}: {part!r} is not a whole number from 1 to 10000000")
-    found = tuple(map(int, parts))
-    if len(set(found)) < len(found):
-        raise ProfilesInvalid(f"profiles {text!r} names a number twice")
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
     """What to measure.

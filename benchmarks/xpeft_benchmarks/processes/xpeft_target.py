@@ -63,6 +63,18 @@ def profile_name(index: int) -> str:
     return f"bench-{index:06d}"
 
 
+def serve_options(
+    plm: str, bank: str, device: str, dtype: str, slots: int | None, http_processes: int
+) -> dict[str, str]:
+    """Options of ``xpeft serve``, without those that keep their defaults: ``slots`` None, no ``http_processes``."""
+    options = {"--plm": plm, "--bank": bank, "--device": device, "--dtype": dtype}
+    if slots is not None:
+        options["--slots"] = str(slots)
+    if http_processes:
+        options["--http-processes"] = str(http_processes)
+    return options
+
+
 @contextmanager
 def started(options: Mapping[str, str], *, store: str | None, tenants: int) -> Iterator[XpeftTarget]:
     """Run ``xpeft serve`` with these options; without ``store``, over an SQLite file that is removed again.

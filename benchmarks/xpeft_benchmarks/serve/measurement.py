@@ -14,7 +14,7 @@ from ..popularity import Popularity
 from ..processes.server_client import ServerClient, ServerRefused
 from ..processes.server_process import ServerProcess
 from ..processes.workers import Worker
-from ..processes.xpeft_target import XpeftTarget, met_at, started
+from ..processes.xpeft_target import XpeftTarget, met_at, serve_options, started
 from ..results import Result
 from ..rounds import interleaved
 from ..stretches import (
@@ -72,21 +72,6 @@ class ServePlan:
         """Without the key."""
         plain = {name: value for name, value in asdict(self).items() if name not in ("api_key", "infinity_python")}
         return {**plain, "popularity": str(self.popularity), "infinity": self.infinity_python is not None}
-
-
-class ConcurrencyInvalid(ValueError):
-    """Numbers of requests in flight cannot be read; the message names the value."""
-
-
-def parse_concurrencies(text: str) -> tuple[int, ...]:
-    """Comma-separated whole numbers, 1 to 4096, each once. Raises: ConcurrencyInvalid."""
-    parts = [part.strip() for part in text.split(",")]
-    for part in parts:
-        if not (part.isascii() and part.isdigit() and 1 <= int(part) <= 4096):
-            raise ConcurrencyInvalid(f"concurrency {text!r}: {part!r} is not a whole number from 1 to 4096")
-    if len(set(map(int, parts))) < len(parts):
-        raise ConcurrencyInvalid(f"concurrency {text!r} names a number twice")
-    return tuple(map(int, parts))
 
 
 class Work(NamedTuple):
@@ -173,11 +158,7 @@ def _xpeft(plan: ServePlan) -> AbstractContextManager[XpeftTarget]:
         if target.client.tls is not None:
             raise ServerRefused(f"url {plan.url!r}: bench serve speaks plain HTTP only, bench load speaks https too")
         return nullcontext(target)
-    options = {f"--{name}": str(getattr(plan, name)) for name in ("plm", "bank", "device", "dtype")}
-    if plan.slots is not None:
-        options["--slots"] = str(plan.slots)
-    if plan.http_processes:
-        options["--http-processes"] = str(plan.http_processes)
+    options = serve_options(plan.plm, plan.bank, plan.device, plan.dtype, plan.slots, plan.http_processes)
     return started(options, store=plan.store, tenants=plan.tenants)
 
 

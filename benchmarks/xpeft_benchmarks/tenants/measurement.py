@@ -18,11 +18,11 @@ from ..headed_bank import HEAD, write_headed_bank
 from ..popularity import Popularity
 from ..processes.server_client import http_request
 from ..processes.workers import Worker
-from ..processes.xpeft_target import XpeftTarget, started
+from ..processes.xpeft_target import XpeftTarget, serve_options, started
 from ..registered import register, registered_key
 from ..results import Result
 from ..rounds import ratio
-from ..stretches import RequestsFailed
+from ..stretches import drive
 from ..texts import sample_texts
 from .plan import TenantsPlan
 from .results import Flood, Neighbours, due_within, flood_results, neighbour_results
@@ -67,11 +67,7 @@ def _server(plan: TenantsPlan, on_step: Callable[[str], None]) -> Iterator[Xpeft
             )
         )
         on_step("starting xpeft serve")
-        options = {"--plm": plan.plm, "--bank": str(bank), "--device": plan.device, "--dtype": plan.dtype}
-        if plan.slots is not None:
-            options["--slots"] = str(plan.slots)
-        if plan.http_processes:
-            options["--http-processes"] = str(plan.http_processes)
+        options = serve_options(plan.plm, str(bank), plan.device, plan.dtype, plan.slots, plan.http_processes)
         with started(options, store=store, tenants=plan.tenants) as target:
             yield target
 
@@ -229,12 +225,7 @@ class _Run:
         self._closed.ask(job="load", target=name, host=client.host, port=client.port, requests=requests)
 
     def _drive(self, name: str, concurrency: int, seconds: float, requests: int | None = None) -> dict[str, Any]:
-        answer = self._closed.ask(job="drive", target=name, concurrency=concurrency, seconds=seconds, requests=requests)
-        if answer["refused"] or not answer["answered"]:
-            raise RequestsFailed(
-                f"{name}: {answer['answered']} answered, {answer['refused']} refused: {answer['first_refusal']}"
-            )
-        return answer
+        return drive(self._closed, name, concurrency, seconds, requests)
 
     def _load_streams(self, tenants: int) -> None:
         """A stream for each tenant, over a few of its profiles."""

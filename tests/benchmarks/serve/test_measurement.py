@@ -11,7 +11,7 @@ from xpeft_benchmarks.processes.workers import Worker, WorkerFailed
 from xpeft_benchmarks.processes.xpeft_target import started
 from xpeft_benchmarks.results import Result
 from xpeft_benchmarks.serve import measurement as serve
-from xpeft_benchmarks.serve.measurement import ConcurrencyInvalid, ServePlan, parse_concurrencies, run_serve
+from xpeft_benchmarks.serve.measurement import ServePlan, run_serve
 from xpeft_benchmarks.serve.results import results_of
 from xpeft_benchmarks.stretches import Sample
 
@@ -160,16 +160,6 @@ def test_http_is_compared_with_infinity_at_the_same_concurrency() -> None:
     assert http.details["mean_queue_ms"] == 10.0
     assert http.details["mean_batch"] == 9.0
     assert http.details["peak_rss_mb"] == 1
-
-
-def test_concurrencies_are_a_list_of_whole_numbers() -> None:
-    assert parse_concurrencies("32, 1") == (32, 1)
-
-
-@pytest.mark.parametrize("text", ["", "0", "x", "1,,2", "-3", "1.5", "4,4", "99999"])
-def test_concurrencies_that_cannot_be_read_are_named(text: str) -> None:
-    with pytest.raises(ConcurrencyInvalid, match=f"concurrency {text!r}"):
-        parse_concurrencies(text)
 
 
 def _ignore(step: str) -> None:

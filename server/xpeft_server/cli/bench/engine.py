@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from ..screen import fail, say, show_rows
+from ..setting_options import is_typed
 from .options import (
     Adapters,
     Device,
@@ -75,14 +76,14 @@ def engine(
     Example: xpeft bench engine --shape bert-base --device cuda --json engine-bert-base.jsonl
     """
     from xpeft_benchmarks.engine.measurement import run_engine
-    from xpeft_benchmarks.engine.plan import EnginePlan, parse_profiles
+    from xpeft_benchmarks.engine.plan import EnginePlan
     from xpeft_benchmarks.popularity import Popularity
     from xpeft_benchmarks.shapes import parse_tokens, shape_of
+    from xpeft_benchmarks.whole_numbers import parse_whole_numbers
 
     from ..serve.assembly import choose_slots
 
-    source = context.get_parameter_source("plm")
-    if shape is not None and source is not None and source.name == "COMMANDLINE":
+    if shape is not None and is_typed(context, "plm"):
         fail("--plm is of a model with weights: leave it out with --shape")
     with failures_told():
         device_name, dtype_name = chosen(device, dtype)
@@ -99,7 +100,7 @@ def engine(
             text_tokens=text_tokens,
             inputs=inputs,
             in_flight=in_flight,
-            profiles=parse_profiles(profiles),
+            profiles=parse_whole_numbers("profiles", profiles, most=10_000_000),
             popularity=Popularity.parse(popularity),
             rounds=rounds,
             seconds=turn_seconds,

@@ -159,9 +159,6 @@ class AskedLoad:
 
     def _server(self) -> dict[str, str]:
         """The options of one that is started here."""
-        options = {"--plm": self.plm, "--bank": self.bank, "--device": self.device, "--dtype": self.dtype}
-        if self.slots is not None:
-            options["--slots"] = str(self.slots)
-        if self.http_processes:
-            options["--http-processes"] = str(self.http_processes)
-        return {option: str(value) for option, value in options.items()}
+        from xpeft_benchmarks.processes.xpeft_target import serve_options
+
+        return serve_options(self.plm, self.bank, str(self.device), str(self.dtype), self.slots, self.http_processes)

@@ -68,7 +68,8 @@ def serve(
     Example: xpeft bench serve --dtype bfloat16 --data reviews.jsonl.gz --json serve-bf16.jsonl
     """
     from xpeft_benchmarks.popularity import Popularity
-    from xpeft_benchmarks.serve.measurement import ServePlan, parse_concurrencies, run_serve
+    from xpeft_benchmarks.serve.measurement import ServePlan, run_serve
+    from xpeft_benchmarks.whole_numbers import parse_whole_numbers
 
     from ..serve.assembly import choose_batch_tokens, choose_device
 
@@ -85,7 +86,7 @@ def serve(
             profiles=profiles,
             tenants=min(tenants, profiles),
             popularity=Popularity.parse(popularity),
-            concurrencies=parse_concurrencies(concurrency),
+            concurrencies=parse_whole_numbers("concurrency", concurrency, most=4096),
             seconds=seconds,
             requests=requests,
             rounds=rounds,
