@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator
-from dataclasses import replace
 from typing import Final
 
 from xpeft_profiles import JobKey, JobRecord, JobStore, StoreUnavailable
-from xpeft_server.jobs.errors import JobFinished, JobNotFound, TuningOff
+from xpeft_server.jobs.errors import JobNotFound, TuningOff
 from xpeft_server.jobs.records import Records
 from xpeft_server.jobs.requests import TuningRequest
 
@@ -57,13 +55,7 @@ class StoredJobs:
 
     async def cancel(self, key: JobKey) -> JobRecord:
         """Raises: JobNotFound, JobFinished, StoreUnavailable."""
-        record = await self.get(key)
-        if record.finished is None:
-            ended = replace(record, status="cancelled", finished=time.time())
-            record = await self.records.end(ended) or ended
-        if record.status != "cancelled":
-            raise JobFinished(f"job {key.id} is over: {record.status}")
-        return record
+        return await self.records.cancel(key)
 
     async def list(self, tenant: str, *, limit: int, cursor: str | None) -> tuple[list[JobRecord], str | None]:
         """A page, newest first, and the cursor of the next. Raises: CursorInvalid, StoreUnavailable."""

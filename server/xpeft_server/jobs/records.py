@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from xpeft_profiles import JobKey, JobRecord, JobStore, RecordDamaged, StoredJob
 
-from .errors import JobNotFound
+from .errors import JobFinished, JobNotFound
 from .failures import INTERRUPTED
 from .job import Job
 from .process_identity import provably_dead
@@ -54,6 +54,14 @@ class Records:
         page = await self._store.list(tenant, limit=limit, cursor=cursor)
         return [await self._judged(stored) for stored in page.jobs], page.next_cursor
 
+    async def cancel(self, key: JobKey) -> JobRecord:
+        """Cancel a job of another process. Raises: JobNotFound, JobFinished, StoreUnavailable."""
+        record = await self.get(key)
+        if record.finished is None:
+            ended = replace(record, status="cancelled", finished=time.time())
+            record = await self.end(ended) or ended
+        return cancelled(record)
+
     async def end(self, record: JobRecord) -> JobRecord | None:
         """Write a finished record over an unfinished one; what is there afterwards, as `stored`."""
         if await self._store.replace(record, lease=LEASE):
@@ -90,6 +98,13 @@ class Records:
 
     def _is_left(self, stored: StoredJob) -> bool:
         return stored.lapsed and time.monotonic() - self._answers_since >= LEASE
+
+
+def cancelled(record: JobRecord) -> JobRecord:
+    """The record of a job that was to be cancelled. Raises: JobFinished if it ended otherwise."""
+    if record.status != "cancelled":
+        raise JobFinished(f"job {record.id} is over: {record.status}")
+    return record
 
 
 def interrupted(record: JobRecord) -> JobRecord:

@@ -14,13 +14,13 @@ from xpeft_profiles import JobKey, JobRecord, ProfileStore, StoreUnavailable, ne
 from xpeft_server.engine.errors import Unavailable
 from xpeft_server.engine.metrics import Metrics
 
-from .errors import JobFinished, JobNotFound, TuningOff
+from .errors import JobNotFound, TuningOff
 from .failures import failure_of
 from .job import Job
 from .lease_keeper import LeaseKeeper
 from .process_identity import this_process
 from .publisher import Publisher
-from .records import LEASE, Records, interrupted
+from .records import LEASE, Records, cancelled, interrupted
 from .requests import TuningRequest
 from .turns import Turns
 from .worker_port import Progress, Tuned, Worker
@@ -134,17 +134,11 @@ class Tuner:
         """Raises: JobNotFound, JobFinished, StoreUnavailable if it is another server's job."""
         job = self._records.own.get(key)
         if job is None:
-            record = await self.get(key)
-            ended = replace(record, status="cancelled", finished=time.time())
-            record = record if record.finished is not None else await self._records.end(ended) or ended
-        else:
-            async with job.deciding:
-                job.change(status="cancelled", finished=time.time())
-            await self._save(job)
-            record = job.record
-        if record.status != "cancelled":
-            raise JobFinished(f"job {key.id} is over: {record.status}")
-        return record
+            return await self._records.cancel(key)
+        async with job.deciding:
+            job.change(status="cancelled", finished=time.time())
+        await self._save(job)
+        return cancelled(job.record)
 
     async def close(self) -> None:
         """Interrupt every job, end the worker, tell the store. Nothing happens the second time."""
