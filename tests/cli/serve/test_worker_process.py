@@ -16,7 +16,8 @@ import uvloop
 
 from xpeft_profiles import ProfileKey
 from xpeft_server.cli.serve import worker_process
-from xpeft_server.cli.serve.worker_process import WorkerProcess, worker_environment
+from xpeft_server.cli.serve.child_process import child_environment
+from xpeft_server.cli.serve.worker_process import WorkerProcess
 from xpeft_server.jobs.errors import TuningFailed, WorkerDied
 from xpeft_server.jobs.requests import TuningExample, TuningRequest
 
@@ -207,7 +208,7 @@ def test_a_worker_gets_nothing_that_was_meant_for_the_server() -> None:
         "XPEFT_API_KEY": "xp_secret",
         "XPEFT_API_KEYS": "/keys.json",
     }
-    assert worker_environment(server) == {name: value for name, value in server.items() if "XPEFT" not in name}
+    assert child_environment(server) == {name: value for name, value in server.items() if "XPEFT" not in name}
 
 
 async def test_an_idle_worker_ends_although_a_job_was_cancelled_before_it_began(

@@ -1,4 +1,4 @@
-"""HTTP in processes of its own, so that it takes no turns from the engine's Python."""
+"""HTTP in processes of its own, which do not share the GIL with the engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import contextlib
 import logging
 import pickle
 import socket
-import sys
 import time
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Mapping, Sequence
@@ -24,35 +23,35 @@ from xpeft_server.remote.peer import Peer
 from xpeft_server.remote.summed_metrics import EndedProcesses, Told
 from xpeft_server.settings import Settings
 
+from .child_process import child_command, child_environment, how_it_ended, kill
 from .front import FrontFailed
 from .in_force import InForce
-from .worker_process import worker_environment
 
 log = logging.getLogger(__name__)
 
 _PAUSE_SECONDS: Final = 1.0
-"""From the start of a process to that of the next in its place, at least."""
+"""Least time between the start of a process and the start of the one that replaces it."""
 
 _LOOK_SECONDS: Final = 5.0
 _SILENT_SECONDS: Final = 30.0
-"""Who says nothing for so long hangs, and is killed: its connections could wait for ever."""
+"""A process that answers no ping for this long hangs and is killed: its connections could wait for ever."""
 
 _ENDING_SECONDS: Final = 2.0
 _METRICS_SECONDS: Final = 2.0
 
 
 class FrontProcesses:
-    """A `Front` of ``settings.http_processes`` processes that share a socket. One that ends is started anew.
+    """A `Front` of ``settings.http_processes`` processes that share a socket. A process that ends is replaced.
 
-    What they know of engine and tuner comes from here; they read the store, and the files of the settings, themselves.
-    One that begins while a file of keys, limits or certificates cannot be used is given what is in force.
+    They call the engine and the tuner in this process; the store and the settings' files they read themselves. A
+    process that starts while a file of keys, limits or certificates cannot be used is given what is in force.
 
     Args:
-        in_force: tells that.
+        in_force: the keys, limits and certificates in force.
         metrics: of this process, shown with theirs.
         listening: bound.
-        connections: how many each of them may have open.
-        environ: this process's.
+        connections: most open connections of each process.
+        environ: of this process.
         command: what is started, with two file descriptors as its arguments.
     """
 
@@ -75,9 +74,8 @@ class FrontProcesses:
         self._listening = listening
         self._connections = connections
         self._in_force = in_force
-        self._environ = worker_environment(environ)
-        # -P: the folder that the server was started in is no place to import from.
-        self._command = command or (sys.executable, "-P", "-m", "xpeft_server.cli.serve.front_worker")
+        self._environ = child_environment(environ)
+        self._command = command or child_command("xpeft_server.cli.serve.front_worker")
         self._peers: set[Peer] = set()
         self._listeners: set[Peer] = set()  # of them
         self._told: dict[Peer, bytes] = {}  # the families that each of these told last
@@ -118,7 +116,7 @@ class FrontProcesses:
         self._telling += [asyncio.create_task(_quietly(peer, method)) for peer in self._listeners]
 
     async def _keep(self, listens: asyncio.Event) -> None:
-        """Have a process until it is told to end."""
+        """Run one process after another until told to end."""
         while True:
             began = time.monotonic()
             try:
@@ -150,14 +148,14 @@ class FrontProcesses:
                 self._listeners.add(peer)
                 listens.set()
                 log.info("process %d speaks HTTP", process.pid)
-            # It was not there, or not all of it, when the others were told.
+            # It was not, or not yet, among those that were told.
             if self._closing.is_set():
                 await peer.call("stop")
             elif self._drains:
                 self._telling.append(asyncio.create_task(_quietly(peer, "drain")))
             await _until_it_ends(process, peer)
         except TELLING as error:
-            # Its own words, or the connection's end, which is its own.
+            # It said why, or its connection broke.
             log.error("process %d does not speak HTTP: %s", process.pid, error)
         finally:
             self._peers.discard(peer)
@@ -166,8 +164,7 @@ class FrontProcesses:
                 self._ended.add(pickle.loads(self._told.pop(peer)))  # noqa: S301  # see peer.py
             peer.close()
             await _end(process)
-        code = process.returncode
-        return f"by signal {-code}" if code is not None and code < 0 else f"with exit status {code}"
+        return how_it_ended(process)
 
     async def _start(self, connection: socket.socket) -> Process:
         descriptors = connection.fileno(), self._listening.fileno()
@@ -176,16 +173,16 @@ class FrontProcesses:
         )
 
     async def _families(self) -> list[bytes]:
-        """Those of every process, and of those that ended; summed where they are asked for, which is not here.
+        """Those of every process, and of those that ended. The process that asks sums them.
 
-        Requests by profile are this process's alone, which counts what all others hand over.
+        Requests by profile are in this process's alone, which counts what all others hand over.
         """
         await asyncio.gather(*map(self._ask_families, self._listeners))
         own = pickle.dumps(self._metrics.families())
         return [own, *self._told.values(), pickle.dumps(self._ended.families())]
 
     async def _ask_families(self, peer: Peer) -> None:
-        """What one that does not answer in time told last is still true of what it counts."""
+        """A process that does not answer in time is shown as it was last: what it counts only grows."""
         if peer not in self._hearing:
             self._hearing[peer] = asyncio.create_task(self._hear(peer))
         await asyncio.wait([self._hearing[peer]], timeout=_METRICS_SECONDS)
@@ -209,34 +206,29 @@ async def _announce_once(listening: list[asyncio.Event], announce: Callable[[], 
 
 
 async def _until_it_ends(process: Process, peer: Peer) -> None:
-    """By itself, or because it hangs."""
+    """Wait for its end; kill it if it hangs."""
     ended = asyncio.create_task(process.wait())
     try:
         while not (await asyncio.wait([ended], timeout=_LOOK_SECONDS))[0]:
             try:
-                await asyncio.wait_for(peer.call("say_something"), _SILENT_SECONDS)
+                await asyncio.wait_for(peer.call("ping"), _SILENT_SECONDS)
             except TimeoutError:
                 log.error("process %d, which speaks HTTP, said nothing for %g s", process.pid, _SILENT_SECONDS)
-                _kill(process)
+                kill(process)
     finally:
         ended.cancel()
 
 
 async def _end(process: Process) -> None:
-    """Without its connection it ends by itself; killed at once, it would not show how it ended."""
+    """It ends by itself once its connection is closed; to kill it at once would hide how it ended."""
     try:
         await asyncio.wait_for(process.wait(), _ENDING_SECONDS)
     except TimeoutError:
-        _kill(process)
+        kill(process)
         await process.wait()
 
 
-def _kill(process: Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-
-
 async def _quietly(peer: Peer, method: str) -> None:
-    """One that has gone has nothing left to do."""
+    """Call it; a process that has gone has nothing left to do."""
     with contextlib.suppress(*TELLING):
         await peer.call(method)

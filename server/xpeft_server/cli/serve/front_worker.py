@@ -1,4 +1,4 @@
-"""A process that speaks HTTP for an engine in another one: what `FrontProcesses` starts."""
+"""A process that speaks HTTP for an engine in another process: `FrontProcesses` starts it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class FrontWorker:
             "drain": self._drain,
             "stop": self._stop,
             "tell_metrics": self._tell_metrics,
-            "say_something": self._say_something,
+            "ping": self._ping,
         }
         self._peer = Peer(methods, on_lost=self._lost)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: self._peer, connection)
@@ -62,8 +62,7 @@ class FrontWorker:
         self._peer.close()
 
     async def _serve(self, settings: Settings, connections: int, in_force: InForce) -> None:
-        """Returns when it listens. Raises: what keeps it from that; Unavailable for a file that cannot be used now, or
-        an address at which another program listens."""
+        """Returns once it listens. Raises: Unavailable for a file that cannot be used, or an address that is taken."""
         configure_server_logging(settings)
         self._metrics = ConnectedMetrics(self._peer, top_profiles=settings.metrics_top_profiles)
         try:
@@ -121,29 +120,25 @@ class FrontWorker:
     async def _tell_metrics(self) -> Told:
         return self._metrics.tell()
 
-    async def _say_something(self) -> None:
-        """Whoever cannot answer this hangs."""
+    async def _ping(self) -> None:
+        """A process that cannot answer this hangs."""
 
     def _lost(self) -> None:
         if not self._stopped:
             if self._serving is not None:
                 log.critical("the process that has the engine went away: this one, which spoke HTTP for it, ends too")
-            # Its clients are told by their connections' end, and find the port closed, or another server there.
+            # Clients see their connections break, and find the port closed or another server there.
             os._exit(1)
-
-
-async def _run(connection: socket.socket, listening: socket.socket) -> None:
-    await FrontWorker(listening).run(connection)
 
 
 def main() -> None:
     """Arguments: file descriptors of the connection to the engine's process, and of the socket to listen on."""
     connection, listening = (socket.socket(fileno=int(argument)) for argument in sys.argv[1:])
-    # Ctrl-C, and a supervisor that tells the whole group, reach this process too: it is told what to do by its parent.
+    # Ctrl-C, and supervisors that signal the whole group, reach this process too: only its parent stops it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, contextlib.closing(listening):
-        runner.run(_run(connection, listening))
+        runner.run(FrontWorker(listening).run(connection))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from xpeft_server.log_lines import format_for
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import LimitsOfTenants
 
+from .child_process import child_environment
 from .tuning_checks import TuningChecks
-from .worker_process import WorkerProcess, worker_environment
+from .worker_process import WorkerProcess
 
 
 def build_tuner(
@@ -41,7 +42,7 @@ def build_tuner(
     }
     return Tuner(
         store,
-        worker=WorkerProcess(setup, environ=worker_environment(environ)),
+        worker=WorkerProcess(setup, environ=child_environment(environ)),
         publisher=Publisher(store, geometry=engine.geometry, max_bytes=settings.max_profile_bytes, tenants=tenants),
         check=TuningChecks(
             engine.geometry,

@@ -1,4 +1,4 @@
-"""The tuning worker as the server has it: a child process, started for a job and ended when there are none."""
+"""The tuning worker as the server sees it: a child process, started for a job and ended when idle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,28 +14,17 @@ from typing import Any, Final
 from xpeft_server.jobs.errors import TuningFailed, WorkerDied
 from xpeft_server.jobs.requests import TuningRequest
 from xpeft_server.jobs.worker_port import Progress, Tuned
-from xpeft_server.settings_source import PREFIX
 
+from .child_process import child_command, how_it_ended, kill
 from .tuning_checks import dataset_of
 from .worker_frames import Frame, encode_frame, receive_frame
 
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS: Final = 60.0
-"""Without a job a worker ends after so long: it holds a language model of its own."""
-
+"""A worker without a job ends after this long: it holds a language model of its own."""
 
 _DEATH_SECONDS: Final = 5.0
-
-
-def worker_command() -> list[str]:
-    """``-P``: the folder that the server was started in is no place to import from."""
-    return [sys.executable, "-P", "-m", "xpeft_server.cli.serve.tuning_worker", str(os.getpid())]
-
-
-def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Without what was meant for the server: the store's password is among it. What tunes glibc's heap stays."""
-    return {name: value for name, value in environ.items() if not name.startswith(PREFIX)}
 
 
 class WorkerProcess:
@@ -56,7 +44,7 @@ class WorkerProcess:
     ) -> None:
         self._setup = Frame(dict(setup))
         self._environ = environ
-        self._command = command or worker_command()
+        self._command = command or (*child_command("xpeft_server.cli.serve.tuning_worker"), str(os.getpid()))
         self._idle_seconds = idle_seconds
         self._process: Process | None = None
         self._idle: asyncio.TimerHandle | None = None
@@ -86,13 +74,12 @@ class WorkerProcess:
         return tuned
 
     async def close(self) -> None:
-        """Kill the process, if there is one: it has nothing to tidy up."""
+        """Kill the process, if there is one: it has nothing to clean up."""
         process, self._process = self._process, None
         if self._idle is not None:
             self._idle.cancel()
         if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            kill(process)
             await process.wait()
 
     async def _tuned(self, process: Process, said: bytes, progress: Callable[[Progress], None]) -> Tuned:
@@ -129,9 +116,7 @@ class WorkerProcess:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), _DEATH_SECONDS)
         await self.close()
-        code = process.returncode
-        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit status {code}"
-        return WorkerDied(f"the tuning worker ended {how} before the job was done")
+        return WorkerDied(f"the tuning worker ended {how_it_ended(process)} before the job was done")
 
     def _rest(self) -> None:
         """End the process if no job comes for a while."""
