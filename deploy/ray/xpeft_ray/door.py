@@ -11,13 +11,10 @@ from typing import Final, Protocol
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xpeft_profiles import ProfileStore
-from xpeft_server.api.access.auth import Keys
-from xpeft_server.api.access.key_ring import KeyRing
 from xpeft_server.api.app import create_app
-from xpeft_server.api.audit.log import AuditLog
 from xpeft_server.api.errors import ApiError
 from xpeft_server.api.replies import error_reply
-from xpeft_server.cli.serve.tracing import Tracing
+from xpeft_server.cli.serve.http_parts import HttpParts
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.profiles.store_watch import StoreWatch
 from xpeft_server.settings import Settings, is_loopback
@@ -47,7 +44,7 @@ class Door:
 
     Args:
         store: the one that the replicas read too; closed with this.
-        audit, tracing: closed with this.
+        parts: closed with this.
         peers: whose metrics are shown beside those of the replicas.
     """
 
@@ -57,20 +54,16 @@ class Door:
         *,
         replicas: Replicas,
         store: ProfileStore,
-        keys: Keys,
+        parts: HttpParts,
         tenants: LimitsOfTenants,
-        audit: AuditLog,
         metrics: Metrics,
         peers: Peers,
-        tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
-        self._keys = keys
+        self._parts = parts
         self._tenants = tenants
-        self._audit = audit
         self._metrics = metrics
-        self._tracing = tracing
         self._peers = peers
         self._told: Sequence[Exposition] = ()
         self._jobs = StoredJobs(store.jobs)
@@ -88,8 +81,9 @@ class Door:
 
     async def start(self) -> None:
         """Opens the store, or keeps trying, and waits for the first replica."""
-        watched = [each for each in (self._keys, self._tenants) if isinstance(each, KeyRing | LimitsFile)]
-        self._watching = [asyncio.create_task(each.watch()) for each in watched]
+        self._watching = self._parts.watch()
+        if isinstance(self._tenants, LimitsFile):
+            self._watching.append(asyncio.create_task(self._tenants.watch()))
         await self._watch.start()
         await self._engine.start()
         self._build()
@@ -102,9 +96,7 @@ class Door:
         await self._engine.close()
         await self._watch.stop()
         await self._store.close()
-        self._audit.close()
-        if self._tracing is not None:
-            await asyncio.to_thread(self._tracing.close, _FLUSH_SECONDS)
+        await asyncio.to_thread(self._parts.close, _FLUSH_SECONDS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -112,7 +104,7 @@ class Door:
             return
         if self._app is None:
             raise RuntimeError("a request came before the ingress was started")
-        if scope["type"] == "http" and not self._keys.required and not _is_near(scope):
+        if scope["type"] == "http" and not self._parts.keys.required and not _is_near(scope):
             problem = ApiError(403, "loopback_only", "without api_keys only clients on this machine are served")
             await error_reply(problem)(scope, receive, send)
             return
@@ -120,16 +112,17 @@ class Door:
 
     def _build(self) -> None:
         """Anew for each bank: what is uploaded is checked against it."""
+        parts = self._parts
         self._app = create_app(
             self._settings,
             engine=self._engine,
             store=self._store,
             tuner=self._jobs,
-            keys=self._keys,
+            keys=parts.keys,
             metrics=self._metrics,
-            audit=self._audit,
+            audit=parts.audit,
             tenants=self._tenants,
-            spans=None if self._tracing is None else self._tracing.spans,
+            spans=None if parts.tracing is None else parts.tracing.spans,
         )
 
     async def _ask_peers(self) -> None:

@@ -12,10 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from xpeft_profiles import open_store
-from xpeft_server.api.access.auth import NoKeys
-from xpeft_server.api.access.key_ring import KeyRing
-from xpeft_server.cli.serve.audit_assembly import build_audit
-from xpeft_server.cli.serve.tracing import build_tracing
+from xpeft_server.cli.serve.http_parts import build_http_parts
 from xpeft_server.log_lines import configure_logging, format_for
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import choose_tenant_limits
@@ -43,11 +40,9 @@ class Ingress:
             settings,
             replicas=ServeReplicas(engine),
             store=open_store(settings.store),
-            keys=NoKeys() if settings.api_keys is None else KeyRing(settings.api_keys),
+            parts=build_http_parts(settings, os.environ, self._metrics),
             tenants=choose_tenant_limits(settings),
-            audit=build_audit(settings),
             metrics=self._metrics,
-            tracing=build_tracing(settings, os.environ, self._metrics),
             peers=ServePeers(serve.get_deployment_handle(DEPLOYMENT)),
         )
 

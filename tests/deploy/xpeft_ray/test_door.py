@@ -17,6 +17,7 @@ from xpeft_ray.door import Door
 from xpeft_ray.exposition import Exposition, ReplicatedMetrics
 from xpeft_server.api.access.auth import NoKeys
 from xpeft_server.api.audit.log import AuditLog, AuditLogger
+from xpeft_server.cli.serve.http_parts import HttpParts
 from xpeft_server.jobs import records
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import ONE_TENANT
@@ -40,9 +41,8 @@ async def door(replicas: Any, store: MemoryStore) -> AsyncIterator[Door]:
         Settings(),
         replicas=replicas,
         store=store,
-        keys=NoKeys(),
+        parts=HttpParts(keys=NoKeys(), tls=None, audit=AuditLog(AuditLogger()), tracing=None),
         tenants=ONE_TENANT,
-        audit=AuditLog(AuditLogger()),
         metrics=ReplicatedMetrics(top_profiles=3, name="me", others=dict),
         peers=Peers(),
     )

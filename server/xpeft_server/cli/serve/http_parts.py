@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from xpeft_server.api.access.auth import Keys, NoKeys
 from xpeft_server.api.access.key_ring import KeyRing
-from xpeft_server.api.audit.log import AuditLog
+from xpeft_server.api.audit.file import AuditFile
+from xpeft_server.api.audit.log import AuditLog, AuditLogger
 from xpeft_server.engine.metrics import Metrics
-from xpeft_server.settings import Settings
+from xpeft_server.settings import Settings, SettingsInvalid
 
-from .audit_assembly import build_audit
 from .in_force import InForce
 from .tls import ServerTls, server_tls
 from .tracing import Tracing, build_tracing
@@ -46,7 +46,18 @@ def build_http_parts(
     stands = in_force or InForce()
     return HttpParts(
         tls=server_tls(settings, in_force=stands.tls),
-        audit=build_audit(settings),
+        audit=_audit_log(settings),
         keys=NoKeys() if settings.api_keys is None else KeyRing(settings.api_keys, in_force=stands.keys),
         tracing=build_tracing(settings, environ, metrics),
     )
+
+
+def _audit_log(settings: Settings) -> AuditLog:
+    """Raises: SettingsInvalid, naming the file, if it cannot be written."""
+    if settings.audit_log is None:
+        return AuditLog(AuditLogger())
+    try:
+        return AuditLog(AuditFile(settings.audit_log))
+    except OSError as error:
+        shown = f"audit_log = {str(settings.audit_log)!r}"
+        raise SettingsInvalid(f"{shown} cannot be written: {error.strerror or error}") from None
