@@ -53,7 +53,7 @@ class Ends:
     def unfinished(self) -> list[Any]:
         """What either end still remembers of calls."""
         return [
-            each for peer in (self.here, self.there) for each in (*peer._calls, *peer._streams, *peer._working.values())
+            each for peer in (self.here, self.there) for each in (*peer._calls, *peer._streams, *peer._tasks.values())
         ]
 
 

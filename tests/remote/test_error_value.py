@@ -36,7 +36,7 @@ from xpeft_server.jobs.errors import (
     TuningOff,
     WorkerDied,
 )
-from xpeft_server.remote.error_value import TELLING, ErrorValue, Telling, below
+from xpeft_server.remote.error_value import DOMAIN_ERRORS, DomainError, ErrorValue, subclasses
 
 ERRORS = [
     InputTooLong("input has 600 tokens", param="input"),
@@ -61,14 +61,14 @@ ERRORS = [
 ]
 
 
-def sent(error: Telling) -> Telling:
+def sent(error: DomainError) -> DomainError:
     """Over the connection."""
     there: ErrorValue = pickle.loads(pickle.dumps(ErrorValue.of(error)))  # noqa: S301
     return there.error()
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_an_error_is_the_same_after_the_way(error: Telling) -> None:
+def test_an_error_is_the_same_after_the_way(error: DomainError) -> None:
     back = sent(error)
     assert type(back) is type(error)
     assert (str(back), vars(back)) == (str(error), vars(error))
@@ -94,13 +94,15 @@ def test_what_a_job_failed_of_is_the_same_after_the_way(error: JobFailure) -> No
 
 
 def test_no_two_errors_have_the_same_name() -> None:
-    names = Counter(kind.__name__ for root in TELLING for kind in below(root))
+    names = Counter(kind.__name__ for root in DOMAIN_ERRORS for kind in subclasses(root))
     assert [name for name, times in names.items() if times > 1] == []
     assert {"EngineError", "LimitReached", "WorkerDied", "StoreUnavailable"} <= names.keys()
 
 
-@pytest.mark.parametrize("kind", [kind for root in TELLING for kind in below(root)], ids=lambda kind: kind.__name__)
-def test_every_error_is_known_by_its_name(kind: type[Telling]) -> None:
+@pytest.mark.parametrize(
+    "kind", [kind for root in DOMAIN_ERRORS for kind in subclasses(root)], ids=lambda kind: kind.__name__
+)
+def test_every_error_is_known_by_its_name(kind: type[DomainError]) -> None:
     back = ErrorValue(kind.__name__, {"message": "why"}).error()
     assert type(back) is kind
     assert (str(back), back.args) == ("why", ("why",))

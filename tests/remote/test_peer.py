@@ -211,7 +211,7 @@ async def test_a_call_that_comes_together_with_its_withdrawal_is_never_begun() -
     here.data_received(await back.written())
     assert await asyncio.wait_for(calls[1], 10) == "later"
     assert calls[0].cancelled()
-    assert (waiting.begun.is_set(), there._working) == (False, {})
+    assert (waiting.begun.is_set(), there._tasks) == (False, {})
 
 
 async def test_an_answer_to_a_call_that_was_withdrawn_is_nobodys(ends: Any, until: Until) -> None:

@@ -14,7 +14,7 @@ from prometheus_client.samples import Sample
 
 from xpeft_server.engine.errors import Unavailable
 from xpeft_server.engine.metrics import Metrics
-from xpeft_server.remote.summed_metrics import ConnectedMetrics, EndedProcesses, Told, summed
+from xpeft_server.remote.summed_metrics import ConnectedMetrics, EndedProcesses, MetricsReport, summed
 
 # One of each process's, not their sum.
 CHOSEN: dict[str, Callable[[list[float]], float]] = {
@@ -47,7 +47,7 @@ def seen(*processes: Metrics | EndedProcesses) -> dict[str, float]:
     return series(summed(each.families() for each in processes))
 
 
-def unpickled(told: Told) -> list[Metric]:
+def unpickled(told: MetricsReport) -> list[Metric]:
     families: list[Metric] = pickle.loads(told.families)  # noqa: S301
     return families
 
@@ -195,8 +195,8 @@ async def test_a_process_shows_its_own_metrics_with_those_of_all_others(ends: An
     front.prompt_tokens.inc(7)
     front.profile_requests.count("acme", "door")
 
-    async def tell_metrics() -> Told:
-        return front.tell()
+    async def tell_metrics() -> MetricsReport:
+        return front.report()
 
     async def families() -> list[bytes]:
         told = await ends.there.call("tell_metrics")
@@ -219,14 +219,14 @@ async def test_requests_by_profile_are_handed_over_and_everything_else_is_told_a
         front.profile_requests.count("acme", "door")
         front.profile_requests.count("acme", f"profile{number}")
     front.prompt_tokens.inc(7)
-    told = front.tell()
+    told = front.report()
     engine.profile_requests.add(told.profile_requests)
     found = series(summed([engine.families(), unpickled(told)]))
     by_profile = {name: value for name, value in found.items() if name.startswith("xpeft_profile_requests_total")}
     assert len(by_profile) == 2 + 1
     assert by_profile["xpeft_profile_requests_total[('profile', 'door'), ('tenant', 'acme')]"] == 300
     assert sum(by_profile.values()) == 600
-    again = front.tell()
+    again = front.report()
     assert sum(again.profile_requests.values()) == 0
     assert series(summed([unpickled(again)]))["xpeft_prompt_tokens_total[]"] == 7
 

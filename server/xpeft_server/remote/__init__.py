@@ -1,1 +1,1 @@
-"""An engine, and what tunes for it, in another process than the one that speaks HTTP."""
+"""An engine and its tuner in another process than the one that speaks HTTP."""

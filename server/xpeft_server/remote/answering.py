@@ -1,4 +1,4 @@
-"""An engine's answers as values that can leave its process: errors and what was noted on the way among them."""
+"""An engine's answers as values that can leave its process, with their errors and what was noted of the request."""
 
 from __future__ import annotations
 

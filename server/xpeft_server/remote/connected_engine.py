@@ -1,4 +1,4 @@
-"""An engine at the other end of a connection, as the API has it, and the other end."""
+"""Both ends of a connection to an engine in another process."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _LOOK_SECONDS: Final = 0.1
 
 _CLOSED_SECONDS: Final = 0.01
 _CLOSED_SHARE: Final = 0.01
-"""Seconds, or the part of ``queue_seconds`` if that is less, for which nobody asks again for a tenant of whom nothing
-more may wait: what waits does not run out meanwhile."""
+"""For so many seconds, or this part of ``queue_seconds`` if that is less, a tenant that was refused for its queue is
+refused without asking the other end: the queue does not run empty meanwhile."""
 
 _MOST_CLOSED: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What an engine says of itself."""
+    """An engine as it reports itself."""
 
     info: EngineInfo
     geometry: BankGeometry
@@ -61,11 +61,11 @@ def engine_methods(engine: EnginePort) -> Mapping[str, Method]:
 class ConnectedEngine:
     """An `EnginePort`: every request goes to the other end, which refuses what it cannot take.
 
-    What it says of itself is what the other end said a moment ago, and no more: whether the store answers here has
-    nothing to do with whether answers are verified there.
+    Its state is the other end's of a moment ago, and nothing of this process's: whether the store answers here says
+    nothing of whether answers are verified there.
 
     Args:
-        queue_seconds: most computing that waits there.
+        queue_seconds: most computing that waits at the other end.
     """
 
     def __init__(self, peer: Peer, *, queue_seconds: float) -> None:
@@ -77,7 +77,7 @@ class ConnectedEngine:
         self._listening: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Wait for the first word. Raises: Unavailable."""
+        """Wait for the first state. Raises: Unavailable."""
         self._states = self._peer.stream("states")
         self._state = await anext(self._states)
         self._listening = asyncio.create_task(self._listen(self._states), name="engine-states")
@@ -101,7 +101,7 @@ class ConnectedEngine:
         return self._known.status
 
     def check_room(self, tenant: str) -> None:
-        """Only the other end knows; but who was told a moment ago that nothing more may wait is told so again."""
+        """Only the other end knows; but a tenant that it refused a moment ago is refused again."""
         closed = self._closed.get(tenant)
         if closed is not None and time.monotonic() < closed[0]:
             raise closed[1].error()
@@ -138,7 +138,7 @@ class ConnectedEngine:
         self._closed[tenant] = time.monotonic() + self._closed_seconds, refused
 
     async def _listen(self, states: AsyncGenerator[EngineState, None]) -> None:
-        with contextlib.suppress(Unavailable):  # the other end is gone: whoever calls is told so
+        with contextlib.suppress(Unavailable):  # the other end is gone: every call fails with it
             async for self._state in states:
                 pass
 
@@ -154,7 +154,7 @@ async def _classify(engine: EnginePort, *request: Any) -> Plain | ErrorValue:
 
 
 async def _states(engine: EnginePort) -> AsyncGenerator[EngineState, None]:
-    """What it says of itself, and again after changes."""
+    """The engine's state, and again after every change."""
     told = None
     while True:
         state = EngineState(engine.info, engine.geometry, engine.status())

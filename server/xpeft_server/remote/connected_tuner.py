@@ -1,4 +1,4 @@
-"""Whoever tunes at the other end of a connection, as the API has it, and the other end."""
+"""Both ends of a connection to a tuner in another process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tuner_methods(tuner: TunerPort) -> Mapping[str, Method]:
 
 
 class ConnectedTuner:
-    """A `TunerPort`. Every method may raise Unavailable too."""
+    """A `TunerPort`. Every method may also raise Unavailable."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer

@@ -11,15 +11,15 @@ from xpeft_profiles import ProfileStoreError
 from xpeft_server.engine.errors import EngineError, InternalError
 from xpeft_server.jobs.errors import JobsError
 
-Telling = EngineError | JobsError | ProfileStoreError
-"""Errors with words for whoever asked."""
+DomainError = EngineError | JobsError | ProfileStoreError
+"""Errors that are meant for the caller, not bugs of ours."""
 
-TELLING: Final[tuple[type[Telling], ...]] = (EngineError, JobsError, ProfileStoreError)
+DOMAIN_ERRORS: Final[tuple[type[DomainError], ...]] = (EngineError, JobsError, ProfileStoreError)
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorValue:
-    """What stands for an error: it travels as a value, because to be refused is no failure of a process.
+    """An error as a value that can leave its process: a refused request is no failure of that process.
 
     Args:
         kind: the error's class, by name; no two classes of the trees have the same.
@@ -30,27 +30,27 @@ class ErrorValue:
     fields: Mapping[str, object]
 
     @classmethod
-    def of(cls, error: Telling) -> ErrorValue:
+    def of(cls, error: DomainError) -> ErrorValue:
         return cls(type(error).__name__, dict(vars(error)))
 
-    def error(self) -> Telling:
-        """The error again, with all its attributes; a class that is not known here is an `InternalError`."""
+    def error(self) -> DomainError:
+        """The error again, with all its attributes; an `InternalError` if its class is not known here."""
         kind = _kinds().get(self.kind, InternalError)
-        # Not by its constructor: those take different arguments, and all that they do is set attributes.
-        error: Telling = kind.__new__(kind)
+        # Without its constructor: constructors take different arguments, and all that they do is set attributes.
+        error: DomainError = kind.__new__(kind)
         Exception.__init__(error, self.fields["message"])
         vars(error).update(self.fields)
         return error
 
 
 @cache
-def _kinds() -> Mapping[str, type[Telling]]:
-    """By name. Looked up once: a flood is answered with errors."""
-    return {kind.__name__: kind for root in TELLING for kind in below(root)}
+def _kinds() -> Mapping[str, type[DomainError]]:
+    """By name. Cached, because a flood is answered with errors."""
+    return {kind.__name__: kind for root in DOMAIN_ERRORS for kind in subclasses(root)}
 
 
-def below(kind: type[Telling]) -> Iterator[type[Telling]]:
-    """The class and all that are derived from it."""
+def subclasses(kind: type[DomainError]) -> Iterator[type[DomainError]]:
+    """The class itself and all that derive from it."""
     yield kind
     for child in kind.__subclasses__():
-        yield from below(child)
+        yield from subclasses(child)

@@ -1,6 +1,6 @@
-"""Two processes of one server that call each other's methods, over a socket that only they have.
+"""Two processes of one server that call each other's methods over a socket of their own.
 
-What travels is pickled: both ends are the same program, and nothing else can write to the socket.
+Messages are pickled: both ends are the same program, and nothing else can write to the socket.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import Any, Final
 
 from xpeft_server.engine.errors import InternalError, Unavailable
 
-from .error_value import TELLING, ErrorValue
+from .error_value import DOMAIN_ERRORS, ErrorValue
 
 logger = logging.getLogger(__name__)
 
 Method = Callable[..., Awaitable[Any]] | Callable[..., AsyncGenerator[Any, None]]
-"""Answers once, or item by item. Cancelling it, or closing it, is how a caller withdraws."""
+"""Answers once, or item by item. It is cancelled, or closed, when the caller withdraws."""
 
 _LENGTH: Final = struct.Struct("<I")
 _CALL, _CANCEL, _ITEM, _ANSWER, _FAILED = range(5)
 
 
 class Peer(asyncio.Protocol):
-    """One end. Used from its event loop alone; what is sent in one turn of the loop leaves in one write.
+    """One end. Used from its event loop alone; what is sent in one iteration of the loop is one write.
 
     Args:
         methods: what the other end may call, by name.
-        on_lost: called when the other end is gone; by then every call has failed.
+        on_lost: called once the other end is gone and every call has failed.
     """
 
     def __init__(self, methods: Mapping[str, Method], *, on_lost: Callable[[], None]) -> None:
@@ -40,19 +40,19 @@ class Peer(asyncio.Protocol):
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._came = bytearray()
-        self._leaves: list[bytes] = []
-        self._numbers = 0
+        self._received = bytearray()
+        self._outgoing: list[bytes] = []
+        self._last_number = 0
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._streams: dict[int, asyncio.Queue[tuple[int, Any]]] = {}
-        self._working: dict[int, asyncio.Task[None]] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
         self._lost = False
 
     async def call(self, method: str, *arguments: object) -> Any:
-        """The answer; cancelling it withdraws the call.
+        """The method's answer; cancelling this withdraws the call.
 
-        Raises: what the method raised, if it is of the engine's, the tuner's or the store's errors; Unavailable if the
-            other end is gone.
+        Raises: what the method raised if that is a `DomainError`, otherwise InternalError; Unavailable if the other end
+            is gone.
         """
         number = self._begin(method, arguments)
         answer = self._calls[number] = self._loop.create_future()
@@ -65,7 +65,7 @@ class Peer(asyncio.Protocol):
             del self._calls[number]
 
     async def stream(self, method: str, *arguments: object) -> AsyncGenerator[Any, None]:
-        """Item by item; closing it withdraws the call. Raises: as `call`."""
+        """The method's items; closing this withdraws the call. Raises: as `call`."""
         number = self._begin(method, arguments)
         items = self._streams[number] = asyncio.Queue()
         kind = _ITEM
@@ -83,7 +83,7 @@ class Peer(asyncio.Protocol):
                 self._send((_CANCEL, number))
 
     def close(self) -> None:
-        """What was sent still leaves."""
+        """Messages that were sent are still written."""
         self._flush()
         if self._transport is not None:
             self._transport.close()
@@ -93,26 +93,26 @@ class Peer(asyncio.Protocol):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
-        came = self._came
-        came += data
+        received = self._received
+        received += data
         at = 0
-        while len(came) >= at + _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(came, at)
+        while len(received) >= at + _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(received, at)
             end = at + _LENGTH.size + length
-            if len(came) < end:
+            if len(received) < end:
                 break
-            with memoryview(came) as view, view[at + _LENGTH.size : end] as message:
-                self._hear(*pickle.loads(message))  # noqa: S301  # see the module
+            with memoryview(received) as view, view[at + _LENGTH.size : end] as message:
+                self._handle(*pickle.loads(message))  # noqa: S301  # see the module
             at = end
-        del came[:at]
+        del received[:at]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
-        for task in self._working.values():
+        for task in self._tasks.values():
             task.cancel()
         gone = ErrorValue.of(_gone())
         for number in list(self._calls):
-            self._hear(_FAILED, number, gone)
+            self._handle(_FAILED, number, gone)
         for items in self._streams.values():
             items.put_nowait((_FAILED, gone))
         self._on_lost()
@@ -120,17 +120,17 @@ class Peer(asyncio.Protocol):
     def _begin(self, method: str, arguments: tuple[object, ...]) -> int:
         if self._lost:
             raise _gone()
-        self._numbers += 1
-        self._send((_CALL, self._numbers, method, arguments))
-        return self._numbers
+        self._last_number += 1
+        self._send((_CALL, self._last_number, method, arguments))
+        return self._last_number
 
-    def _hear(self, kind: int, number: int, *rest: Any) -> None:
+    def _handle(self, kind: int, number: int, *rest: Any) -> None:
         if kind == _CALL:
-            task = self._working[number] = self._loop.create_task(self._work(number, *rest))
-            task.add_done_callback(lambda _: self._working.pop(number))
+            task = self._tasks[number] = self._loop.create_task(self._run(number, *rest))
+            task.add_done_callback(lambda _: self._tasks.pop(number))
         elif kind == _CANCEL:
-            if number in self._working:
-                self._working[number].cancel()
+            if number in self._tasks:
+                self._tasks[number].cancel()
         elif number in self._streams:
             self._streams[number].put_nowait((kind, *rest))
         elif number in self._calls and not self._calls[number].done():
@@ -140,7 +140,7 @@ class Peer(asyncio.Protocol):
             else:
                 self._calls[number].set_result(value)
 
-    async def _work(self, number: int, method: str, arguments: tuple[object, ...]) -> None:
+    async def _run(self, number: int, method: str, arguments: tuple[object, ...]) -> None:
         try:
             made = self._methods[method](*arguments)
             value = None
@@ -152,15 +152,15 @@ class Peer(asyncio.Protocol):
                 value = await made
             self._send((_ANSWER, number, value))
         except asyncio.CancelledError:
-            # Whoever withdrew the call waits no longer; if it was nobody, the caller must not wait for ever.
+            # A caller that withdrew waits no longer; if the task was cancelled otherwise, the caller must be told.
             self._send((_FAILED, number, ErrorValue.of(Unavailable(f"{method} was given up"))))
             raise
         except Exception as error:
             self._fail(number, method, error)
 
     def _fail(self, number: int, method: str, error: Exception) -> None:
-        if isinstance(error, TELLING):
-            with contextlib.suppress(Exception):  # of what cannot be pickled
+        if isinstance(error, DOMAIN_ERRORS):
+            with contextlib.suppress(Exception):  # it cannot be pickled
                 self._send((_FAILED, number, ErrorValue.of(error)))
                 return
         logger.error("%s, called by another process of this server, failed", method, exc_info=error)
@@ -170,14 +170,14 @@ class Peer(asyncio.Protocol):
         if self._lost:
             return
         pickled = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        if not self._leaves:
+        if not self._outgoing:
             self._loop.call_soon(self._flush)
-        self._leaves += (_LENGTH.pack(len(pickled)), pickled)
+        self._outgoing += (_LENGTH.pack(len(pickled)), pickled)
 
     def _flush(self) -> None:
-        if self._leaves and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(b"".join(self._leaves))
-            self._leaves.clear()
+        if self._outgoing and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(self._outgoing))
+            self._outgoing.clear()
 
 
 def _gone() -> Unavailable:

@@ -1,4 +1,4 @@
-"""Requests to classify, and what became of them, as plain tuples: to pickle these takes a sixth of the time."""
+"""Requests to classify, and their outcomes, as plain tuples, which are pickled in a sixth of the time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Plain = tuple[Any, ...]
 
 
 def plain_request(request: ClassifyRequest) -> Plain:
-    """Without what has been noted of it so far: that stays with the caller."""
+    """Without what has been noted of it so far, which stays with the caller."""
     inputs = tuple(map(tuple, request.inputs))
     return request.profile.tenant, request.profile.name, inputs, request.truncate, request.journey.id
 

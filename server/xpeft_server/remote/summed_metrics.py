@@ -1,4 +1,4 @@
-"""The metrics of a server's processes as those of one server."""
+"""The metrics of a server's processes, summed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xpeft_server.engine.metrics import Metrics
 
 from .peer import Peer
 
-# What is a fact, or as good as its worst or its oldest; everything else is counted, and counts add up.
+# Series that are not counts, and what stands for all processes; every other series is added up.
 _ONE_OF: Final[Mapping[str, Callable[[float, float], float]]] = {
     "xpeft_build_info": max,
     "xpeft_kernel_info": max,
@@ -24,15 +24,15 @@ _ONE_OF: Final[Mapping[str, Callable[[float, float], float]]] = {
     "process_open_fds": max,
     "process_start_time_seconds": min,
 }
-# What only grows in a process, and so in a sum that loses none.
+# Types whose values only grow, in a process and so in the sum.
 _GROWS: Final = ("counter", "histogram")
 
 
-class Told(NamedTuple):
-    """What a process tells another of its metrics.
+class MetricsReport(NamedTuple):
+    """The metrics of one process, as it sends them to another.
 
     Attributes:
-        profile_requests: by tenant and profile, since it told last; see `ProfileRequests.take`.
+        profile_requests: by tenant and profile, since its last report; see `ProfileRequests.take`.
         families: everything else, pickled.
     """
 
@@ -41,9 +41,9 @@ class Told(NamedTuple):
 
 
 class ConnectedMetrics(Metrics):
-    """One process's own, shown with those of all others.
+    """The metrics of one process, shown with those of all others.
 
-    Which profiles have a series of their own is decided in one process alone, which counts what the others hand over.
+    One process alone decides which profiles have a series of their own: it counts what the others hand over.
     """
 
     def __init__(self, peer: Peer, *, top_profiles: int) -> None:
@@ -55,10 +55,10 @@ class ConnectedMetrics(Metrics):
         processes: list[bytes] = await self._peer.call("families")
         return summed(pickle.loads(each) for each in processes)  # noqa: S301  # see peer.py
 
-    def tell(self) -> Told:
+    def report(self) -> MetricsReport:
         """This process's counts by profile and its families; taking the counts removes them from `families`."""
         taken = self.profile_requests.take()
-        return Told(taken, pickle.dumps(self.families()))
+        return MetricsReport(taken, pickle.dumps(self.families()))
 
 
 def summed(processes: Iterable[Iterable[Metric]]) -> bytes:
@@ -70,15 +70,15 @@ def summed(processes: Iterable[Iterable[Metric]]) -> bytes:
 
 
 class EndedProcesses:
-    """What processes had counted when they ended. Without it the sums would fall, which reads as if all that the others
-    had counted were counted anew.
+    """What processes had counted when they ended. Without it the sums would fall, and Prometheus would take the rest
+    as counted anew.
     """
 
     def __init__(self) -> None:
         self._families: list[Metric] = []
 
     def add(self, families: Iterable[Metric]) -> None:
-        """One has ended; ``families``: the last that it told."""
+        """A process has ended. Args: families: of its last report."""
         counted = [family for family in families if family.type in _GROWS]
         self._families = list(_Summed([self._families, counted]).collect())
 

@@ -1,4 +1,4 @@
-"""What was noted of a request in another process, on its way back to the caller's own journey."""
+"""What another process noted of a request, on its way back to the caller's own journey."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xpeft_server.engine.requests import Finished, Journey, News, Piece, Stage, 
 
 
 class Trail(NamedTuple):
-    """What was noted since the trail before. Times are in seconds since the request came to that process.
+    """What was noted since the last trail. Times are in seconds since the request reached that process.
 
     Args:
         age: when this was sent.
@@ -25,7 +25,7 @@ class Trail(NamedTuple):
 
 
 class Recorder:
-    """Where the engine is: tells of a journey bit by bit."""
+    """In the engine's process: reads a journey trail by trail."""
 
     def __init__(self, journey: Journey) -> None:
         self._journey = journey
@@ -55,10 +55,9 @@ class Recorder:
 
 @dataclass(slots=True)
 class Follower:
-    """In the caller: writes trails of one call into a journey, which other calls may share.
+    """In the caller's process: writes the trails of one call into a journey, which other calls may share.
 
-    The clocks of two machines have nothing to do with each other: the request is taken to have been as long on its way
-    as its first trail.
+    Clocks of two machines cannot be compared: the request is taken to have travelled as long as its first trail.
     """
 
     journey: Journey
@@ -80,7 +79,7 @@ class Follower:
         self._followed += trail.completion_tokens
 
     def hear(self, news: News) -> None:
-        """What an answer's news say themselves, for `leave`."""
+        """Note what the news themselves tell, for `leave`."""
         match news:
             case Started():
                 self._started = time.monotonic()
@@ -90,7 +89,7 @@ class Follower:
                 self._generated = generated
 
     def leave(self) -> None:
-        """Nobody waits for more. Who withdraws an answer never gets its last trail: what was heard stands in for it."""
+        """No more is awaited. After a withdrawal the last trail never comes: what was heard takes its place."""
         missing = self._generated - self._followed
         if self._started is not None and missing > 0:
             self.journey.note("decode", self._started, time.monotonic(), tokens=missing)

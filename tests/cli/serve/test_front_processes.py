@@ -36,7 +36,7 @@ from xpeft_server.engine.errors import Unavailable
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import ClassifyAnswer, ClassifyRequest, EngineStatus, GenerateRequest, News
 from xpeft_server.remote.peer import Peer
-from xpeft_server.remote.summed_metrics import ConnectedMetrics, Told, summed
+from xpeft_server.remote.summed_metrics import ConnectedMetrics, MetricsReport, summed
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import ONE_TENANT, LimitsFile
 
@@ -330,12 +330,12 @@ async def test_one_that_does_not_tell_its_metrics_in_time_counts_for_what_it_tol
     class Hangs:
         told = False
 
-        async def call(self, method: str) -> Told:
+        async def call(self, method: str) -> MetricsReport:
             assert method == "tell_metrics"
             if self.told:
                 await asyncio.Event().wait()
             self.told = True
-            return Told({}, pickle.dumps(busy.families()))
+            return MetricsReport({}, pickle.dumps(busy.families()))
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         fronts = processes(Settings(http_processes=1), listening)
@@ -353,9 +353,9 @@ class Front:
         self.may_answer = asyncio.Event()
         self.may_answer.set()
 
-    async def call(self, method: str) -> Told:
+    async def call(self, method: str) -> MetricsReport:
         assert method == "tell_metrics"
-        told = self.metrics.tell()
+        told = self.metrics.report()
         await self.may_answer.wait()
         return told
 

@@ -18,9 +18,9 @@ from xpeft_server.engine.errors import EngineError
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.remote.connected_engine import engine_methods
 from xpeft_server.remote.connected_tuner import tuner_methods
-from xpeft_server.remote.error_value import TELLING
+from xpeft_server.remote.error_value import DOMAIN_ERRORS
 from xpeft_server.remote.peer import Peer
-from xpeft_server.remote.summed_metrics import EndedProcesses, Told
+from xpeft_server.remote.summed_metrics import EndedProcesses, MetricsReport
 from xpeft_server.settings import Settings
 
 from .child_process import child_command, child_environment, how_it_ended, kill
@@ -154,7 +154,7 @@ class FrontProcesses:
             elif self._drains:
                 self._telling.append(asyncio.create_task(_quietly(peer, "drain")))
             await _until_it_ends(process, peer)
-        except TELLING as error:
+        except DOMAIN_ERRORS as error:
             # It said why, or its connection broke.
             log.error("process %d does not speak HTTP: %s", process.pid, error)
         finally:
@@ -191,7 +191,7 @@ class FrontProcesses:
         """However late it tells: what it has handed over is nowhere else."""
         try:
             with contextlib.suppress(EngineError):
-                told: Told = await peer.call("tell_metrics")
+                told: MetricsReport = await peer.call("tell_metrics")
                 self._metrics.profile_requests.add(told.profile_requests)
                 if peer in self._listeners:
                     self._told[peer] = told.families
@@ -230,5 +230,5 @@ async def _end(process: Process) -> None:
 
 async def _quietly(peer: Peer, method: str) -> None:
     """Call it; a process that has gone has nothing left to do."""
-    with contextlib.suppress(*TELLING):
+    with contextlib.suppress(*DOMAIN_ERRORS):
         await peer.call(method)

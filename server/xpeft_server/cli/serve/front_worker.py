@@ -20,7 +20,7 @@ from xpeft_server.engine.profiles.store_watch import StoreWatch
 from xpeft_server.remote.connected_engine import ConnectedEngine
 from xpeft_server.remote.connected_tuner import ConnectedTuner
 from xpeft_server.remote.peer import Method, Peer
-from xpeft_server.remote.summed_metrics import ConnectedMetrics, Told
+from xpeft_server.remote.summed_metrics import ConnectedMetrics, MetricsReport
 from xpeft_server.settings import Settings, SettingsInvalid
 from xpeft_server.tenant_limits import LimitsFile, LimitsInvalid, choose_tenant_limits
 
@@ -117,8 +117,8 @@ class FrontWorker:
             await self._store.close()
         self._over.set()
 
-    async def _tell_metrics(self) -> Told:
-        return self._metrics.tell()
+    async def _tell_metrics(self) -> MetricsReport:
+        return self._metrics.report()
 
     async def _ping(self) -> None:
         """A process that cannot answer this hangs."""
