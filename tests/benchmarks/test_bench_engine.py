@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from xpeft_benchmarks import shapes
-from xpeft_benchmarks.engine.crowd import Crowd
+from xpeft_benchmarks.engine.closed_loop import ClosedLoop
 from xpeft_benchmarks.engine.measurement import run_engine
 from xpeft_benchmarks.engine.plan import EnginePlan
 from xpeft_benchmarks.engine.results import BARE, Variant, results_of
@@ -63,9 +63,9 @@ def small_shape() -> object:
 @pytest.fixture(scope="module")
 def many_answers() -> object:
     """A turn is as many as tell of means and shares, however few a slow machine gives within its seconds."""
-    wait = Crowd._answers
+    wait = ClosedLoop._answers
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Crowd, "_answers", lambda crowd, texts: wait(crowd, max(texts, 200)))
+        patch.setattr(ClosedLoop, "_answers", lambda loop, texts: wait(loop, max(texts, 200)))
         yield
 
 

@@ -25,7 +25,7 @@ from ..rounds import interleaved
 from ..turns import Turn
 from ..word_texts import word_texts
 from .bare_batches import BareBatches
-from .crowd import Crowd
+from .closed_loop import ClosedLoop
 from .plan import EnginePlan
 from .results import BARE, COLD, FEW, WARM, Variant, registered_name, results_of
 from .stage import Model, Stage, filled_store, load_model, running_engine, walked_key
@@ -102,15 +102,15 @@ class _Bench:
         """
         plan = self._plan
         async with self._running(slots) as stage:
-            crowd = Crowd(stage.engine, max(1, self._in_flight // plan.inputs))
+            closed_loop = ClosedLoop(stage.engine, max(1, self._in_flight // plan.inputs))
             self._on_step(f"{self._prefix}: filling slots with what is popular")
             popular = reversed(range(min(max(plan.profiles), slots)))
-            await crowd.ask_all(self._requests(popular, _registered_key, 1))
+            await closed_loop.ask_all(self._requests(popular, _registered_key, 1))
             with ThreadPoolExecutor(1, thread_name_prefix="bare") as thread:
                 variants = {BARE: await self._bare(stage, thread)}
                 for profiles in plan.profiles:
                     variants[registered_name(profiles)] = self._asked(
-                        crowd,
+                        closed_loop,
                         self._requests(cycle(owners[profiles]), _registered_key, plan.inputs),
                         f"requests for {profiles} registered profiles, {plan.popularity}",
                         {"profiles": profiles, "slots": slots},
@@ -130,10 +130,10 @@ class _Bench:
             ),
         }
         async with self._running(slots) as stage:
-            crowd = Crowd(stage.engine, self._in_flight)
+            closed_loop = ClosedLoop(stage.engine, self._in_flight)
             variants = {
                 name: self._asked(
-                    crowd,
+                    closed_loop,
                     self._requests(cycle(profiles), walked_key, 1),
                     meaning,
                     {"profiles": len(profiles), "slots": slots},
@@ -161,7 +161,7 @@ class _Bench:
 
     def _asked(
         self,
-        crowd: Crowd,
+        closed_loop: ClosedLoop,
         requests: Iterator[ClassifyRequest],
         meaning: str,
         facts: Mapping[str, int],
@@ -170,9 +170,9 @@ class _Bench:
         against: tuple[str, ...],
     ) -> Variant:
         async def run(seconds: float) -> Turn:
-            return await crowd.turn(requests, seconds, ramp=ramp)
+            return await closed_loop.turn(requests, seconds, ramp=ramp)
 
-        facts = {**self._facts(), **facts, "in_flight": crowd.in_flight}
+        facts = {**self._facts(), **facts, "in_flight": closed_loop.in_flight}
         return Variant(f"{meaning}; queue, tokenising and heads included", run, facts, against)
 
     def _facts(self) -> dict[str, int]:

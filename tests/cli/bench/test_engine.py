@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from xpeft_benchmarks.engine.crowd import Crowd
+from xpeft_benchmarks.engine.closed_loop import ClosedLoop
 from xpeft_server.cli.bench.commands import app
 
 BRIEF = "--adapters 8 --width 4 --dtype float32 --device cpu --batch-tokens 64 --text-tokens 16 --in-flight 2"
@@ -18,8 +18,8 @@ def test_engine_shows_a_table_and_writes_lines(
 ) -> None:
     out = tmp_path / "engine.jsonl"
     # However slow the machine: the 8 requests before the measured ones are all that slots can answer, and many follow.
-    wait = Crowd._answers
-    monkeypatch.setattr(Crowd, "_answers", lambda crowd, texts: wait(crowd, max(texts, 100)))
+    wait = ClosedLoop._answers
+    monkeypatch.setattr(ClosedLoop, "_answers", lambda loop, texts: wait(loop, max(texts, 100)))
     options = "--profiles 1,40 --popularity distinct --slots 8 --rounds 1 --turn-seconds 0.1 --inputs 2"
     words = ["engine", "--plm", str(tiny_bert), *BRIEF.split(), *options.split(), "--json", str(out)]
     monkeypatch.setattr(sys, "argv", ["xpeft", "bench", *words])

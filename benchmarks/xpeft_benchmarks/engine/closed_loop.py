@@ -1,4 +1,4 @@
-"""A closed loop around an engine in this process: so many requests in flight, each followed by the next one."""
+"""A closed loop around an engine in this process: each request in flight is followed by the next one."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class _Moment(NamedTuple):
     device: DeviceTimes
 
 
-class Crowd:
-    """Asks one engine, from its event loop.
+class ClosedLoop:
+    """Sends to one engine, from its event loop.
 
     Args:
-        in_flight: requests.
+        in_flight: requests at a time.
     """
 
     def __init__(self, engine: Engine, in_flight: int) -> None:
@@ -48,7 +48,7 @@ class Crowd:
         await asyncio.gather(*(self._ask(shared) for _ in range(self.in_flight)))
 
     async def turn(self, requests: Iterator[ClassifyRequest], seconds: float, *, ramp: int) -> Turn:
-        """What is answered for ``seconds`` and until a batch ends, once ``ramp`` texts have been; then nothing runs.
+        """Measure for ``seconds`` and until a batch ends, after a ramp of ``ramp`` texts; nothing runs on return.
 
         Args:
             requests: endless.
@@ -63,7 +63,7 @@ class Crowd:
                     task.cancel()
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
-        # Behind whatever of those who have gone is on the device.
+        # Waits behind what the cancelled requests left on the device.
         await self._one(next(requests))
         return measured
 
@@ -92,7 +92,7 @@ class Crowd:
         return int(float(series[_MADE])), int(float(series[_READ]))
 
     async def _answers(self, texts: int) -> None:
-        """So many more. All of a batch are told in one go, and only then whoever waits here goes on."""
+        """Wait for so many more. All answers of a batch are counted before whoever waits here goes on."""
         self._goal = self._answered + texts
         self._reached.clear()
         await self._reached.wait()

@@ -8,7 +8,7 @@ from itertools import islice, repeat
 
 import pytest
 
-from xpeft_benchmarks.engine.crowd import Crowd
+from xpeft_benchmarks.engine.closed_loop import ClosedLoop
 from xpeft_benchmarks.stretches import RequestsFailed
 from xpeft_profiles import ProfileKey
 from xpeft_server.engine.device.times import DeviceTimes
@@ -78,7 +78,7 @@ def requests(inputs: int = 1) -> Iterator[ClassifyRequest]:
 
 
 async def test_a_turn_lasts_as_long_as_it_is_to(batches: Batches) -> None:
-    turn = await Crowd(batches, 12).turn(requests(), 0.1, ramp=12)
+    turn = await ClosedLoop(batches, 12).turn(requests(), 0.1, ramp=12)
     assert turn.seconds >= 0.1
 
 
@@ -91,7 +91,7 @@ async def test_a_turn_is_whole_batches_and_what_the_engine_did_meanwhile(
             await _sleep(0)
 
     monkeypatch.setattr(asyncio, "sleep", five_batches)
-    turn = await Crowd(batches, 12).turn(requests(), 0.1, ramp=12)
+    turn = await ClosedLoop(batches, 12).turn(requests(), 0.1, ramp=12)
     assert turn.batches >= 5
     assert turn.texts == BATCH * turn.batches
     assert turn.seconds >= 0.01 * turn.batches
@@ -102,24 +102,24 @@ async def test_a_turn_is_whole_batches_and_what_the_engine_did_meanwhile(
 
 async def test_as_many_requests_are_in_flight_as_asked_and_none_afterwards(batches: Batches) -> None:
     for _ in range(2):
-        await Crowd(batches, 9).turn(requests(), 0.01, ramp=9)
+        await ClosedLoop(batches, 9).turn(requests(), 0.01, ramp=9)
         assert batches.most == 9
         assert batches._inside == 0
 
 
 async def test_the_ramp_is_no_part_of_a_turn(batches: Batches) -> None:
-    turn = await Crowd(batches, 8).turn(requests(), 0.0, ramp=40)
+    turn = await ClosedLoop(batches, 8).turn(requests(), 0.0, ramp=40)
     assert turn.texts == BATCH
     assert batches.computed >= 40 + BATCH
 
 
 async def test_every_text_of_a_request_counts(batches: Batches) -> None:
-    turn = await Crowd(batches, 8).turn(requests(inputs=5), 0.05, ramp=40)
+    turn = await ClosedLoop(batches, 8).turn(requests(inputs=5), 0.05, ramp=40)
     assert turn.texts == 5 * BATCH * turn.batches
 
 
 async def test_a_number_of_requests_is_asked_and_no_more(batches: Batches) -> None:
-    await Crowd(batches, 6).ask_all(islice(requests(), 22))
+    await ClosedLoop(batches, 6).ask_all(islice(requests(), 22))
     assert batches.computed == 22
     assert batches.most == 6
 
@@ -127,4 +127,4 @@ async def test_a_number_of_requests_is_asked_and_no_more(batches: Batches) -> No
 async def test_a_request_that_is_refused_ends_the_turn(batches: Batches) -> None:
     batches.refuse_at = 2 * BATCH
     with pytest.raises(RequestsFailed, match="the engine refused a request: no room"):
-        await Crowd(batches, 8).turn(requests(), 5.0, ramp=8)
+        await ClosedLoop(batches, 8).turn(requests(), 5.0, ramp=8)
