@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,7 +26,6 @@ from .report import chosen, failures_told, run, step
 
 if TYPE_CHECKING:
     from xpeft_benchmarks.tune import Row, TunePlan
-    from xpeft_server.model.banks.bank import Bank
     from xpeft_tuning.settings import TuningSettings
 
     from ..tune.input import Model
@@ -78,37 +78,23 @@ def tune(
             seed=seed,
         )
         try:
-            make = _Maker(plan)
+            make = partial(_Together, plan, cache(lambda: _model(plan)))
             run("tune", plan.settings(), lambda pool: run_tune(plan, pool, make, on_step=step), data, json)
         except TuningError as error:
             fail(str(error))
 
 
-class _Maker:
-    """Cohorts over one model, which is loaded when the first is asked for."""
-
-    def __init__(self, plan: TunePlan) -> None:
-        self._plan = plan
-        self._model: Model | None = None
-
-    def __call__(self, placed: bool) -> _Together:
-        plan = self._plan
-        if self._model is None:
-            self._model = _model(plan)
-        return _Together(self._model, _settings(plan), places=plan.profiles, placed=placed)
-
-
 class _Together:
-    """A cohort as the benchmark drives it."""
+    """A cohort as the benchmark drives it. Args: model: loads it the first time."""
 
-    def __init__(self, model: Model, settings: TuningSettings, *, places: int, placed: bool) -> None:
+    def __init__(self, plan: TunePlan, model: Callable[[], Model], placed: bool) -> None:
         from xpeft_benchmarks.tune import LABELS
         from xpeft_tuning.cohort import Cohort
 
-        self._plm = model.plm
-        self._settings = settings
+        self._plm, bank = model()
+        self._settings = _settings(plan)
         self._labels = LABELS
-        self._cohort = Cohort(model.plm, model.bank, settings, places=places, classes=len(LABELS), placed=placed)
+        self._cohort = Cohort(self._plm, bank, self._settings, places=plan.profiles, classes=len(LABELS), placed=placed)
 
     @property
     def padding(self) -> float:
@@ -135,8 +121,7 @@ def _model(plan: TunePlan) -> Model:
     from ..tune.input import Model
 
     plm = load_plm(plan.plm, device=torch.device(plan.device), dtype=getattr(torch, plan.dtype))
-    bank: Bank = open_bank(plan.bank, plm.facts)
-    return Model(plm, bank)
+    return Model(plm, open_bank(plan.bank, plm.facts))
 
 
 def _settings(plan: TunePlan) -> TuningSettings:

@@ -215,6 +215,12 @@ def exchange(
     return Answer(response.status, fields, response.read())
 
 
+def shown_upload(name: str, answer: Answer) -> str:
+    """What `ProfilesClient.put` did, for people."""
+    outcome = "created" if answer.status == 201 else "stored"
+    return f"{outcome} {name} {answer.headers.get('etag', '').strip(chr(34))}".rstrip()
+
+
 def _path(name: str) -> str:
     return f"/v1/profiles/{quote(name, safe='')}"
 

@@ -14,7 +14,7 @@ from xpeft_server.output_file import output_file
 from ..https_options import with_https_options
 from ..out_option import check_out_file
 from ..screen import fail, say, show_facts, show_json, show_rows
-from .client import ClientError, ProfilesClient
+from .client import ClientError, ProfilesClient, shown_upload
 from .exports import export_command
 from .imports import import_command
 from .place import ApiKey
@@ -69,8 +69,7 @@ def put(
         )
     except ClientError as error:
         fail(str(error))
-    outcome = "created" if answer.status == 201 else "stored"
-    say(f"{outcome} {name} {answer.headers.get('etag', '').strip(chr(34))}".rstrip())
+    say(shown_upload(name, answer))
 
 
 @app.command()

@@ -24,7 +24,7 @@ from xpeft_profiles import (
 from xpeft_server.client_tls import NO_FILES, ClientTls
 from xpeft_server.output_file import output_file
 
-from ..profiles.client import ClientError, ServerRefused
+from ..profiles.client import ClientError, ServerRefused, shown_upload
 from ..profiles.kept_client import KeptProfilesClient
 
 T = TypeVar("T")
@@ -127,8 +127,7 @@ class ServerSink:
         except ClientError as error:
             refused = isinstance(error, ServerRefused) and error.status in _FOR_GOOD
             raise (SinkRefused if refused else SinkFailed)(str(error)) from None
-        outcome = "created" if answer.status == 201 else "stored"
-        return f"{outcome} {name} {answer.headers.get('etag', '').strip(chr(34))}".rstrip()
+        return shown_upload(name, answer)
 
     def close(self) -> None:
         self._client.close()
