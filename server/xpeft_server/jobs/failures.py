@@ -1,4 +1,4 @@
-"""How a job that was accepted can fail, as the error object in its record."""
+"""The error object in the record of a failed job."""
 
 from __future__ import annotations
 

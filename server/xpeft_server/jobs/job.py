@@ -13,13 +13,12 @@ from .requests import TuningRequest
 
 
 class Job:
-    """Its record, which others may watch, and what is needed to do it.
+    """A record, which others may watch, and the request that it is about. Used from one event loop.
 
-    ``saved`` is the record that the store has; ``task`` does the work, ``deciding`` is held by whoever decides how it
-    ends. Used from one event loop.
+    ``saved`` is the record in the store, ``task`` does the work; ``deciding`` is held while the job's end is decided.
 
     Args:
-        on_end: called once, when the record has become a finished one.
+        on_end: called once, when the job has finished.
     """
 
     def __init__(self, record: JobRecord, request: TuningRequest, *, on_end: Callable[[Job], None]) -> None:
@@ -39,7 +38,7 @@ class Job:
         return self.record.finished is not None
 
     def become(self, record: JobRecord) -> None:
-        """Take a new state and wake who waits for one. What is finished stays as it is."""
+        """Take a new record and wake its watchers. A finished job stays as it is."""
         if self.finished:
             return
         self.record = record
@@ -52,7 +51,7 @@ class Job:
         self.become(replace(self.record, **fields))
 
     async def after(self, seen: JobRecord) -> JobRecord:
-        """The first record that is another than ``seen``."""
+        """Wait for another record than ``seen``."""
         while self.record is seen:
             await self._changed.wait()
         return self.record

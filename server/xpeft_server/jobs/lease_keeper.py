@@ -1,4 +1,4 @@
-"""Tells the store, every few seconds, how far the jobs of this process are and that somebody still has them."""
+"""Saves the progress of this process's jobs every few seconds and renews their leases."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .records import LEASE, Records, interrupted
 
 logger = logging.getLogger(__name__)
 
-_INTERVAL: Final = 2.0  # seconds between two renewals: a lease outlives four that fail
+_INTERVAL: Final = 2.0  # seconds between two renewals: a lease outlives four failed ones
 
 
 class LeaseKeeper:
     """Saves records and renews leases; a job that was ended elsewhere, or is gone, is stopped here.
 
-    A job that is finished and saved is no longer among the process's own.
+    A job that is finished and saved leaves the process's own jobs.
 
-    Args: ping: asks the store whether it answers, which a server without jobs has to know of those of others.
+    Args: ping: checks that the store answers; a server without jobs has to know that, to judge the jobs of others.
     """
 
     def __init__(self, store: JobStore, records: Records, *, ping: Callable[[], Awaitable[None]]) -> None:
@@ -33,13 +33,13 @@ class LeaseKeeper:
         self._is_down = False
 
     async def run(self) -> None:
-        """For ever. While the store does not answer, work goes on: it is told when it is back."""
+        """Run for ever. While the store does not answer, work goes on; it is saved once the store is back."""
         while True:
             await asyncio.sleep(_INTERVAL)
             await self.try_to_renew()
 
     async def try_to_renew(self) -> None:
-        """One round; what does not work is logged, an outage when it begins and when it is over."""
+        """One round. Failures are logged, an outage once when it begins and once when it is over."""
         try:
             await self._renew()
         except StoreUnavailable as error:
@@ -63,7 +63,7 @@ class LeaseKeeper:
         lost = [job for job, is_held in zip(unchanged, held, strict=True) if not is_held]
         for job in [*lost, *(job for job in jobs if job.record is not job.saved)]:
             await self.save(job)
-        # After its own: whatever others have left behind must not cost this process its leases.
+        # Last, so that others' orphans, however many, cannot cost this process its own leases.
         if not self._looked_for_orphans:
             count = await self._records.end_orphans()
             self._looked_for_orphans = True

@@ -1,4 +1,4 @@
-"""Which process a job belongs to, in words that another process can check."""
+"""Names a process so that another process can check whether it still runs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def this_process() -> str:
 def provably_dead(process: str) -> bool:
     """Whether the process ran where this one runs, and no longer does.
 
-    Of another host, boot or container nothing can be proved: two containers of one name both have a process 1.
+    For another host, boot or container nothing can be proved: two containers of one name both have a process 1.
     """
-    place, _, rest = process.rpartition(" ")
+    place, _, start = process.rpartition(" ")
     place, _, pid = place.rpartition(" ")
-    return place == _place() and pid.isdigit() and _start_of(int(pid)) != rest
+    return place == _place() and pid.isdigit() and _start_of(int(pid)) != start
 
 
 def _place() -> str:
@@ -30,7 +30,7 @@ def _place() -> str:
 
 
 def _start_of(pid: int) -> str | None:
-    """None if there is no such process, or only what its parent has not yet asked for."""
+    """None if there is no such process, or only a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""The tuned profile goes live: through the checks of an upload, into the store that every server reads."""
+"""Publishes a tuned profile: it passes the checks of an upload and goes into the store that every server reads."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Publisher:
         return await asyncio.to_thread(self._read, file)
 
     async def put(self, request: TuningRequest, profile: Profile, *, again: bool) -> str:
-        """The version that is there now.
+        """Store the profile. Returns: the version that is stored now.
 
-        Args: again: an earlier try got no answer, so it may have been the one that changed what is there.
+        Args: again: an earlier try got no answer, and may have stored it.
         Raises: PreconditionFailed, TooManyProfiles, StoreUnavailable.
         """
         most = self._tenants.of(request.profile.tenant).max_profiles

@@ -1,4 +1,4 @@
-"""Jobs as this process knows them and as the store has them, those of other servers too."""
+"""The jobs of this process, and those of others as the store has them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .process_identity import provably_dead
 logger = logging.getLogger(__name__)
 
 LEASE = 10.0
-"""Seconds without a word of its owner after which a job counts as interrupted."""
+"""Seconds without a renewal after which a job counts as interrupted."""
 
 
 class Records:
-    """Of its own jobs this process has the newest record, here in ``own``; of others the store has.
+    """The newest record of a job is in ``own`` if the job is this process's, and otherwise in the store.
 
-    What nobody answers for any more is written down as failed when it is read, so that it stays so for everybody. While
-    the store was away nobody could: once it is back, owners have as long as a lease to say that they are there.
+    A job whose lease has lapsed is recorded as failed when it is read, so that everybody sees the same. While the store
+    is away no lease can be renewed: once it is back, owners have the length of a lease to do so.
     """
 
     def __init__(self, store: JobStore, *, is_dead: Callable[[str], bool] = provably_dead) -> None:
@@ -63,13 +63,13 @@ class Records:
         return cancelled(record)
 
     async def end(self, record: JobRecord) -> JobRecord | None:
-        """Write a finished record over an unfinished one; what is there afterwards, as `stored`."""
+        """Write a finished record over an unfinished one. Returns: what is stored afterwards, as `stored`."""
         if await self._store.replace(record, lease=LEASE):
             return record
         return await self.stored(record.key)
 
     async def stored(self, key: JobKey) -> JobRecord | None:
-        """As the store has it; None if the job is gone, or somebody wrote what cannot be read here."""
+        """The record in the store; None if the job is gone or its record cannot be read."""
         try:
             stored = await self._store.get(key)
         except RecordDamaged as error:
@@ -78,7 +78,7 @@ class Records:
         return stored and stored.record
 
     async def end_orphans(self) -> int:
-        """Interrupt all whose owner has lapsed or is dead for certain; how many there were."""
+        """Interrupt the jobs whose lease has lapsed or whose owner is dead. Returns: how many there were."""
         orphans = [each.record for each in await self._store.unfinished() if self._is_orphan(each)]
         for record in orphans:
             await self._store.replace(interrupted(record), lease=LEASE)

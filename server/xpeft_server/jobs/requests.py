@@ -23,9 +23,9 @@ class TuningExample(NamedTuple):
 class TuningRequest:
     """Examples to tune a profile on.
 
-    ``labels`` None: those of the examples, as they first appear; of numbers, the tuning's own name. ``settings`` has
-    what the tenant has set, by the names of the tuning package. ``match`` is asked when the profile is stored. With
-    ``completions`` texts are prompts, and labels are what a decoder learns to write after them.
+    ``labels`` None: those of the examples, in the order of their first appearance; for numbers, the tuning's own name.
+    ``settings`` holds what the tenant has set, by the names of the tuning package. ``match`` is a condition on storing
+    the profile. With ``completions`` texts are prompts, and labels what a decoder learns to write after them.
     """
 
     profile: ProfileKey

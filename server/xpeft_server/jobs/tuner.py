@@ -1,4 +1,4 @@
-"""Tuning jobs of one server: taken in, done one at a time, watched and cancelled."""
+"""Tuning jobs of one server: accepted, run one at a time, watched and cancelled."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Tuner:
         metrics.tuning_jobs.set_function(self._count)
 
     async def start(self) -> None:
-        """Jobs that were left behind here are ended first, unless the store does not answer: then once it does."""
+        """Begin to work. Orphaned jobs are ended first, or once the store answers."""
         await self._keeper.try_to_renew()
         self._tasks = [
             asyncio.create_task(self._keeper.run(), name="tuning-leases"),
@@ -180,7 +180,7 @@ class Tuner:
                 await self._finish(job, status="failed", error=failure_of(error, job.key))
 
     async def _publish(self, job: Job, tuned: Tuned) -> None:
-        """A store that is down for a while does not cost a tuning."""
+        """Store the profile and finish the job; tried again while the store is down."""
         profile = await self._publisher.check(tuned.file)
         for tries in range(1, _PUBLISH_TRIES + 1):
             async with job.deciding:
@@ -199,21 +199,21 @@ class Tuner:
             await asyncio.sleep(1)
 
     async def _finish(self, job: Job, **fields: Any) -> None:
-        """The store first: what is read here is then what no other server can end otherwise any more."""
+        """The store first: once the end is read here, no other server can end the job otherwise."""
         record = replace(job.record, finished=time.time(), **fields)
         with contextlib.suppress(StoreUnavailable):
             record = job.saved = await self._records.end(record) or record
         job.become(record)
 
     def _ended(self, job: Job) -> None:
-        """Whoever ended it: it neither waits nor works any longer."""
+        """Stop waiting and working, whoever ended the job."""
         self._turns.remove(job)
         if job.task is not None and job.task is not asyncio.current_task():
             job.task.cancel()
         self._outcomes[job.record.status].inc()
 
     def _take_back(self, record: JobRecord, request: TuningRequest) -> None:
-        """It may have been written all the same, and would count as the tenant's until its lease is over."""
+        """End a job that may have been stored all the same: it would count as the tenant's until its lease lapses."""
         job = Job(record, replace(request, examples=()), on_end=lambda _: None)
         job.become(interrupted(record))
         self._records.own[job.key] = job
@@ -225,12 +225,12 @@ class Tuner:
         await self._save(job)
 
     async def _save(self, job: Job) -> None:
-        """Now, or by the next round of renewals."""
+        """Save now, or else in the next round of renewals."""
         with contextlib.suppress(StoreUnavailable):
             await self._keeper.save(job)
 
     async def _foreign_after(self, key: JobKey, seen: JobRecord) -> JobRecord | None:
-        """Another server's job when it has changed; None if it is gone, or this server stops."""
+        """Wait for a change of another server's job. Returns: None if the job is gone, or this server stops."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closed.wait(), _FOREIGN_SECONDS)

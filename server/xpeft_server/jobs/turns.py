@@ -1,4 +1,4 @@
-"""Jobs that wait: tenants take turns."""
+"""Jobs that wait; tenants take turns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Turns:
         self._filled.set()
 
     def remove(self, job: Job) -> None:
-        """Nothing happens if it does not wait."""
+        """Nothing happens if the job does not wait."""
         queue = self._waiting.get(job.record.tenant, deque())
         if job in queue:
             queue.remove(job)
@@ -33,7 +33,7 @@ class Turns:
         while not self._waiting:
             self._filled.clear()
             await self._filled.wait()
-        # Whoever had the last turn and came back before the others came still has to wait for them.
+        # The tenant served last goes behind all others, also when it came before them.
         tenant = next((each for each in self._waiting if each != self._served_last), self._served_last)
         self._served_last = tenant
         queue = self._waiting.pop(tenant)

@@ -12,7 +12,7 @@ Progress = Mapping[str, Any]
 
 
 class Tuned(NamedTuple):
-    """A profile file and what is to be said about it, a JSON object."""
+    """A profile file and a report about it, a JSON object."""
 
     file: bytes
     report: Mapping[str, Any]
@@ -22,10 +22,7 @@ class Worker(Protocol):
     """Tunes one profile at a time. Used from one event loop, which it never blocks."""
 
     async def tune(self, request: TuningRequest, progress: Callable[[Progress], None]) -> Tuned:
-        """Cancelling the caller ends the work at once.
-
-        Raises: JobFailure.
-        """
+        """Cancelling this ends the work at once. Raises: JobFailure."""
         ...
 
     async def close(self) -> None:
