@@ -1,4 +1,4 @@
-"""Puts the parts of a server together from its settings."""
+"""Builds the engine from the settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .profiler_assembly import build_profiler
 logger = logging.getLogger(__name__)
 
 _LARGEST_STEP: Final = 512
-"""Tokens of a step of generation that is a CUDA graph: larger ones are mostly prompts, and the host's part is small."""
+"""Most tokens of a generation step that is a CUDA graph: larger steps are mostly prefill, and launches cost little."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -46,14 +46,14 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def choose_batch_tokens(asked: int | str, device: torch.device) -> int:
-    """``auto``: beyond 1024 tokens a CPU gains no speed, and everybody waits longer for a batch."""
+    """``auto``: beyond 1024 tokens a CPU gains no throughput, and every batch takes longer."""
     if isinstance(asked, int):
         return asked
     return 8192 if device.type == "cuda" else 1024
 
 
 def choose_graph_tokens(asked: int | str, most: int) -> int:
-    """``auto``: whatever there may be, but for a single text that is longer than a batch."""
+    """``auto``: ``most``, so that only a single text longer than a batch runs without a graph."""
     return min(asked, most) if isinstance(asked, int) else most
 
 

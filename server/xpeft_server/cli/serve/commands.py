@@ -38,7 +38,7 @@ def serve(**options: Any) -> None:
         connections = choose_connections(settings.connections)
     except SettingsInvalid as error:
         _refuse(error)
-    # As a container's first process it would not even end by it, and there is nothing to finish yet.
+    # There is nothing to finish yet; and without a handler a container's first process ignores the signal.
     signal.signal(signal.SIGTERM, lambda *_: _end(0))
     _end(_run(settings, connections))
 
@@ -91,7 +91,7 @@ def _run(settings: Settings, connections: int) -> int:
 
 
 def _end(code: int) -> NoReturn:
-    # Everything is closed by now. To take torch's modules apart can cost more seconds than there are to drain.
+    # Everything is closed by now, and unloading torch can take longer than the time to drain.
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

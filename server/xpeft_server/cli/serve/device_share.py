@@ -1,4 +1,4 @@
-"""How a tuning worker makes way for serving."""
+"""How a tuning worker leaves CPU and device to serving."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_when_idle() -> None:
-    """From now on this thread, and every one that it starts, gets a CPU only while nobody else wants it."""
+    """From now on this thread, and every thread that it starts, gets only CPU time that nobody else wants."""
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except OSError as error:
@@ -20,13 +20,13 @@ def run_when_idle() -> None:
 
 
 class DeviceShare:
-    """Bounds the part of the time that is spent working: called after a step, it sleeps for the step's debt.
+    """Bounds the share of time that is spent working: it is called after each step and sleeps in proportion to it.
 
     Semantics: after d seconds of work, sleep d · (1/share - 1).
 
     Args:
         share: in (0, 1].
-        finish: waits until the device has done what it was told, so that d is the device's time.
+        finish: waits for the device, so that d includes its work.
     """
 
     def __init__(

@@ -7,14 +7,14 @@ from typing import Protocol
 
 
 class FrontFailed(Exception):
-    """HTTP could not be spoken from the start; the message says why."""
+    """The HTTP side could not start; the message says why."""
 
 
 class Front(Protocol):
-    """For one event loop, and started once the engine is."""
+    """For one event loop; started after the engine."""
 
     async def serve(self, announce: Callable[[], None]) -> None:
-        """Listen, say so, and answer until it is closed. Raises: FrontFailed if it cannot listen."""
+        """Listen, announce it, and answer until closed. Raises: FrontFailed if it cannot listen."""
         ...
 
     def begin_drain(self) -> None:
@@ -22,9 +22,9 @@ class Front(Protocol):
         ...
 
     async def wait_until_empty(self) -> None:
-        """Until what is inside has been answered."""
+        """Wait until every request inside has been answered."""
         ...
 
     def close(self) -> None:
-        """Connections get a second to be done."""
+        """End; connections get a second to finish."""
         ...

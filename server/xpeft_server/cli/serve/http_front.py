@@ -1,4 +1,4 @@
-"""HTTP in this process: the application over an engine, which may be here or elsewhere."""
+"""HTTP in this process: the application over an engine in this process or another."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .http_parts import HttpParts
 from .http_server import HttpServer
 
 CLOSING_SECONDS: Final = 1
-"""For connections to be done, once nobody is waited for any more."""
+"""Seconds that connections get to finish, once no request is waited for."""
 
-# Spans that wait are sent while there is time to drain, but not for long, and for a moment even where there is none.
+# Waiting spans are sent within the time to drain, but not for long; for a moment even if there is none.
 _FLUSH_SECONDS: Final = 2.0
 _LEAST_FLUSH_SECONDS: Final = 0.25
 
@@ -35,7 +35,7 @@ class HttpFront:
     Args:
         parts: closed with this.
         listening: bound.
-        connections: how many may be open.
+        connections: most that may be open.
         shared: other processes listen on the same socket.
     """
 

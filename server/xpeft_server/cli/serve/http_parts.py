@@ -20,7 +20,7 @@ from .tracing import Tracing, build_tracing
 
 @dataclass(frozen=True, slots=True)
 class HttpParts:
-    """Of one process that speaks HTTP. ``tls`` and ``tracing`` are None where there is none."""
+    """What a process that speaks HTTP needs beside its application. ``tls`` and ``tracing``: None if switched off."""
 
     keys: Keys
     tls: ServerTls | None
@@ -33,7 +33,7 @@ class HttpParts:
         return [asyncio.create_task(each.watch()) for each in watched]
 
     def close(self, seconds: float) -> None:
-        """Write what is to be written and send what is to be sent; wait at most ``seconds`` for it."""
+        """Close the audit log and send the spans that wait, within ``seconds``."""
         self.audit.close()
         if self.tracing is not None:
             self.tracing.close(seconds)

@@ -30,9 +30,9 @@ class HttpServer(uvicorn.Server):
     """Leaves the signals to the program and says when it listens.
 
     Args:
-        tls: how connections are secured; None: they are not.
-        access_log: whether what cannot be read as a request gets a line; the application logs the others.
-        closing_seconds: how long it waits, when told to end, for connections to be done.
+        tls: None: plain HTTP.
+        access_log: whether unparsable requests get a line; the application logs the others.
+        closing_seconds: how long connections may take to finish at the end.
         shared: other processes listen on the same socket.
 
     Attributes:
@@ -76,7 +76,7 @@ class HttpServer(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        # To uvicorn itself it has no socket: a listener here knows of every connection from its first moment.
+        # uvicorn gets no socket: our own listener knows of every connection from the moment it is accepted.
         await super().startup([])
         self._listeners = [
             Listener(

@@ -1,4 +1,4 @@
-"""The keys, limits and certificates of a running server, for a process that begins while their files cannot be used."""
+"""The keys, limits and certificates of a running server, for a process that starts while their files are unusable."""
 
 from __future__ import annotations
 

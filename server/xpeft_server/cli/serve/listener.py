@@ -1,4 +1,4 @@
-"""Lets connections in while there is room, and turns others away."""
+"""Accepts connections while there is room, and turns others away."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from .visitor import SECONDS, Visitor
 
 log = logging.getLogger(__name__)
 
-# Accepted in a row, before others have their turn on the event loop.
+# Connections accepted in a row before the event loop does anything else.
 _AT_ONCE: Final = 64
 _BACKLOG: Final = 2048
-# Without files or memory for more, who waits at the door waits for so long.
+# Without files or memory for more, connections wait for so long to be accepted.
 _PAUSE_SECONDS: Final = 1.0
-# Where there is no room, so many at once may say what they came for, and read that there is none.
+# Connections beyond the limit that are read and answered at a time.
 _VISITORS: Final = 64
-# What ends a TLS connection in time is not this but who looks whether its client takes anything.
+# `Connections.sweep` ends a TLS connection whose client reads nothing; this limit never comes first.
 _SHUTDOWN_SECONDS: Final = 86_400.0
 
 
 class Listener:
-    """One socket that listens; not the event loop's own server, which sees no connection before it speaks TLS.
+    """One listening socket. The event loop's own server would see no connection before its TLS handshake.
 
     Args:
         connect: makes the protocol of a connection from its socket.
-        no_room: makes what a client is told where there is no room, unless it is a probe.
-        shared: other processes listen on the socket too, and shall have their part of those who come at once.
+        no_room: makes the answer of connections beyond the limit, unless they are probes.
+        shared: other processes listen on the same socket, and shall have their part of a burst of connections.
     Raises: FrontFailed if another program, which had bound the address too, listens by now.
     """
 
@@ -67,7 +67,7 @@ class Listener:
         self._loop.add_reader(listening.fileno(), self._accept)
 
     def close(self) -> None:
-        """Let nobody in any more. Who is in stays, but for those who have not finished their handshake."""
+        """Accept no more. Open connections stay, except those that have not finished their handshake."""
         self._loop.remove_reader(self._listening.fileno())
         if self._pause is not None:
             self._pause.cancel()

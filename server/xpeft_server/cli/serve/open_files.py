@@ -16,7 +16,7 @@ OTHER_FILES: Final = 256
 
 
 def raise_open_files() -> None:
-    """As many as this user may have, up to `ENOUGH`, where the usual limit of 1,024 would refuse the next client."""
+    """Raise the limit of open files as far as this user may, up to `ENOUGH`: the usual 1,024 refuse clients early."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = ENOUGH if hard == resource.RLIM_INFINITY else min(hard, ENOUGH)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -25,7 +25,7 @@ def raise_open_files() -> None:
 
 
 def choose_connections(asked: int | str) -> int:
-    """``auto``: as many as the limit of open files leaves when the rest of the process has its own.
+    """``auto``: as many as the limit of open files leaves beside the process's other files.
 
     Raises: SettingsInvalid for more than that, or where it leaves none.
     """

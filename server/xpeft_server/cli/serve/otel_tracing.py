@@ -29,7 +29,7 @@ _EXPORTER: Final = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 
 
 class OtelTracing:
-    """See `Tracing`. What has no argument here, the SDK reads from its ``OTEL_…`` variables.
+    """See `Tracing`. The SDK reads everything else from its ``OTEL_…`` variables.
 
     Args:
         endpoint: a collector's URL; ``/v1/traces`` is added if it is not there.

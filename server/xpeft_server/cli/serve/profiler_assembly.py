@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from xpeft_server.engine.device.profiler import DeviceProfiler
 
 
-# From this severity on the profiler's library has nothing to say: its lines would lie between those of the log.
+# A severity at which the profiler's library is silent: its lines would stand among those of the log.
 _QUIET: Final = "6"
 
 

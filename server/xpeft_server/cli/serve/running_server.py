@@ -36,9 +36,9 @@ from .tuner_assembly import build_tuner
 
 log = logging.getLogger(__name__)
 
-# Of the time to drain, so much is kept for telling who still waits and for closing: a second, or this part if less.
+# The part of the time to drain that is kept for closing, if that is less than a second.
 _CLOSING_SHARE: Final = 0.25
-# The store is told of interrupted tuning jobs even where there is no time to drain.
+# Interrupted tuning jobs are saved even if there is no time to drain.
 _TELLING_SECONDS: Final = 0.5
 _SWITCH_SECONDS: Final = 0.001
 
@@ -78,9 +78,9 @@ class RunningServer:
         self._watched: list[LimitsFile | KeyRing | ServerTls] = [tenants] if isinstance(tenants, LimitsFile) else []
         self._front: Front
         if settings.http_processes:
-            # They are for a process that takes another one's place.
+            # For processes that replace others.
             self._watched += [each for each in (parts.keys, parts.tls) if isinstance(each, KeyRing | ServerTls)]
-            # Nothing waits in them.
+            # Each process builds its own.
             parts.close(CLOSING_SECONDS)
             self._front = FrontProcesses(
                 settings,
@@ -118,7 +118,7 @@ class RunningServer:
         try:
             await self._engine.start()
             await self._tuner.start()
-            # What is there by now stays: the collector need not walk through a model and its libraries again and again.
+            # What is loaded by now stays: the garbage collector need not go through it again.
             gc.collect()
             gc.freeze()
             # Longest time the device thread waits for the event loop to release the GIL.
@@ -152,13 +152,13 @@ class RunningServer:
         self._stop.set()
 
     async def _leave(self) -> None:
-        """Let what is inside finish, tell whoever still waits, close."""
+        """Let requests inside finish, fail those that still wait, close."""
         seconds = self._settings.drain_seconds
-        # To tell and to close takes its time, however little there is to drain.
+        # Closing takes time, however little there is to drain.
         _end_by_force_after(max(seconds, CLOSING_SECONDS) + CLOSING_SECONDS)
         self._front.begin_drain()
         grace = seconds - min(CLOSING_SECONDS, seconds * _CLOSING_SHARE)
-        # Who follows a tuning job is inside until it is over, and this ends them all.
+        # Requests that follow a tuning job are inside until it ends; this ends all jobs.
         ending = [asyncio.ensure_future(self._tuner.close()), asyncio.ensure_future(self._front.wait_until_empty())]
         await asyncio.wait(ending, timeout=max(grace, _TELLING_SECONDS))
         await self._engine.close()

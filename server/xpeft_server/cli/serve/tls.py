@@ -25,9 +25,10 @@ class Secured(NamedTuple):
 
 
 class ServerTls(ssl.SSLContext):
-    """Secures each new connection with what the files held when it was last refreshed; one that is open keeps what it
-    has. Each content has a context of its own, so that nothing of an earlier one is left: no authority, and no session
-    that a client could resume.
+    """Secures each new connection with the last readable content of the files; open connections keep theirs.
+
+    Every content has a context of its own, so that nothing of an earlier one is left: no authority, and no session that
+    a client could resume.
 
     Args:
         files: of certificate, key and, if clients must have certificates, their authorities.
@@ -48,7 +49,7 @@ class ServerTls(ssl.SSLContext):
         )
 
     def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
-        """What event loops ask for at a new connection."""
+        """Called by event loops for a new connection."""
         return self.file.value.context.wrap_bio(*arguments, **options)
 
     async def watch(self) -> None:

@@ -1,4 +1,4 @@
-"""Whether a tuning job can succeed, as far as that shows without the model: asked before it is accepted."""
+"""Checks of a tuning job before it is accepted, as far as they are possible without the model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def dataset_of(request: TuningRequest) -> Dataset:
 
 
 def check_examples(request: TuningRequest, most: int) -> Dataset:
-    """What must be true of them whatever model and bank there are. Raises: InvalidTuning, naming field and value."""
+    """Checks that need neither model nor bank. Raises: InvalidTuning, naming field and value."""
     count = len(request.examples)
     if not count:
         raise InvalidTuning("examples are empty: give at least one of each label, or one completion", param="examples")
@@ -89,7 +89,7 @@ class TuningChecks:
         self._check_profile(settings, labels)
 
     def _check_profile(self, settings: TuningSettings, labels: tuple[str, ...]) -> None:
-        """A profile of the same shapes and words goes through what an upload goes through."""
+        """Pass a profile of the same shapes and labels through the checks of an upload."""
         geometry = self._geometry
         shape = (geometry.blocks, geometry.adapters)
         if settings.kind == "hard":

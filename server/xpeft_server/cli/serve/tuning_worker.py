@@ -1,7 +1,7 @@
 """The program of a tuning worker: a child of the server that tunes one profile after the other.
 
-It speaks with the server in frames: on its stdin the server's, on its stdout its own. Whatever a library prints goes to
-stderr. It ends with its parent, and knows nothing of the store.
+It reads frames from stdin and writes frames to stdout; what libraries print goes to stderr. It ends with its parent,
+and knows nothing of the store.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG: Final = 1
-_TOLD_SECONDS: Final = 0.1  # at least between two words about progress
+_TOLD_SECONDS: Final = 0.1  # least time between two frames about progress
 
 
 class Model(NamedTuple):
@@ -52,7 +52,7 @@ class Worker:
         self._told = 0.0
 
     def tune(self, job: dict[str, Any]) -> bool:
-        """Answer one job; False if this process is in no state to do another, which the answer says too."""
+        """Answer one job. Returns: False if this process cannot do another, which the answer says too."""
         from xpeft_server.model.errors import ModelError
         from xpeft_tuning.errors import TuningError, TuningSettingsInvalid
 
@@ -146,7 +146,7 @@ def _report(tuned: TunedProfile, task: Task) -> dict[str, Any]:
 
 
 def _finish(plm: Plm) -> Any:
-    """What waits for the device: nothing on CPU, where every operation is done when it returns."""
+    """A function that waits for the device; on CPU there is nothing to wait for."""
     import torch
 
     return torch.cuda.synchronize if plm.device.type == "cuda" else lambda: None
@@ -163,7 +163,7 @@ def _pipes() -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _die_with(parent: int) -> None:
-    """Killed when the parent ends, however it ends; the server alone decides when, so signals for all are ignored."""
+    """Be killed when the parent ends, however it ends. Signals to the process group are ignored: the server decides."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -188,7 +188,7 @@ def main() -> None:
             if not worker.tune(frame.message):
                 break
     sys.stderr.flush()
-    # To take torch's modules apart can cost seconds.
+    # Unloading torch can take seconds.
     os._exit(0)
 
 

@@ -10,7 +10,7 @@ from xpeft_server.api.access.table import PUBLIC
 from xpeft_server.api.connection.connections import Connections
 from xpeft_server.api.connection.http_protocol import HttpProtocol
 
-# To finish a handshake, to say what it came for, to have read that there is no room: so long for each.
+# Time for each of: the handshake, the head of the request, reading the refusal.
 SECONDS: Final = 1.0
 _METHODS: Final = (b"GET", b"HEAD")
 _PATHS: Final = frozenset(path.encode() for path in PUBLIC)
@@ -20,13 +20,13 @@ _HEAD_BYTES: Final = 4096
 
 
 class Visitor(asyncio.Protocol):
-    """Waits for the head of its request, and with an answer for the client to have read it: one who still writes to
-    what is closed might not.
+    """Waits for the head of its request; after a refusal, until the client has read it: a client that still writes to a
+    closed connection might not.
 
     Args:
-        protocol: what answers a probe; it has its connection from then on.
-        no_room: makes what all others are told.
-        others: all of its kind that are there.
+        protocol: answers a probe; it takes over the connection.
+        no_room: makes the answer of all others.
+        others: all visitors that are there.
     """
 
     _told = False
@@ -60,7 +60,7 @@ class Visitor(asyncio.Protocol):
         self.leave()
 
     def leave(self) -> None:
-        """Its connection is closed, or never came to be."""
+        """The connection is closed, or was never established."""
         self._others.discard(self)
         self._wait(None)
         self._count()

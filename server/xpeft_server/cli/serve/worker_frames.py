@@ -1,4 +1,4 @@
-"""What a server and its tuning worker say to each other, over two pipes: a JSON object and, after it, plain bytes."""
+"""Frames between a server and its tuning worker over two pipes: a JSON object followed by plain bytes."""
 
 from __future__ import annotations
 
