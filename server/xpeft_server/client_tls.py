@@ -1,4 +1,4 @@
-"""What a client over https shows, and whom it trusts."""
+"""A client's certificate over https, and the authorities that it trusts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .pem_files import PemFile, PemInvalid, client_context, load_certificate
 
 @dataclass(frozen=True, slots=True)
 class ClientTls:
-    """PEM files; without any of them nothing is shown, and the system's authorities are trusted, or those of the
+    """PEM files. Without them no certificate is shown, and the system's authorities are trusted, or those of the
     variable ``SSL_CERT_FILE``. ``metadata["help"]`` of a field says what it is.
     """
 

@@ -1,4 +1,4 @@
-"""Log lines for machines and for people: nobody can forge one, and no key or password is in one."""
+"""Log lines for machines and for people, which nobody can forge and which hold no key or password."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Labels = Mapping[str, str]
 Value = TypeVar("Value")
 
 request_labels: ContextVar[Callable[[], Labels] | None] = ContextVar("request_labels", default=None)
-"""What tells the labels of the request that is being handled; whatever is logged meanwhile carries them."""
+"""Returns the labels of the request that is being handled; every line that is logged meanwhile carries them."""
 
 # A record that concerns a request which is not being handled here brings its labels along, by ``extra``.
 _OWN_LABELS: Final = ("request_id", "tenant")
 # Keys of this server, and passwords in URLs.
 _SECRETS: Final = re.compile(r"(?<![A-Za-z0-9_-])xp_[A-Za-z0-9_-]{43}|(?<=://)[^/\s@]*:[^/\s]*(?=@)")
-# What ends a line or moves a terminal's cursor: C0 and C1 but for the tab, DEL, and Unicode's own line ends.
+# Characters that end a line or move a terminal's cursor: C0 and C1 but for the tab, DEL, and Unicode's own line ends.
 _CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(9), *range(10, 32), *range(127, 160))} | {
     0x2028: "\\u2028",
     0x2029: "\\u2029",
@@ -103,12 +103,12 @@ def format_for(asked: str, stream: TextIO) -> LogFormat:
 
 
 def without_secrets(text: str) -> str:
-    """Whoever logged it: keys and the passwords of URLs are blotted out."""
+    """Mask keys and the passwords of URLs, whoever logged them."""
     return _SECRETS.sub("***", text)
 
 
 def field_without_secrets(value: Value) -> Value | str:
-    """A field beside a message: what a client calls a request or a profile may be its key, too."""
+    """Of a field beside a message: the name that a client gives a request or a profile may be its key."""
     return without_secrets(value) if isinstance(value, str) else value
 
 

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from .settings import Settings, SettingsInvalid, without_password
 
 PREFIX = "XPEFT_"
-# What the commands that talk to a server read: set beside a server's own variables, they are no mistake.
+# Variables of the commands that are clients of a server; among a server's own they are no mistake.
 CLIENT_VARIABLES = frozenset(
     {"XPEFT_URL", "XPEFT_API_KEY", "XPEFT_CLIENT_CERTIFICATE", "XPEFT_CLIENT_KEY", "XPEFT_AUTHORITY"}
 )
-# What the variables of other commands begin with.
+# Prefixes of other commands' variables.
 _OF_OTHERS = ("XPEFT_TUNE_", "XPEFT_BANK_TRAIN_", "XPEFT_AGAINST_")
 
 
@@ -37,16 +37,19 @@ def describe_settings() -> tuple[SettingDescription, ...]:
             name=name,
             option="--" + name.replace("_", "-"),
             variable=PREFIX + name.upper(),
-            default=""
-            if field.default is None
-            else str(field.default).lower()
-            if isinstance(field.default, bool)
-            else str(field.default),
+            default=shown_default(field.default),
             help=field.description or "",
             is_flag=field.annotation is bool,
         )
         for name, field in Settings.model_fields.items()
     )
+
+
+def shown_default(value: object) -> str:
+    """As it is typed on the command line; empty for None."""
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def load_settings(options: Mapping[str, object], environ: Mapping[str, str]) -> Settings:

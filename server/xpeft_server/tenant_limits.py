@@ -62,7 +62,7 @@ class TenantTable:
         return self.tenants.get(tenant, self.default)
 
 
-# Where everybody is one tenant there is nobody to leave room for.
+# A single tenant has nobody to leave room for.
 ONE_TENANT: Final = TenantTable(TenantLimits(queue_share=1.0))
 
 
@@ -70,7 +70,7 @@ class LimitsFile:
     """The limits in a file, kept in step with it.
 
     Args:
-        in_force: what counts where the file cannot be used at the start, until it can.
+        in_force: the limits until the file can be used, if it cannot at the start.
     Raises: LimitsInvalid if it cannot be used at the start, and nothing is in force.
     """
 
@@ -88,7 +88,7 @@ class LimitsFile:
 
 
 def choose_tenant_limits(settings: Settings, *, in_force: TenantTable | None = None) -> LimitsOfTenants:
-    """Those of the file; without one, a fair share for each. Raises: as `LimitsFile`."""
+    """The limits of the file; without one, a fair share for each tenant. Raises: as `LimitsFile`."""
     if settings.tenant_limits is not None:
         return LimitsFile(settings.tenant_limits, in_force=in_force)
     return ONE_TENANT if settings.api_keys is None else TenantTable()
@@ -112,7 +112,7 @@ def read_limits(path: Path) -> TenantTable:
 
 
 def parse_limits(data: bytes) -> TenantTable:
-    """A tenant's fields stand beside those of the default, in place of them where both name one.
+    """A tenant has the default's fields where it has none of its own.
 
     Raises: LimitsInvalid, naming the field and the value.
     """

@@ -1,4 +1,4 @@
-"""Which version this is: also of packages that are on the path without being installed."""
+"""The version, also of packages that are on the path without being installed."""
 
 from __future__ import annotations
 

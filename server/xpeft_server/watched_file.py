@@ -16,17 +16,17 @@ T = TypeVar("T")
 
 
 class WatchedFile(Generic[T]):
-    """What a file says, or several together, read again whenever one is another than before.
+    """The content of one file, or of several together, read again whenever one of them changes.
 
     Args:
         paths: the files; read at once.
-        read: paths → what they say; raises ``invalid`` if they cannot be used.
+        read: paths → content; raises ``invalid`` if they cannot be used.
         content: what they hold, for the log.
-        in_force: what counts where they cannot be used at the start, until they can.
+        in_force: the value until the files can be used, if they cannot at the start.
     Raises: ``invalid`` if they cannot be used at the start, and nothing is in force.
 
     Attributes:
-        value: what they said when they could last be used.
+        value: their content when they could last be used.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where the console script begins: the heap first, as a process that has loaded nothing starts anew fastest."""
+"""Entry point of the console script. The heap comes first: a process restarts fastest before it loads anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of commands that are clients of a server: what they show it over https, and whom they trust."""
+"""The TLS options of commands that are clients of a server."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def https_options() -> list[inspect.Parameter]:
 
 
 def with_https_options(command: Command) -> Command:
-    """The options in the place of the command's ``**https``."""
+    """Replace the command's ``**https`` by the options."""
     add_options(command, https_options())
     return command
 
 
 def take_https_options(options: dict[str, Any]) -> ClientTls:
-    """Out of ``options``, which keep the others."""
+    """Take them out of ``options``."""
     return ClientTls(**{each.name: options.pop(each.name) for each in fields(ClientTls)})
 
 

@@ -27,7 +27,7 @@ def check_out_file(out: Path, *, force: bool, size: int = 1) -> None:
 
 
 def write_out_file(out: Path, write: Callable[[Path], object]) -> None:
-    """Write what was long to make; what its place does not take goes to another one, which the command ends with."""
+    """Write a result that took long to make. If that fails, write it elsewhere and end the command by saying where."""
     try:
         write(out)
     except OSError as error:
@@ -35,7 +35,7 @@ def write_out_file(out: Path, write: Callable[[Path], object]) -> None:
 
 
 def kept_elsewhere(name: str, write: Callable[[Path], object]) -> str:
-    """Write a file in a new folder: of temporary files, or at home, or here. Returns: a clause about where."""
+    """Write a file into a new folder in the temporary one, at home or here. Returns: a clause that says where."""
     for parent in (None, os.path.expanduser("~"), os.getcwd()):  # noqa: PTH109, PTH111 - a home may be unknown
         try:
             folder = Path(tempfile.mkdtemp(prefix="xpeft-", dir=parent))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from xpeft_server.settings import SettingsInvalid
-from xpeft_server.settings_source import check_variable
+from xpeft_server.settings_source import check_variable, shown_default
 
 from .screen import fail
 
@@ -49,13 +49,13 @@ def option_name(setting: str) -> str:
 
 
 def is_typed(context: typer.Context, parameter: str) -> bool:
-    """Whether it stands on the command line, rather than in the environment or nowhere."""
+    """Whether it was given on the command line, not by the environment or by default."""
     source = context.get_parameter_source(parameter)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def check_variables(context: typer.Context, prefix: str) -> None:
-    """End the command if a variable begins so that is no option's of it."""
+    """End the command if the environment has a variable with this prefix that is not one of its options."""
     known = [each.envvar for each in context.command.params if isinstance(each.envvar, str)]
     try:
         for variable in os.environ:
@@ -66,7 +66,7 @@ def check_variables(context: typer.Context, prefix: str) -> None:
 
 
 def add_options(command: Callable[..., None], options: list[inspect.Parameter]) -> None:
-    """Put ``options`` in the place of the command's ``**options``, for typer to read."""
+    """Replace the command's ``**options`` by ``options``, for typer to read."""
     hints = get_type_hints(command, include_extras=True)
     own = [
         each.replace(annotation=hints[name])
@@ -77,12 +77,11 @@ def add_options(command: Callable[..., None], options: list[inspect.Parameter]) 
 
 
 def _option(setting: Field[Any], kind: Any, variables: str, panel: str) -> inspect.Parameter:
-    text, value = setting.metadata["help"], setting.default
-    default = "" if value is None else f" Default: {str(value).lower() if isinstance(value, bool) else value}."
+    text, default = setting.metadata["help"], shown_default(setting.default)
     option = typer.Option(
         envvar=f"{variables}{setting.name.upper()}",
         show_default=False,
-        help=f"{text[0].upper()}{text[1:]}.{default}",
+        help=f"{text[0].upper()}{text[1:]}.{f' Default: {default}.' if default else ''}",
         rich_help_panel=panel,
     )
     return inspect.Parameter(

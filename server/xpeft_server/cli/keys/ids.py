@@ -1,4 +1,4 @@
-"""What keys are called, and what that tells of who succeeds whom."""
+"""Ids of keys, and which key they say succeeds which."""
 
 from __future__ import annotations
 

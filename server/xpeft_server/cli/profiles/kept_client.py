@@ -1,4 +1,4 @@
-"""The profile routes of a server over a connection that is kept."""
+"""The profile routes of a server over a persistent connection."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _LATER: Final = (429, 503)
 
 
 class KeptProfilesClient(ProfilesClient):
-    """Used by one thread. A request whose connection the server had closed is sent once more, on a new one; one that
-    is refused for now is tried again when the server says.
+    """Used by one thread. A request is sent once more, on a new connection, if the server had closed the old one, and
+    tried again when the server says if it was refused for now.
     """
 
     def __init__(self, url: str, api_key: str | None = None, tls: ClientTls = NO_FILES) -> None:

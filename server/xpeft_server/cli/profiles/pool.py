@@ -1,4 +1,4 @@
-"""Several connections to one server, for calls that are many."""
+"""Several connections to one server, for many calls."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ProfilesPool:
         self._threads = ThreadPoolExecutor(CONNECTIONS, "xpeft-profiles", initializer=self._connect)
 
     def map(self, call: Callable[[KeptProfilesClient, T], U], items: Sequence[T]) -> list[U]:
-        """One result an item, in their order. Raises: what the first of them raised; then the rest are not begun."""
+        """One result per item, in order. Raises: what the first failing call raised; the rest are not begun."""
         futures = [self._threads.submit(self._called, call, item) for item in items]
         try:
             return [future.result() for future in futures]

@@ -1,4 +1,4 @@
-"""An import's way into a running server."""
+"""A running server as the target of an import."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .pool import ProfilesPool
 
 _NOT_FOUND: Final = 404
 _PRECONDITION_FAILED: Final = 412
-# What a server has against one profile, not against its client.
+# Refusals of one profile, not of the client.
 _OF_THE_PROFILE: Final = (400, 409, 413, 422)
 
 

@@ -1,4 +1,4 @@
-"""The way of tuned profiles into sinks and journal, beside the tuning."""
+"""Puts tuned profiles into sinks and journal, in a thread beside the tuning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where profiles shall go, as it was asked for."""
+"""Where tuned profiles are to go, as the command line says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is tuned, over what and how, as the command line names it."""
+"""What to tune, over which model and bank, and how, as the command line names it."""
 
 from __future__ import annotations
 

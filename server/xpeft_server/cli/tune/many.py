@@ -1,4 +1,4 @@
-"""Tuning a profile for each value of a field, in a run that can be taken up again."""
+"""Tunes a profile for each value of a field, in a run that can be resumed."""
 
 from __future__ import annotations
 

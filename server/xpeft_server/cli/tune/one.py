@@ -1,4 +1,4 @@
-"""Tuning one profile, and the report about it."""
+"""Tunes one profile and reports on it."""
 
 from __future__ import annotations
 
