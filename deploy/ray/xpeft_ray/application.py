@@ -15,12 +15,12 @@ from .engine_replica import EngineReplica
 from .ingress import DEPLOYMENT, Ingress
 from .options import Scale, read_options
 
-# Beside its requests a replica is asked for reports.
+# Calls for reports, which a replica gets beside its requests.
 _REPORTS: Final = 64
 # An ingress waits for engines and holds streams open; it is the engines that refuse.
 _INGRESS_REQUESTS: Final = 10_000
 _STARTS: Final = 3
-# Of a process that died Serve learns by the next check.
+# Serve learns of a dead process at its next check.
 _HEALTH_SECONDS: Final = 2.0
 _ROUTER: Final = "xpeft_ray.request_router:ProfileRouter"
 # Serve would log every call and report of a replica.
@@ -45,11 +45,11 @@ def _engine(settings: Settings, scale: Scale) -> serve.Deployment:
     return serve.deployment(
         name="engine",
         ray_actor_options=resources,
-        # The engine has a queue that is fair between tenants, and refuses by it; what waits in Serve waits in no order.
+        # Requests wait in the engine's queue, which is fair between tenants and refuses; Serve's own has no order.
         max_ongoing_requests=settings.queue_limit + _REPORTS,
         max_queued_requests=settings.queue_limit,
         request_router_config={"request_router_class": _ROUTER},
-        # What cannot be built now cannot be built the twentieth time.
+        # An engine that cannot be built will not be built at the twentieth try.
         max_constructor_retry_count=_STARTS,
         health_check_period_s=_HEALTH_SECONDS,
         graceful_shutdown_timeout_s=settings.drain_seconds,
@@ -74,7 +74,7 @@ def _ingress(scale: Scale) -> serve.Deployment:
     return serve.deployment(
         name=DEPLOYMENT,
         num_replicas=scale.ingress_replicas,
-        # Reading and writing HTTP needs little: it must not keep an engine from a machine's last processor.
+        # HTTP needs little, and must not take a machine's last processor from an engine.
         ray_actor_options={"num_cpus": 0},
         logging_config=_QUIET,
         max_ongoing_requests=_INGRESS_REQUESTS,

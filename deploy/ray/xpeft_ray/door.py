@@ -1,4 +1,4 @@
-"""The HTTP side of one ingress: the application of ``xpeft serve`` over an engine that is elsewhere."""
+"""The HTTP side of one ingress: the application of ``xpeft serve`` over engines in other processes."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Peers(Protocol):
 
 
 class Door:
-    """An ASGI application, started and stopped by ASGI's lifespan; it is open once the first replica has reported.
+    """An ASGI application, started and stopped by ASGI's lifespan; it answers once the first replica has reported.
 
-    Without keys it answers only clients on this machine: where Serve's proxies listen is not for it to say.
+    Without keys it answers only clients on this machine, because it does not decide where Serve's proxies listen.
 
     Args:
         store: the one that the replicas read too; closed with this.
@@ -80,7 +80,7 @@ class Door:
         return engines | {told.replica: told.text for told in self._told}
 
     async def start(self) -> None:
-        """Opens the store, or keeps trying, and waits for the first replica."""
+        """Open the store, or keep trying, and wait for the first replica."""
         self._watching = self._parts.watch()
         if isinstance(self._tenants, LimitsFile):
             self._watching.append(asyncio.create_task(self._tenants.watch()))
@@ -111,7 +111,7 @@ class Door:
         await self._app(_at_root(scope), receive, _without_our_id(scope, send))
 
     def _build(self) -> None:
-        """Anew for each bank: what is uploaded is checked against it."""
+        """Build the application, once for each bank: uploads are checked against it."""
         parts = self._parts
         self._app = create_app(
             self._settings,
@@ -152,7 +152,7 @@ def _is_near(scope: Scope) -> bool:
 
 
 def _at_root(scope: Scope) -> Scope:
-    """The routes know no prefix: that is the application's in Serve."""
+    """Without the prefix that the application has in Serve, which the routes do not know."""
     root: str = scope.get("root_path", "")
     if not root or not scope["path"].startswith(root):
         return scope
@@ -161,7 +161,7 @@ def _at_root(scope: Scope) -> Scope:
 
 
 def _without_our_id(scope: Scope, send: Send) -> Send:
-    """Serve's proxy has given the request its id, and adds it to the answer itself."""
+    """Leaves out the request id that Serve's proxy gave the request: the proxy adds it to the answer itself."""
     given = [value for name, value in scope.get("headers", ()) if name == _REQUEST_ID]
 
     async def pass_on(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""One engine in a process of its own: what Ray Serve runs a replica of for each device."""
+"""One engine in a process of its own; Ray Serve runs a replica of it for each device."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _SWITCH_SECONDS: Final = 0.001
 
 
 class EngineReplica:
-    """Answers what the ingress sends on. An engine that dies takes its process with it, and Serve starts another.
+    """Answers what the ingress forwards. An engine that dies ends its process, and Serve starts another.
 
     Raises: SettingsInvalid, ModelError, BankError, StoreUrlInvalid or LimitsInvalid if the engine cannot be built.
     """
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
-        # Here and not above: the ingress, which imports this module too, has no use for torch.
+        # Imported here: the ingress imports this module too, and does not need torch.
         from xpeft_server.cli.serve.assembly import build_engine
 
         configure_logging(format_for(settings.log_format, sys.stderr), settings.log_level, sys.stderr)
@@ -53,7 +53,7 @@ class EngineReplica:
         self._engine = build_engine(settings, self._store, self._metrics, tenants=tenants, on_death=self._end)
         self._watching = asyncio.create_task(tenants.watch()) if isinstance(tenants, LimitsFile) else None
         await self._engine.start()
-        # As in `xpeft serve`: what is there by now stays, and the device's thread gets its turn soon.
+        # As in `xpeft serve`: what is loaded by now stays, and the device thread gets the GIL soon.
         gc.collect()
         gc.freeze()
         sys.setswitchinterval(_SWITCH_SECONDS)
@@ -83,6 +83,6 @@ class EngineReplica:
         await self._store.close()
 
     def _end(self) -> None:
-        """Whoever waited has been told; let that leave the process before it ends."""
+        """End the process once the errors of the pending requests have left it."""
         log.critical("the engine of replica %s died: its process ends", self._name)
         asyncio.get_running_loop().call_later(_LAST_WORDS_SECONDS, os._exit, 1)

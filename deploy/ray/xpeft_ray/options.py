@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from xpeft_server.settings import Settings, SettingsInvalid
 from xpeft_server.settings_source import PREFIX, load_settings
 
-# Where requests come in is the business of Serve's proxies.
+# Serve's proxies decide where and how requests come in.
 PROXYS: Final = (
     "host",
     "port",

@@ -1,4 +1,4 @@
-"""The engine as the API has it, where it runs in other processes that come and go."""
+"""An engine, as the API has it, over replicas in other processes that come and go."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ INTERVAL: Final = 1.0
 """Seconds between two rounds of reports."""
 
 PATIENCE: Final = 10.0
-"""Seconds without a word of any replica; then nobody is kept waiting. A new one takes about as long to start."""
+"""Seconds without any answer of a replica after which requests fail. A new replica takes about as long to start."""
 
 TRIES: Final = 3
 """Replicas that a request may lose before it fails."""
@@ -105,7 +105,7 @@ class RemoteEngine:
         return EngineStatus(ready=set(checks.values()) == {"ok"}, checks=checks)
 
     def check_room(self, tenant: str) -> None:
-        """Only a replica knows; here nobody is refused who might be let in there."""
+        """Only a replica knows how full its queue is, so nobody is refused here for that."""
         del tenant
         self._check_there()
 
@@ -184,13 +184,13 @@ class RemoteEngine:
         self._gone.clear()
         before = self._known
         same = [each for each in reports if before is not None and each.geometry == before.geometry]
-        # While replicas with another bank come, one after the other, it is the old one until the last has gone.
+        # While replicas are replaced by ones with another bank, the old bank counts until its last replica is gone.
         self._known = (same or reports)[0]
         if before is not None and not same:
             self._on_bank()
 
     async def _unless_gone(self, call: Coroutine[Any, Any, T]) -> T:
-        """Raises: Unavailable once no replica is heard of any more."""
+        """The call's result. Raises: Unavailable once the replicas have been silent for too long."""
         working = asyncio.ensure_future(call)
         gone = asyncio.ensure_future(self._gone.wait())
         try:

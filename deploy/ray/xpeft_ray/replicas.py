@@ -20,12 +20,12 @@ from xpeft_server.remote.trail import Trail
 
 
 class ReplicaLost(Exception):
-    """The replica that had the request went away; nobody knows how far it came."""
+    """The replica that had the request went away; how far it had come is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """What a replica says of itself. ``exposition``: its metrics in Prometheus' text format."""
+    """The state of a replica. ``exposition``: its metrics in Prometheus' text format."""
 
     replica: str
     info: EngineInfo
@@ -35,7 +35,7 @@ class EngineReport:
 
 
 class Replicas(Protocol):
-    """Any of them, as the routing has it. Used from one event loop; cancelling a call withdraws its request."""
+    """Calls the one that the router chooses. Used from one event loop; cancelling a call withdraws its request."""
 
     async def classify(self, request: ClassifyRequest) -> Outcome:
         """Raises: ReplicaLost, Overloaded."""
@@ -49,5 +49,5 @@ class Replicas(Protocol):
         ...
 
     async def reports(self) -> list[EngineReport]:
-        """Of all that answer within a few seconds; empty if none does."""
+        """The reports of all that answer within a few seconds."""
         ...

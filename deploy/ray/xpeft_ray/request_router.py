@@ -38,7 +38,7 @@ class ProfileRouter(RequestRouter):
 
 
 def profile_of(pending_request: PendingRequest | None) -> str | None:
-    """What the request's profile is known by across tenants; None if it asks for none."""
+    """A name of the request's profile that is unique across tenants; None without a profile."""
     if pending_request is None or not pending_request.args:
         return None
     match pending_request.args[0]:

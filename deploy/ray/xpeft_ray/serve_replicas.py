@@ -21,7 +21,7 @@ from .exposition import Exposition
 from .replicas import EngineReport, ReplicaLost
 
 ANSWER_SECONDS: Final = 3.0
-"""For a report; who takes longer is left out of it."""
+"""Seconds for a report; slower replicas are left out of the round."""
 
 
 class ServeReplicas:
@@ -56,7 +56,7 @@ class ServeReplicas:
         return [each for each in answers if isinstance(each, EngineReport)]
 
     async def _any_report(self) -> list[EngineReport]:
-        """One that is stuck must not hide the others: ask whoever the routing finds."""
+        """A replica that hangs must not hide the others: ask one that the router chooses."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 return [await _answer(self._report)]
@@ -75,7 +75,7 @@ class ServePeers:
 
 
 async def _everybody(handle: DeploymentHandle[Any], method: str) -> list[object] | None:
-    """What all replicas say, failures among it; None if one of them says nothing, or there is none."""
+    """The answers of all replicas, failures included; None if one does not answer, or there is none."""
     try:
         return await handle.broadcast(method).results_async(timeout_s=ANSWER_SECONDS, return_exceptions=True)
     except (TimeoutError, DeploymentUnavailableError, RayActorError):
@@ -98,7 +98,7 @@ def _in_our_words() -> Generator[None, None, None]:
     try:
         yield
     except (RayActorError, ReplicaUnavailableError, TaskCancelledError) as error:
-        # Ray's words go on for many lines.
+        # Ray's message has many lines.
         raise ReplicaLost(str(error).partition("\n")[0]) from error
     except BackPressureError as error:
         raise Overloaded("every replica has as many requests as it may have") from error

@@ -1,4 +1,4 @@
-"""Tuning jobs where nothing tunes: those of other servers on the same store."""
+"""The tuning jobs of other servers on the same store, where nothing is tuned."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LOOK_SECONDS: Final = 1.0
 class StoredJobs:
     """A `TunerPort` that shows and cancels jobs and takes none.
 
-    A tuner wants a part of one device's time and a process of its own beside it; replicas come and go, and a job would
-    end with the one that it began on.
+    A tuner needs part of one device's time and a process beside it; replicas come and go, and a job would end with the
+    replica that it began on.
 
-    Attributes: records: to be told of the store's outages.
+    Attributes: records: must be told of the store's outages.
     """
 
     def __init__(self, store: JobStore) -> None:
