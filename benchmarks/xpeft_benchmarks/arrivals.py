@@ -1,4 +1,4 @@
-"""When requests come, whether or not earlier ones were answered."""
+"""Arrival times of an open loop: they do not depend on answers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Phase(NamedTuple):
 def arrivals(phases: Sequence[Phase], seed: int) -> list[tuple[float, int]]:
     """Poisson arrivals of phases one after the other: (seconds from the start, stream), in order.
 
-    A stream's own do not depend on the others' rates: what two stretches have in common comes at the same moments, and
-    so do phases that are alike, the same bursts included.
+    A stream's arrivals do not depend on the others' rates: streams that two stretches share arrive at the same moments,
+    and equal phases have the same bursts.
     """
     phases = list(phases)
     found: list[tuple[float, int]] = []
@@ -36,8 +36,8 @@ def arrivals(phases: Sequence[Phase], seed: int) -> list[tuple[float, int]]:
 
 
 def arrivals_at(rate: float, seconds: float, seed: int | Sequence[int]) -> list[float]:
-    """Poisson arrivals, given how many there are: as many as the rate says, at moments that know nothing of each other.
+    """Poisson arrivals conditioned on their number, which is the rate's: independent uniform moments.
 
-    So what was sent is what was asked for, which rounds and targets are compared by. Seconds from the start, in order.
+    So rounds and targets are compared at exactly the rate that was asked for. Seconds from the start, in order.
     """
     return sorted(np.random.default_rng(seed).uniform(0, seconds, round(rate * seconds)).tolist())

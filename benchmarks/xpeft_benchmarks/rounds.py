@@ -67,6 +67,6 @@ def percentiles(values: Sequence[float], points: Sequence[float]) -> list[float]
 
 
 def median(values: Sequence[float]) -> float:
-    """Of the rounds that have a value: in the others it is not a number, and so it is if none has one."""
+    """The median of the values that are numbers; not a number if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return statistics.median(known) if known else math.nan

@@ -43,7 +43,7 @@ def example_texts() -> list[str]:
 
 
 def sample_texts(pool: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
-    """``count`` texts in a random order, none twice before each was there once."""
+    """``count`` texts in a random order; none comes again before all have come."""
     rounds = -(-count // len(pool))
     order = np.concatenate([rng.permutation(len(pool)) for _ in range(rounds)])
     return [pool[index] for index in order[:count]]

@@ -106,7 +106,7 @@ def run_tune(
 
 
 def _rows(plan: TunePlan, pool: Sequence[str]) -> list[list[Row]]:
-    """Labels in turn: how fast a profile is tuned does not depend on what there is to learn."""
+    """Rows with alternating labels: the speed of tuning does not depend on what there is to learn."""
     texts = sample_texts(pool, plan.profiles * plan.rows, np.random.default_rng(plan.seed))
     labelled = [Row(text, LABELS[number % len(LABELS)]) for number, text in enumerate(texts)]
     return [labelled[start : start + plan.rows] for start in range(0, len(labelled), plan.rows)]

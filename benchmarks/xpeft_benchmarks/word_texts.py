@@ -48,7 +48,7 @@ def word_tokenizer(size: int, limit: int) -> TextTokenizer:
 
 
 def _whole_words(tokenizer: TextTokenizer, special: int, rng: np.random.Generator) -> list[str]:
-    """Some that are one token, at a text's beginning and within it."""
+    """Some words that are one token each, at the beginning of a text and within it."""
     every = sorted(word for word in tokenizer.vocabulary if word.isascii() and word.isalnum() and word.islower())
     some = [every[index] for index in rng.permutation(len(every))[:_WORDS]]
     lengths = _lengths(tokenizer, [f"{word} {word}" for word in some])

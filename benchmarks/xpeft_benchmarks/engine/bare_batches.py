@@ -1,4 +1,4 @@
-"""The PLM without adapters, batches launched one behind the other by what the engine launches with."""
+"""The PLM without adapters, its batches launched one after the other as the engine launches them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xpeft_server.model.tokens.tokenizing import TokenizedText
 from ..turns import Turn
 
 _AHEAD: Final = 2
-"""Batches that the device has, so that it never waits for the next."""
+"""Batches in flight, so that the device never waits for the next."""
 
 
 class BareBatches:
@@ -31,7 +31,7 @@ class BareBatches:
         self._size = len(batches[0])
 
     def turn(self, seconds: float) -> Turn:
-        """From the end of one batch on, for ``seconds`` and until another ends."""
+        """Measure from the end of one batch, for ``seconds``, to the end of another."""
         ahead: deque[Launched] = deque()
         busy: list[float] = []
         self._end_one(ahead)
@@ -44,7 +44,7 @@ class BareBatches:
         return Turn(len(busy) * self._size, ended - begun, len(busy), sum(busy))
 
     def _end_one(self, ahead: deque[Launched]) -> float:
-        """Launch what may be on the way and wait for the oldest; seconds that it was computed for."""
+        """Launch up to `_AHEAD` batches and wait for the oldest. Returns: its seconds on the device."""
         while len(ahead) < _AHEAD:
             ahead.append(self._classifier.bare(next(self._batches)))
         oldest = ahead.popleft()

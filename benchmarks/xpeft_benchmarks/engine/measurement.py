@@ -1,4 +1,4 @@
-"""``xpeft bench engine``: what queue, batching, slots and heads leave of the bare PLM's speed, without HTTP."""
+"""``xpeft bench engine``: what queue, batching, slots and heads cost over the bare PLM, without HTTP."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ ChooseSlots = Callable[[AdapterForm, Plm], int]
 Step = Callable[[str], None]
 
 _BATCHES: Final = 8
-"""Batches of different texts. Walks have slots for as many, so that a GPU's cache has none of those of a batch."""
+"""Batches of different texts. Walks have slots for all of them, so that a GPU's cache holds none of a batch's."""
 
 _DRAWN: Final = 1 << 20
-"""Requests after which the same profiles come again."""
+"""Requests after which the sequence of profiles repeats."""
 
 _WARM_UP_SECONDS: Final = 1.0
 
@@ -50,7 +50,7 @@ def run_engine(plan: EnginePlan, choose_slots: ChooseSlots, *, on_step: Step) ->
     Raises: ModelError, ShapeUnknown, TextsInvalid, RequestsFailed.
     """
     on_step(f"making {plan.model} in {plan.dtype} on {plan.device}")
-    # In a thread that ends: torch on CPU keeps workers for each that ever computed, and they get in each other's way.
+    # In a thread that ends: torch on CPU keeps workers for every live thread that computed, and they compete.
     with ThreadPoolExecutor(1) as loader:
         model = loader.submit(load_model, plan).result()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -71,7 +71,7 @@ async def _run(plan: EnginePlan, model: Model, slots: int, on_step: Step) -> lis
     for tokens in plan.batch_tokens:
         bench = _Bench(plan, model, store, texts, tokens, on_step)
         results += await bench.registered(owners, slots)
-        # Its parts know each other; on a GPU its slots are memory that the next engine needs.
+        # The engine has reference cycles, and on a GPU the next one needs the memory of its slots.
         gc.collect()
         results += await bench.walks()
         gc.collect()

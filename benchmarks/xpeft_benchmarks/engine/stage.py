@@ -39,7 +39,7 @@ class Model(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """An engine that runs, and its classifier, which whoever calls it has to itself while nobody asks the engine."""
+    """A running engine, and its classifier, which may be called directly while the engine has no requests."""
 
     classifier: Classifier
     engine: Engine
@@ -83,7 +83,7 @@ async def filled_store(
 async def running_engine(
     plan: EnginePlan, model: Model, store: MemoryStore, *, tokens: int, slots: int
 ) -> AsyncIterator[Stage]:
-    """An engine with batches of ``tokens``, as the server has it but for limits that nobody meets here."""
+    """An engine with batches of ``tokens``, as the server has it, with limits that are never reached."""
     thread = device_executor()
     classifier = await asyncio.get_running_loop().run_in_executor(
         thread,

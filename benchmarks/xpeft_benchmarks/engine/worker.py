@@ -1,4 +1,4 @@
-"""The process that does the engine's work without a server: the same texts and profiles into the Classifier."""
+"""The process that runs the Classifier on the same texts and profiles, without a server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..processes.workers import answer_jobs
 Pair = tuple[TokenizedText, int]
 
 _AHEAD: Final = 2
-"""Batches that a device that works by itself has, as the server's has them."""
+"""Batches in flight on an asynchronous device, as in the server."""
 
 
 class EngineWorker:

@@ -1,9 +1,9 @@
 """The processes that generation is measured in, and what each of them can be asked to do.
 
-Our engine, transformers' padded batches and its continuous batching have a process each, which waits while another one
-has its turn. In one process they would disturb each other: OpenMP keeps workers for every thread that ever computed and
-lets them sleep between two operations once there are more of them than cores, and an engine keeps its device thread for
-as long as it lives. So each computes as fast as it would alone.
+Our engine, transformers' padded batches and its continuous batching have a process each, which waits while another is
+measured. In one process they would disturb each other: OpenMP keeps workers for every thread that ever computed, and
+puts them to sleep between operations once they outnumber the cores; and an engine keeps its device thread. So each
+computes as fast as it would alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The process of our side: a whole engine over a store in memory, asked by tasks in its own event loop."""
+"""The process of our engine: over a store in memory, called by tasks in its own event loop."""
 
 from __future__ import annotations
 

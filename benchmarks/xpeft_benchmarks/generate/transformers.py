@@ -1,4 +1,4 @@
-"""The process of the other side: transformers' own ``generate`` in padded batches, or its continuous batching."""
+"""The process of transformers: its ``generate`` in padded batches, or its continuous batching."""
 
 from __future__ import annotations
 

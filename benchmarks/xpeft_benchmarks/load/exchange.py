@@ -21,8 +21,8 @@ class Exchange(NamedTuple):
         status: of HTTP; 0 where no answer came, or one that broke off.
         tokens: of the text, as the server counts them; 0 where it does not tell.
         stages: where the time of an answer with 200 went, by name, empty for others. ``total``: from when it was due to
-            the last byte. ``rest``: what of that the server did not have it. Of streams: ``first_token``, from when it
-            was due; ``per_token``, from the first to the last, by those after the first; ``longest_pause`` between two.
+            the last byte. ``rest``: the part of that outside the server. Of streams: ``first_token``, from when it was
+            due; ``per_token``, from the first to the last, by those after the first; ``longest_pause`` between two.
     """
 
     late: float

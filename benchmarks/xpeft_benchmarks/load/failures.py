@@ -1,4 +1,4 @@
-"""Everything that `xpeft bench load` can be refused for, without loading torch: so it starts in no time."""
+"""Everything that `xpeft bench load` can be refused for. It loads no torch, so that the command starts fast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One kept-alive HTTP connection that costs as little as it can: the client shares the cores with the server."""
+"""One keep-alive HTTP connection at the least cost: the client shares the cores with the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A measuring process of its own: one JSON object a line goes in, one comes out, nothing runs in between."""
+"""Measuring processes: each reads a JSON object a line and answers it with another, and is idle in between."""
 
 from __future__ import annotations
 

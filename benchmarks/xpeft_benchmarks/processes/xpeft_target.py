@@ -1,4 +1,4 @@
-"""`xpeft serve` as something to send load to: started with a key for each tenant, or met at a URL."""
+"""`xpeft serve` as a target of load: started with a key for each tenant, or already running at a URL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``xpeft bench serve``: what HTTP, queue and batching leave of the engine's own speed."""
+"""``xpeft bench serve``: what HTTP, queue and batching cost over the engine alone."""
 
 from __future__ import annotations
 

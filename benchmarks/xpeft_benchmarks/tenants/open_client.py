@@ -14,7 +14,7 @@ from ..processes.connection import Connection, ExchangeFailed
 from ..processes.workers import answer_jobs
 
 _DEADLINE = 60.0
-"""Seconds that the last answers may take after the last request; who has none by then counts as unanswered."""
+"""Seconds that the last answers may take after the last request; later ones count as unanswered."""
 
 
 @dataclass(slots=True)

@@ -100,7 +100,7 @@ def neighbour_results(rounds: Neighbours, *, tenants: int, share: float, greed: 
 
 
 def flood_results(flood: Flood[Stretch], capacity: float, *, times: float) -> list[Result]:
-    """What a server does with more than it can do, and how soon it is well afterwards."""
+    """What an overloaded server does, and how soon it recovers."""
     meanings = Flood(
         before="all tenants within their share",
         during=f"{times:g} times what the server can do, from all tenants alike",

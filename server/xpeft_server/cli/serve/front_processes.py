@@ -148,7 +148,7 @@ class FrontProcesses:
                 self._listeners.add(peer)
                 listens.set()
                 log.info("process %d speaks HTTP", process.pid)
-            # It was not, or not yet, among those that were told.
+            # It may have started after the others were told.
             if self._closing.is_set():
                 await peer.call("stop")
             elif self._drains:
