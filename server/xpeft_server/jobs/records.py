@@ -60,7 +60,8 @@ class Records:
         if record.finished is None:
             ended = replace(record, status="cancelled", finished=time.time())
             record = await self.end(ended) or ended
-        return cancelled(record)
+        check_cancelled(record)
+        return record
 
     async def end(self, record: JobRecord) -> JobRecord | None:
         """Write a finished record over an unfinished one. Returns: what is stored afterwards, as `stored`."""
@@ -100,11 +101,10 @@ class Records:
         return stored.lapsed and time.monotonic() - self._answers_since >= LEASE
 
 
-def cancelled(record: JobRecord) -> JobRecord:
-    """The record of a job that was to be cancelled. Raises: JobFinished if it ended otherwise."""
+def check_cancelled(record: JobRecord) -> None:
+    """Raises: JobFinished if the job ended otherwise."""
     if record.status != "cancelled":
         raise JobFinished(f"job {record.id} is over: {record.status}")
-    return record
 
 
 def interrupted(record: JobRecord) -> JobRecord:

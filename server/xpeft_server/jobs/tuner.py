@@ -20,7 +20,7 @@ from .job import Job
 from .lease_keeper import LeaseKeeper
 from .process_identity import this_process
 from .publisher import Publisher
-from .records import LEASE, Records, cancelled, interrupted
+from .records import LEASE, Records, check_cancelled, interrupted
 from .requests import TuningRequest
 from .turns import Turns
 from .worker_port import Progress, Tuned, Worker
@@ -138,7 +138,8 @@ class Tuner:
         async with job.deciding:
             job.change(status="cancelled", finished=time.time())
         await self._save(job)
-        return cancelled(job.record)
+        check_cancelled(job.record)
+        return job.record
 
     async def close(self) -> None:
         """Interrupt every job, end the worker, tell the store. Nothing happens the second time."""
