@@ -34,7 +34,7 @@ class Launch(NamedTuple):
         most = WIDEST[itemsize]
         if form.width > most:
             raise ValueError(
-                f"adapters of R={form.width}: at {itemsize} bytes a number the kernel takes R up to {most}"
+                f"adapters of R={form.width}: with {itemsize} bytes a number the kernel takes up to {most}"
             )
         width = max(16, 1 << (form.width - 1).bit_length())
         columns = max(16, min(256, 16384 // width) // itemsize)
