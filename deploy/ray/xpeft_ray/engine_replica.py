@@ -15,9 +15,9 @@ import ray
 from ray import serve
 
 from xpeft_profiles import open_store
+from xpeft_server.cli.serve.server_logging import configure_server_logging
 from xpeft_server.engine.metrics import Metrics
 from xpeft_server.engine.requests import ClassifyRequest, GenerateRequest, News
-from xpeft_server.log_lines import configure_logging, format_for
 from xpeft_server.remote.answering import Outcome, classify, generate
 from xpeft_server.remote.error_value import ErrorValue
 from xpeft_server.remote.trail import Trail
@@ -43,7 +43,7 @@ class EngineReplica:
         # Imported here: the ingress imports this module too, and does not need torch.
         from xpeft_server.cli.serve.assembly import build_engine
 
-        configure_logging(format_for(settings.log_format, sys.stderr), settings.log_level, sys.stderr)
+        configure_server_logging(settings)
         nodes: list[dict[str, object]] = ray.nodes()  # type: ignore[no-untyped-call]
         check_reach(settings, sum(bool(node["Alive"]) for node in nodes))
         self._name = serve.get_replica_context().replica_id.unique_id

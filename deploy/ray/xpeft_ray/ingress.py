@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -13,7 +12,7 @@ from starlette.types import ASGIApp
 
 from xpeft_profiles import open_store
 from xpeft_server.cli.serve.http_parts import build_http_parts
-from xpeft_server.log_lines import configure_logging, format_for
+from xpeft_server.cli.serve.server_logging import configure_server_logging
 from xpeft_server.settings import Settings
 from xpeft_server.tenant_limits import choose_tenant_limits
 
@@ -31,7 +30,7 @@ class Ingress:
     """
 
     def __init__(self, settings: Settings, engine: DeploymentHandle[Any]) -> None:
-        configure_logging(format_for(settings.log_format, sys.stderr), settings.log_level, sys.stderr)
+        configure_server_logging(settings)
         self._name = serve.get_replica_context().replica_id.unique_id
         self._metrics = ReplicatedMetrics(
             top_profiles=settings.metrics_top_profiles, name=self._name, others=self._others

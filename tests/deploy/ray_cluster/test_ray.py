@@ -44,6 +44,11 @@ def test_engines_on_processors_begin_with_the_heap_that_a_server_gives_itself(ap
         assert wanted in Path(f"/proc/{process}/environ").read_bytes().replace(b":", b"\0")
 
 
+def test_who_asks_for_the_access_log_gets_it_whatever_else_is_logged(application: Any, until: Any) -> None:
+    application.client.get("/v1/profiles", headers={"x-request-id": "asked-and-logged"})
+    until(lambda: application.ray.logged("asked-and-logged"), "a line of the access log")
+
+
 def test_errors_of_an_engine_come_back_as_themselves(application: Any) -> None:
     unknown = application.classify("nobody")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "profile_not_found")
