@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
+import random
 import runpy
 import shutil
 import socket
@@ -13,7 +15,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from types import FunctionType
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
@@ -196,71 +198,51 @@ def start_example(tmp_path: Path, project_root: Path) -> Callable[..., subproces
     return start
 
 
-class RedisServer:
-    """A redis-server of our own that answers a write when it is on the disk.
+_CHOSEN_PORTS: set[int] = set()
 
-    Args:
-        options: of the URL.
+
+def _free_port() -> int:
+    """A port of the loopback address that stays free until a server that is started with its number takes it.
+
+    The system gives ports from 32768 up to clients, many a second. Those that Ray gives its workers end below 20000. A
+    Redis cluster's node takes the port 10000 above its own too.
     """
-
-    def __init__(self, folder: Path, options: str = "") -> None:
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0{options}"
-        self.process: subprocess.Popen[str] | None = None
-
-    def start(self, *more: str) -> None:
-        """Args: more: options."""
-        program = shutil.which("redis-server")
-        if program is None:
-            pytest.fail("redis-server is not installed; these tests need a real one (apt install redis-server)")
-        options = ["--port", str(self.port), "--dir", str(self.folder), "--bind", "127.0.0.1", "--save", ""]
-        options += ["--appendonly", "yes", "--appendfsync", "always", *more]
-        self.process = subprocess.Popen([program, *options], stdout=subprocess.PIPE, text=True)
-        lines: IO[str] = self.output
-        said = []
-        for line in lines:
-            said.append(line)
-            if "Ready to accept connections" in line:
-                return
-        pytest.fail("redis-server did not start:\n" + "".join(said))
-
-    @property
-    def output(self) -> IO[str]:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        return self.process.stdout
-
-    def kill(self) -> None:
-        """SIGKILL: no chance to write anything more."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.output.close()
-            self.process = None
+    left = set(range(20_000, 22_768)) - _CHOSEN_PORTS
+    for port in random.SystemRandom().sample(sorted(left), len(left)):
+        with contextlib.suppress(OSError), socket.socket() as server, socket.socket() as cluster:
+            server.bind(("127.0.0.1", port))
+            cluster.bind(("127.0.0.1", port + 10_000))
+            _CHOSEN_PORTS.add(port)
+            return port
+    pytest.fail("no port between 20000 and 22767 is free")
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+def free_port() -> Callable[[], int]:
+    """Chooses a port for a server that is told its number, another at each call."""
+    return _free_port
+
+
+@pytest.fixture(scope="session")
+def redis_in(project_root: Path) -> Callable[..., Any]:
+    """A Redis server (``redis_server.py``) over a folder, not yet started; who starts it ends it."""
+    server = runpy.run_path(str(project_root / "tests" / "redis_server.py"))["RedisServer"]
+    return lambda folder, options="": server(folder, _free_port(), options)
+
+
+@pytest.fixture(scope="session")
+def redis_server(redis_in: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One for all tests that leave it alone. Nobody gives it up because the machine is busy."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"), "?socket_timeout=20&socket_connect_timeout=20")
+    server = redis_in(tmp_path_factory.mktemp("redis"), "?socket_timeout=20&socket_connect_timeout=20")
     server.start()
     yield server
     server.kill()
 
 
-@pytest.fixture(scope="session")
-def redis_in() -> Callable[[Path], RedisServer]:
-    """A Redis server over a folder, not yet started; who starts it ends it."""
-    return RedisServer
-
-
 @pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+def own_redis(redis_in: Callable[..., Any], tmp_path: Path) -> Iterator[Any]:
     """One for a test that kills, stops or fills it."""
-    server = RedisServer(tmp_path)
+    server = redis_in(tmp_path)
     server.start()
     yield server
     server.kill()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -41,10 +40,8 @@ def readme(project_root: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+def port(free_port: Callable[[], int]) -> int:
+    return free_port()
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +118,9 @@ def test_the_command_that_tunes_over_http_starts_a_job_that_succeeds(readme: str
 
 
 @pytest.fixture
-def writer(readme: str, shell: Shell, tiny_llama: Path) -> Iterator[int]:
+def writer(readme: str, shell: Shell, tiny_llama: Path, free_port: Callable[[], int]) -> Iterator[int]:
     """The port of the README's server that writes, over a tiny model."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     command = "exec " + block(readme, "write-serve").replace("PATH_OR_HUB_ID", str(tiny_llama))
     with running(command.replace("8001", str(port)), shell, port):
         yield port

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -121,19 +120,13 @@ class Monitored:
 _BYTES = {"content-type": "application/octet-stream"}
 
 
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as other:
-        for each in (one, other):
-            each.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def monitored(
     tiny_llama: Path,
     debian_program: Callable[[str], str],
     configure_prometheus: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
+    free_port: Callable[[], int],
 ) -> Iterator[Monitored]:
     program, folder = debian_program("prometheus"), tmp_path_factory.mktemp("scraping")
     made = {
@@ -143,7 +136,7 @@ def monitored(
     write_keys(folder / "keys.json", [entry for _, entry in made.values()])
     serve = [str(Path(sys.executable).with_name("xpeft")), "serve", "--plm", str(tiny_llama), *MODEL, *LIMITS]
     serve += ["--store", f"sqlite:///{folder / 'profiles.db'}", "--api-keys", str(folder / "keys.json")]
-    port, listen = _free_ports()
+    port, listen = free_port(), free_port()
     serve += ["--port", str(port)]
     # Both at once: Prometheus takes five seconds until it looks at its targets.
     config = configure_prometheus(folder, target=f"127.0.0.1:{port}", key=made[Role.OPERATOR][0], interval="1s")

@@ -89,6 +89,7 @@ class Reader:
         *,
         examples: Path,
         words: Mapping[str, str],
+        free_port: Callable[[], int],
         model: Path,
         programs: Path,
     ) -> None:
@@ -104,7 +105,7 @@ class Reader:
         small = {"XPEFT_PLM": str(model), "XPEFT_BANK": "random:N=8,R=8,seed=0,std=0.1"}
         self._environment = {**os.environ, **places, **small, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
         named = {port for block in blocks for port in _PORT.findall(block.text)}
-        self._words = {**words, **dict(zip(sorted(named), _free_ports(len(named)), strict=True))}
+        self._words = {**words, **{port: str(free_port()) for port in sorted(named)}}
         self._servers: list[tuple[Block, subprocess.Popen[bytes]]] = []
 
     def type(self, block: Block) -> None:
@@ -184,14 +185,6 @@ class Reader:
         return (self._folder / f"serve-{block.line}.log").read_text(encoding="utf-8", errors="replace")
 
 
-def _free_ports(count: int) -> list[str]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [str(probe.getsockname()[1]) for probe in probes]
-
-
 def _answers(port: int, command: str) -> bool:
     """Whether the server is there: ours once it is ready, any other once it takes connections."""
     try:
@@ -218,7 +211,12 @@ def commands_of(project_root: Path) -> Callable[[str], list[Block]]:
 
 @pytest.fixture
 def reader_of(
-    tmp_path: Path, project_root: Path, tiny_bert: Path, warm_programs: Path, request: pytest.FixtureRequest
+    tmp_path: Path,
+    project_root: Path,
+    tiny_bert: Path,
+    warm_programs: Path,
+    free_port: Callable[[], int],
+    request: pytest.FixtureRequest,
 ) -> Callable[[list[Block]], contextlib.AbstractContextManager[Reader]]:
     """A reader of these blocks; what it leaves running ends with it."""
 
@@ -228,7 +226,15 @@ def reader_of(
         if any("PATH_OR_HUB_ID" in block.text for block in blocks):
             words["PATH_OR_HUB_ID"] = str(request.getfixturevalue("tiny_llama"))
         examples = project_root / "examples"
-        reader = Reader(tmp_path, blocks, examples=examples, words=words, model=tiny_bert, programs=warm_programs)
+        reader = Reader(
+            tmp_path,
+            blocks,
+            examples=examples,
+            words=words,
+            free_port=free_port,
+            model=tiny_bert,
+            programs=warm_programs,
+        )
         try:
             yield reader
         finally:

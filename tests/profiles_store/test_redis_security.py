@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import socket
 import subprocess
 import traceback
 from collections.abc import Callable, Iterator
@@ -41,7 +40,9 @@ class SecureRedis(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def secure_redis(tmp_path_factory: pytest.TempPathFactory, acl_rule: list[str]) -> Iterator[SecureRedis]:
+def secure_redis(
+    tmp_path_factory: pytest.TempPathFactory, acl_rule: list[str], free_port: Callable[[], int]
+) -> Iterator[SecureRedis]:
     folder = tmp_path_factory.mktemp("secure-redis")
     authority, stranger = trustme.CA(), trustme.CA()
     authority.cert_pem.write_to_path(folder / "ca.pem")
@@ -50,9 +51,7 @@ def secure_redis(tmp_path_factory: pytest.TempPathFactory, acl_rule: list[str]) 
         issued = issuer.issue_cert("127.0.0.1")
         issued.private_key_pem.write_to_path(folder / f"{name}.key")
         issued.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     program = shutil.which("redis-server")
     assert program is not None
     options = ["--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 
@@ -128,11 +127,8 @@ def test_an_end_waits_no_longer_than_it_may_for_a_collector_that_does_not_answer
     assert time.monotonic() - began < 5
 
 
-def test_a_closed_port_holds_up_nobody_and_ends_at_once_when_it_is_known(counters, metric, caplog):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    exporter = OTLPSpanExporter(f"http://127.0.0.1:{port}/v1/traces", timeout=1.5)
+def test_a_closed_port_holds_up_nobody_and_ends_at_once_when_it_is_known(counters, metric, caplog, free_port):
+    exporter = OTLPSpanExporter(f"http://127.0.0.1:{free_port()}/v1/traces", timeout=1.5)
     road = Road(exporter, counters, most=1000)
     logger = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
     road.reasons.silence(logger)

@@ -257,11 +257,8 @@ def test_a_dead_engine_ends_the_process_with_1(start):
     assert server.ends()[0] == 1
 
 
-def test_a_collector_that_is_not_there_holds_up_neither_a_request_nor_the_end(start):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    server = start("--otlp-endpoint", endpoint, "--drain-seconds", "3")
+def test_a_collector_that_is_not_there_holds_up_neither_a_request_nor_the_end(start, free_port):
+    server = start("--otlp-endpoint", f"http://127.0.0.1:{free_port()}", "--drain-seconds", "3")
     server.popen.send_signal(signal.SIGUSR1)
     began = time.monotonic()
     assert [server.classify()[0] for _ in range(50)] == [200] * 50

@@ -8,7 +8,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -41,13 +40,6 @@ def wait_until(happened: Callable[[], Any], what: str) -> Any:
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 def named(program: str) -> str:
     return str(Path(sys.executable).with_name(program))
 
@@ -71,10 +63,10 @@ def running() -> Iterator[Process]:
 class Ray:
     """A head node of its own, in a short folder: sockets in it have names of at most 107 characters."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="ray-"))
         self._log = self._folder / "start.log"
-        address = f"127.0.0.1:{free_port()}"
+        address = f"127.0.0.1:{port}"
         self.environ = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -84,7 +76,7 @@ class Ray:
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        options = {"port": address.rpartition(":")[2], "node-ip-address": "127.0.0.1", "num-cpus": "2"}
+        options = {"port": str(port), "node-ip-address": "127.0.0.1", "num-cpus": "2"}
         options |= {"include-dashboard": "false", "object-store-memory": str(80 << 20), "temp-dir": str(self._folder)}
         command = [named("ray"), "start", "--head", "--block", *(f"--{name}={said}" for name, said in options.items())]
         with self._log.open("wb") as log:
@@ -94,6 +86,11 @@ class Ray:
     def processes(self, word: str) -> list[int]:
         """Of this node alone, with the word in their command line."""
         return [process.id for process in self._all() if word in process.command]
+
+    def logged(self, word: str) -> bool:
+        """Whether a process of an actor wrote it to stderr."""
+        written = self._folder.glob("session_*/logs/worker-*.err")
+        return any(word in path.read_text(encoding="utf-8", errors="replace") for path in written)
 
     def stop(self) -> None:
         """Everything at once: Ray would give each actor half a minute."""
@@ -194,7 +191,10 @@ def page_block(project_root: Path, name: str) -> str:
 
 @pytest.fixture(scope="module")
 def application(
-    project_root: Path, save_word_llama: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    project_root: Path,
+    save_word_llama: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    free_port: Callable[[], int],
 ) -> Iterator[Application]:
     """The page's command over the repository's file, with a tiny model that classifies and writes."""
     folder = tmp_path_factory.mktemp("application")
@@ -205,11 +205,11 @@ def application(
     config["http_options"]["port"] = port = free_port()
     (served,) = config["applications"]
     served["args"] |= {"plm": str(model), "bank": BANK, "store": f"sqlite:///{folder}/profiles.db"}
-    served["args"] |= {"queue_seconds": 60.0, "drain_seconds": 1.0}
+    served["args"] |= {"queue_seconds": 60.0, "drain_seconds": 1.0, "access_log": True, "log_level": "warning"}
     (folder / "deploy" / "ray").mkdir(parents=True)
     (folder / "deploy" / "ray" / "serve.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     command = page_block(project_root, "test_the_command_of_the_page_starts_two_engines_behind_one_address")
-    ray = Ray()
+    ray = Ray(free_port())
     try:
         application = Application(ray, command, folder, port)
         for index in range(PROFILES):
