@@ -47,7 +47,8 @@ def test_every_setting_is_described_once():
         assert setting.help
         assert setting.variable == "XPEFT_" + setting.name.upper()
         assert setting.option == "--" + setting.name.replace("_", "-")
-    assert {setting.name for setting in described if setting.is_flag} == {"metrics_open", "access_log"}
+    flags = {setting.name for setting in described if setting.is_flag}
+    assert flags == {"disable_prefix_caching", "metrics_open", "access_log"}
 
 
 def test_a_described_default_is_one_that_can_be_typed():

@@ -90,6 +90,11 @@ class Settings(BaseModel):
         " three quarters of a GPU's free memory; a prompt and its answer together are limited to the"
         " largest power of two within it",
     )
+    disable_prefix_caching: bool = Field(
+        default=False,
+        description="compute every prompt from its start; without it, a prompt's keys and values stay in unused room of"
+        " the KV cache, for prompts of the same tenant and profile that begin with the same 64 tokens or more",
+    )
     max_sequences: int = Field(
         default=256, ge=1, le=1 << 16, description="maximum texts generated at once; others wait"
     )

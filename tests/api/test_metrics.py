@@ -41,6 +41,8 @@ FAMILIES = {
     "unverified_answers": "counter",
     "profiles_resident": "gauge",
     "kv_tokens": "gauge",
+    "prefix_cache_hits": "counter",
+    "prefix_cache_queries": "counter",
     "preemptions": "counter",
     "trace_spans": "counter",
     "tuning_jobs": "counter",
@@ -64,7 +66,7 @@ def test_every_family_is_there_before_any_traffic_and_no_other():
 
 def test_the_kv_cache_is_there_at_zero():
     lines = Metrics().render().decode().splitlines()
-    assert {'xpeft_kv_tokens{state="used"} 0.0', 'xpeft_kv_tokens{state="free"} 0.0'} <= set(lines)
+    assert {f'xpeft_kv_tokens{{state="{state}"}} 0.0' for state in ("used", "cached", "free")} <= set(lines)
     assert "xpeft_preemptions_total 0.0" in lines
 
 

@@ -18,6 +18,7 @@ import pytest
 PROFILES = 10
 CLIENTS = 24
 REQUESTS = 1000 if os.environ.get("NIGHTLY") == "1" else 400
+BEGINNING = " ".join(f"w{number}" for number in range(70))
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,8 @@ def writer(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory, server_of
 
 def body_of(rng: random.Random, **rest: Any) -> dict[str, Any]:
     prompt = " ".join(f"w{rng.randrange(100)}" for _ in range(rng.randrange(1, 60)))
+    if rng.random() < 0.2:
+        prompt = f"{BEGINNING} {prompt}"
     body = {"profile": f"p{rng.randrange(PROFILES)}", "prompt": prompt, "max_new_tokens": rng.randrange(1, 120)}
     return body | {"temperature": rng.choice([0, 0.9]), "seed": rng.randrange(9)} | rest
 
@@ -148,7 +151,8 @@ def test_hundreds_of_requests_in_disorder_get_one_end_each_and_nothing_is_left_o
     assert writer.metric("preemptions_total") > 0
     for series in ('kv_tokens{state="used"}', "requests_running", "requests_waiting"):
         until(lambda series=series: writer.metric(series) == 0)
-    assert writer.metric('kv_tokens{state="free"}') == 800
+    assert writer.metric('kv_tokens{state="free"}') + writer.metric('kv_tokens{state="cached"}') == 800
+    assert writer.metric("prefix_cache_hits_total") > 0
     assert writer.metric('requests_total{outcome="server_error",route="/v1/generate"}') == 0
     assert writer.metric('requests_total{outcome="cancelled",route="/v1/generate"}') > REQUESTS / 20
     assert resident_bytes(writer) < before * 1.05 + (8 << 20)
@@ -177,6 +181,17 @@ def test_an_answer_over_http_is_the_same_streamed_or_whole_alone_or_in_a_crowd(w
         return texts
 
     assert set(asyncio.run(crowd())) == {text}
+
+
+def test_clients_are_told_how_many_tokens_of_their_prompts_were_cached(writer: Any) -> None:
+    beginning = " ".join(f"w{number}" for number in reversed(range(70)))
+    answers = []
+    for model, last, stream in (("p1", "w1", False), ("p1", "w2", False), ("p1", "w3", True), ("p2", "w1", False)):
+        body = {"model": model, "prompt": f"{beginning} {last}", "max_tokens": 4, "temperature": 0}
+        body |= {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        answer = writer.client.post("/v1/completions", json=body)
+        answers.append(events_of(answer.text)[-1] if stream else answer.json())
+    assert [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers] == [0, 64, 64, 0]
 
 
 def test_a_stream_that_the_server_has_to_end_says_so(writer: Any) -> None:

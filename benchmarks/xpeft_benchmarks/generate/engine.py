@@ -128,7 +128,7 @@ def _load(job: dict[str, Any]) -> _Model:
 
 
 def _limits(max_batch_tokens: int) -> EngineLimits:
-    """The server's own, where it is told nothing else."""
+    """The server's own, where it is told nothing else; but rounds repeat their prompts, and each must compute them."""
     settings = Settings()
     return EngineLimits(
         max_batch_tokens=max_batch_tokens,
@@ -138,6 +138,7 @@ def _limits(max_batch_tokens: int) -> EngineLimits:
         max_inputs=settings.max_inputs,
         max_sequences=settings.max_sequences,
         host_cache_bytes=settings.host_cache_bytes,
+        prefix_caching=False,
     )
 
 

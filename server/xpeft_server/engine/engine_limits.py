@@ -1,4 +1,4 @@
-"""How much an engine takes in."""
+"""How much an engine takes in and keeps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """Sizes in texts, tokens, seconds, sequences and bytes; see the settings of the same names."""
+    """Sizes are in texts, tokens, seconds, sequences and bytes; see the settings of the same names."""
 
     max_batch_tokens: int
     queue_limit: int
@@ -16,3 +16,4 @@ class EngineLimits:
     max_inputs: int
     max_sequences: int
     host_cache_bytes: int
+    prefix_caching: bool = True

@@ -170,7 +170,11 @@ class Metrics:
     def _define_generation(self) -> None:
         self.preemptions = self._counter("preemptions", "Sequences that gave up their KV cache and started again.")
         kv_tokens = self._gauge("kv_tokens", "Room in the KV cache, in tokens.", ("state",))
-        self.kv_tokens = {state: kv_tokens.labels(state) for state in ("used", "free")}
+        self.kv_tokens = {state: kv_tokens.labels(state) for state in ("used", "cached", "free")}
+        self.prefix_cache_queries = self._counter("prefix_cache_queries", "Prompt tokens of admitted sequences.")
+        self.prefix_cache_hits = self._counter(
+            "prefix_cache_hits", "Those of them whose keys and values were taken from an earlier prompt's."
+        )
 
     def _define_tuning(self) -> None:
         jobs = self._counter("tuning_jobs", "Tuning jobs that ended.", ("outcome",))

@@ -139,13 +139,15 @@ class ChosenToken(NamedTuple):
 class Started(NamedTuple):
     """The first news of an answer, when it has its first token. ``profile_version`` is None for the bare PLM.
 
-    ``queue_time`` is in seconds; ``verified``: as in `ClassifyAnswer`; ``prompt_tokens``: as in `Finished`.
+    ``queue_time`` is in seconds; ``verified``: as in `ClassifyAnswer`; ``prompt_tokens``, ``cached_tokens``: as in
+    `Finished`.
     """
 
     profile_version: str | None
     queue_time: float
     verified: bool = True
     prompt_tokens: int = 0
+    cached_tokens: int = 0
 
 
 class Echo(NamedTuple):
@@ -169,12 +171,16 @@ class Piece(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The last news of an answer. ``inference_time`` is in seconds."""
+    """The last news of an answer.
+
+    ``inference_time`` is in seconds; ``cached_tokens`` of the prompt were not computed, but taken from an earlier one.
+    """
 
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     inference_time: float
+    cached_tokens: int = 0
 
 
 News = Started | Echo | Piece | Finished

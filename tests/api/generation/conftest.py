@@ -144,3 +144,14 @@ def events():
         return [orjson.loads(part.removeprefix(b"data: ")) for part in parts]
 
     return read
+
+
+@pytest.fixture
+def usage():
+    """What OpenAI's routes tell of these tokens."""
+    return lambda prompt, completion, cached=0: {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }

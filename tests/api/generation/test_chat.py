@@ -19,7 +19,7 @@ THE = LikelyToken(5, " the", b" the", -0.25)
 HALF = LikelyToken(6, "�", b"\xc3", float("-inf"))
 
 
-async def test_an_answer_has_openais_shape(client, script, metric):
+async def test_an_answer_has_openais_shape(client, script, metric, usage):
     began = int(time.time())
     answer = await client.post(URL, json=BODY)
     body = answer.json()
@@ -36,7 +36,7 @@ async def test_an_answer_has_openais_shape(client, script, metric):
                 "finish_reason": "stop",
             }
         ],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        "usage": usage(3, 2),
     }
     assert answer.headers["x-profile-version"] == VERSION
     assert (float(answer.headers["x-queue-time"]), float(answer.headers["x-inference-time"])) == (0.001, 0.002)
@@ -133,25 +133,25 @@ async def test_a_stream_begins_when_the_answer_does(post, script):
     assert stream.parts.empty()
 
 
-async def test_the_usage_comes_last_if_it_is_asked_for(client, events):
+async def test_the_usage_comes_last_if_it_is_asked_for(client, events, usage):
     body = {**BODY, "stream": True, "stream_options": {"include_usage": True}}
     *chunks, last = events(await client.post(URL, json=body))
     assert [chunk["usage"] for chunk in chunks] == [None] * 4
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
     assert (last["object"], last["choices"]) == ("chat.completion.chunk", [])
-    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert last["usage"] == usage(3, 2)
 
 
-async def test_the_usage_so_far_comes_with_every_chunk_if_it_is_asked_for(client, events, script):
+async def test_the_usage_so_far_comes_with_every_chunk_if_it_is_asked_for(client, events, script, usage):
     script.lines = [
-        Started(VERSION, 0.0, True, 3),
+        Started(VERSION, 0.0, True, 3, 2),
         Piece("Hel", (), 1),
         Piece("lo", (), 2),
-        Finished("stop", 3, 3, 0.1),
+        Finished("stop", 3, 3, 0.1, 2),
     ]
     options = {"include_usage": True, "continuous_usage_stats": True}
     *chunks, last = events(await client.post(URL, json={**BODY, "stream": True, "stream_options": options}))
-    assert [tuple(chunk["usage"].values()) for chunk in chunks] == [(3, 0, 3), (3, 1, 4), (3, 2, 5), (3, 3, 6)]
+    assert [chunk["usage"] for chunk in chunks] == [usage(3, generated, cached=2) for generated in range(4)]
     assert last["usage"] == chunks[-1]["usage"]
 
 

@@ -22,7 +22,7 @@ HALF = LikelyToken(7, "�", b"\xc3", -2.0)
 REST = LikelyToken(8, "�", b"\xbc", -0.5)
 
 
-async def test_an_answer_has_openais_shape(client):
+async def test_an_answer_has_openais_shape(client, usage):
     began = int(time.time())
     answer = await client.post(URL, json={"model": "support", "prompt": "Say"})
     body = answer.json()
@@ -32,7 +32,7 @@ async def test_an_answer_has_openais_shape(client):
         "object": "text_completion",
         "model": "support",
         "choices": [{"text": "Hello", "index": 0, "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        "usage": usage(3, 2),
     }
     assert answer.headers["x-profile-version"] == VERSION
     assert (float(answer.headers["x-queue-time"]), float(answer.headers["x-inference-time"])) == (0.001, 0.002)
@@ -73,11 +73,11 @@ async def test_base_asks_for_the_bare_model(client, script):
     assert "x-profile-version" not in answer.headers
 
 
-async def test_choices_stand_in_the_order_of_the_prompts_whatever_comes_first(post, script, metric):
+async def test_choices_stand_in_the_order_of_the_prompts_whatever_comes_first(post, script, metric, usage):
     first, second = asyncio.Event(), asyncio.Event()
     script.lines.insert(1, first)
     other = "sha256:" + "ef" * 32
-    script.of["b"] = [Started(other, 0.5), second, Piece("second"), Finished("length", 5, 7, 0.25)]
+    script.of["b"] = [Started(other, 0.5), second, Piece("second"), Finished("length", 5, 7, 0.25, 4)]
     asking = post(URL, model="p", prompt=["a", "b"])
     await script.waiting.wait()
     second.set()
@@ -88,7 +88,7 @@ async def test_choices_stand_in_the_order_of_the_prompts_whatever_comes_first(po
         (0, "Hello", "stop"),
         (1, "second", "length"),
     ]
-    assert body["usage"] == {"prompt_tokens": 8, "completion_tokens": 9, "total_tokens": 17}
+    assert body["usage"] == usage(8, 9, cached=4)
     headers = dict(asking.start["headers"])
     assert headers[b"x-profile-version"].decode() == f"{VERSION}, {other}"
     assert (float(headers[b"x-queue-time"]), float(headers[b"x-inference-time"])) == (0.5, 0.25)
@@ -111,29 +111,30 @@ async def test_a_stream_is_this_byte_for_byte(client, metric):
     assert metric('xpeft_profile_requests_total{profile="p",tenant="default"}') == 1
 
 
-async def test_the_usage_comes_last_if_it_is_asked_for(client, events):
+async def test_the_usage_comes_last_if_it_is_asked_for(client, events, usage):
     body = {"model": "p", "prompt": ["a", "b"], "stream": True, "stream_options": {"include_usage": True}}
     *chunks, last = events(await client.post(URL, json=body))
     assert [chunk["usage"] for chunk in chunks] == [None] * 6
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 6, "completion_tokens": 4, "total_tokens": 10}
+    assert last["usage"] == usage(6, 4)
     assert {key: last[key] for key in ("id", "object", "created", "model")}.items() <= chunks[0].items()
 
 
-async def test_the_usage_of_each_choice_so_far_comes_with_every_chunk_if_it_is_asked_for(client, events, script):
-    script.of["b"] = [Started(VERSION, 0.0, True, 7), Piece("x", (), 3), Finished("length", 7, 4, 0.1)]
+async def test_the_usage_of_each_choice_so_far_comes_with_every_chunk_if_it_is_asked_for(client, events, script, usage):
+    script.of["b"] = [Started(VERSION, 0.0, True, 7, 5), Piece("x", (), 3), Finished("length", 7, 4, 0.1, 5)]
     script.lines = [
-        Started(VERSION, 0.0, True, 3),
+        Started(VERSION, 0.0, True, 3, 1),
         Piece("Hel", (), 1),
         Piece("lo", (), 2),
-        Finished("stop", 3, 3, 0.1),
+        Finished("stop", 3, 3, 0.1, 1),
     ]
     options = {"include_usage": True, "continuous_usage_stats": True}
     body = {"model": "p", "prompt": ["a", "b"], "stream": True, "stream_options": options}
     *chunks, last = events(await client.post(URL, json=body))
-    told = [(chunk["choices"][0]["index"], *chunk["usage"].values()) for chunk in chunks]
-    assert sorted(told) == [(0, 3, 1, 4), (0, 3, 2, 5), (0, 3, 3, 6), (1, 7, 3, 10), (1, 7, 4, 11)]
-    assert last["usage"] == {"prompt_tokens": 10, "completion_tokens": 7, "total_tokens": 17}
+    told = [[chunk["usage"] for chunk in chunks if chunk["choices"][0]["index"] == index] for index in (0, 1)]
+    assert told[0] == [usage(3, generated, cached=1) for generated in (1, 2, 3)]
+    assert told[1] == [usage(7, generated, cached=5) for generated in (3, 4)]
+    assert last["usage"] == usage(10, 7, cached=6)
     options["include_usage"] = False
     assert not any("usage" in chunk for chunk in events(await client.post(URL, json=body)))
 

@@ -49,6 +49,7 @@ async def test_a_completion(user, script):
         "prompt_tokens": 3,
         "completion_tokens": 2,
         "total_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert raw.headers["x-profile-version"] == VERSION
     assert (script.asked[0].max_new_tokens, script.asked[0].seed) == (5, 3)

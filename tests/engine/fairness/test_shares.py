@@ -89,6 +89,19 @@ def test_tokens_lose_half_their_weight_in_a_half_life_whenever_they_are_looked_a
         assert not shares.is_ahead("loud")
 
 
+def test_tokens_that_are_refunded_count_for_nothing_and_never_for_less(clock: Clock) -> None:
+    shares = Shares(ONE_TENANT, clock)
+    shares.charge("a", 100)
+    shares.charge("b", 1100)
+    shares.refund("b", 1000)
+    assert shares.part("b") == pytest.approx(0.5)
+    clock.now += HALF_LIFE
+    shares.refund("b", 1000)
+    assert (shares.part("a"), shares.part("b")) == (1, 0)
+    shares.refund("nobody", 10)
+    assert shares.part("a") == 1
+
+
 def test_who_is_gone_is_forgotten(clock: Clock) -> None:
     shares = Shares(ONE_TENANT, clock)
     for number in range(1000):

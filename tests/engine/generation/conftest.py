@@ -201,12 +201,13 @@ class Studio:
             return await listen(self.engine.generate(self.request(key, prompt, new, **rest)))
 
     def empty(self) -> bool:
-        """Whether nothing of any sequence is left."""
+        """Whether nothing of any sequence is left but prefixes that are kept."""
         generation = self.engine._generation
         assert generation is not None
         cache, permits = self.decoder.cache, self.engine._permits
-        held = cache.bytes if isinstance(cache, KvCache) else 0
-        nothing = (cache.used, held, permits.texts, permits.tokens) == (0, 0, 0, 0)
+        kept = generation.generator._prefixes.tokens
+        held = cache.bytes - kept * cache.shape.token_bytes if isinstance(cache, KvCache) else 0
+        nothing = (cache.used - kept, held, permits.texts, permits.tokens) == (0, 0, 0, 0)
         return nothing and not generation.generator.busy and not generation._sequences
 
     async def until(self, happened: Callable[[], bool]) -> None:

@@ -14,7 +14,7 @@ from xpeft_server.engine.generation.answer import Answer
 from xpeft_server.engine.requests import ChosenToken, Finished, Journey, LikelyToken, Piece, Stage, Started
 from xpeft_server.model.sampling.logprobs import RowLogprobs
 
-SEQUENCE: Any = SimpleNamespace(taken=12.0, filled=None, preemptions=0)
+SEQUENCE: Any = SimpleNamespace(taken=12.0, filled=None, preemptions=0, reused=0)
 
 
 class HeldBack:
@@ -85,7 +85,7 @@ async def test_an_error_is_raised_once_and_ends_the_answer() -> None:
 async def test_the_way_of_an_answer_has_a_stage_for_the_queue_the_first_token_and_the_rest() -> None:
     journey = Journey()
     answer = answer_with(HeldBack(), journey)
-    sequence: Any = SimpleNamespace(taken=12.0, filled=(12.125, 12.25), preemptions=1)
+    sequence: Any = SimpleNamespace(taken=12.0, filled=(12.125, 12.25), preemptions=1, reused=2)
     answer.advance(Advance(sequence, 12.5, token=5))
     answer.advance(Advance(sequence, 12.75, token=6))
     answer.advance(Advance(sequence, 13.0, finish_reason="stop"))
@@ -94,7 +94,7 @@ async def test_the_way_of_an_answer_has_a_stage_for_the_queue_the_first_token_an
     assert (queue.name, queue.ended) == ("queue", 12.0)
     assert rest == [
         Stage("fill", 12.125, 12.25, {"profiles": 1}),
-        Stage("prefill", 12.0, 12.5, {"tokens": 3}),
+        Stage("prefill", 12.0, 12.5, {"tokens": 1, "cached_tokens": 2}),
         Stage("decode", 12.5, 13.0, {"tokens": 3, "preemptions": 1}),
     ]
     assert (journey.profile_version, journey.prompt_tokens, journey.completion_tokens) == ("v", 3, 3)
@@ -105,6 +105,6 @@ async def test_what_an_answer_waited_for_is_noted_when_its_client_leaves(taken: 
     journey = Journey()
     answer = answer_with(HeldBack(), journey)
     began = journey.stages
-    answer.leave(SimpleNamespace(taken=taken, filled=None, preemptions=0))  # type: ignore[arg-type]
+    answer.leave(SimpleNamespace(taken=taken, filled=None, preemptions=0, reused=0))  # type: ignore[arg-type]
     assert [stage.name for stage in began] == names
     assert (journey.profile_version, journey.prompt_tokens, journey.completion_tokens) == (None, 0, 0)

@@ -36,7 +36,7 @@ async def test_an_answer_has_a_stage_for_all_that_it_waits_for(open_studio: Any)
     assert stages["prefill"].began <= stages["fill"].began <= stages["fill"].ended <= stages["prefill"].ended
     assert stages["queue"].ended == stages["prefill"].began
     assert stages["prefill"].ended == stages["decode"].began < stages["decode"].ended
-    assert stages["prefill"].facts == {"tokens": 12}
+    assert stages["prefill"].facts == {"tokens": 12, "cached_tokens": 0}
     assert stages["decode"].facts == {"tokens": told.finished.completion_tokens, "preemptions": 0}
     assert (cold.profile_version, bare.profile_version) == (told.started.profile_version, None)
     assert (cold.prompt_tokens, cold.completion_tokens) == (12, told.finished.completion_tokens)

@@ -14,12 +14,12 @@ from xpeft_server.engine.requests import ChosenToken, Finished, FinishReason, Ge
 from ..connection.departure import unless_client_leaves
 from ..event_stream import Document, Events, EventStream, Opening
 from ..generation.logprobs import token_documents
-from ..generation.text_requests import TextRequests, WholeAnswer, generate_request, headers_of, usage
+from ..generation.text_requests import TextRequests, WholeAnswer, generate_request, headers_of
 from ..ids import new_id
 from ..names import asked_model
 from ..replies import Reply, json_reply
 from .chat_wire import ChatBody, check_counts
-from .stream_usage import StreamUsage
+from .usage import StreamUsage, openai_usage
 
 _FIELDS: Final = {"profile": "model", "prompt": "messages", "max_new_tokens": "max_completion_tokens"}
 
@@ -114,5 +114,5 @@ def _reply(asked: _Asked, answer: WholeAnswer) -> Reply:
         "logprobs": asked.logprobs(tokens),
         "finish_reason": answer.finished.finish_reason,
     }
-    document = {**asked.head("chat.completion"), "choices": [choice], "usage": usage([answer.finished])}
+    document = {**asked.head("chat.completion"), "choices": [choice], "usage": openai_usage([answer.finished])}
     return json_reply(document, headers=headers_of([answer.started], [answer.finished]))

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from xpeft_server.engine.requests import FinishReason
 
-from ..wire import GeneratedUsageBody
+from .usage import OpenAiUsageBody
 
 
 class ChatLikelyTokenBody(BaseModel):
@@ -60,7 +60,12 @@ class ChatReplyBody(BaseModel):
                             "finish_reason": "stop",
                         }
                     ],
-                    "usage": {"prompt_tokens": 21, "completion_tokens": 6, "total_tokens": 27},
+                    "usage": {
+                        "prompt_tokens": 21,
+                        "completion_tokens": 6,
+                        "total_tokens": 27,
+                        "prompt_tokens_details": {"cached_tokens": 0},
+                    },
                 }
             ]
         }
@@ -71,4 +76,4 @@ class ChatReplyBody(BaseModel):
     created: int
     model: str
     choices: list[ChatChoiceBody]
-    usage: GeneratedUsageBody
+    usage: OpenAiUsageBody

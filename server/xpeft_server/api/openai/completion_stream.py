@@ -10,7 +10,7 @@ from xpeft_server.engine.requests import Echo, Finished, FinishReason, News, Pie
 from ..event_stream import Document, Events, Opening
 from ..generation.logprobs import LegacyLines, LegacyLogprobs
 from ..generation.text_requests import headers_of
-from .stream_usage import StreamUsage
+from .usage import StreamUsage
 
 NumberedNews = AsyncGenerator[tuple[int, News], None]
 

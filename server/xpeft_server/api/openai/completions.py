@@ -16,13 +16,14 @@ from ..bodies.counts import check_count
 from ..connection.departure import unless_client_leaves
 from ..event_stream import EventStream
 from ..generation.logprobs import LegacyLogprobs
-from ..generation.text_requests import TextRequests, WholeAnswer, generate_request, headers_of, usage
+from ..generation.text_requests import TextRequests, WholeAnswer, generate_request, headers_of
 from ..ids import new_id
 from ..names import asked_model
 from ..replies import Reply, json_reply
 from ..side_by_side import all_of, interleaved
 from .completion_stream import CompletionStream, choice
 from .completions_wire import CompletionBody, count_of_prompts
+from .usage import openai_usage
 
 _FIELDS: Final = {"profile": "model", "max_new_tokens": "max_tokens"}
 
@@ -88,4 +89,4 @@ async def _reply(
     ]
     finished = [answer.finished for answer in answers]
     headers = headers_of([answer.started for answer in answers], finished)
-    return json_reply({**head, "choices": choices, "usage": usage(finished)}, headers=headers)
+    return json_reply({**head, "choices": choices, "usage": openai_usage(finished)}, headers=headers)

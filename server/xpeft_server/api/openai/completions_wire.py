@@ -14,7 +14,8 @@ from ..bodies.refused_fields import Unsupported
 from ..bodies.union_tags import LISTS, TEXT, TEXTS, TOKENS
 from ..bodies.whole_numbers import WHOLE
 from ..generation.sampling_wire import INT32, TokenIds
-from ..wire import MOST_ITEMS, GeneratedUsageBody, Text
+from ..wire import MOST_ITEMS, Text
+from .usage import OpenAiUsageBody
 from .wire import OpenAiFields
 
 _MOST_LOGPROBS: Final = 5
@@ -130,7 +131,12 @@ class CompletionReplyBody(BaseModel):
                             "finish_reason": "stop",
                         }
                     ],
-                    "usage": {"prompt_tokens": 3, "completion_tokens": 8, "total_tokens": 11},
+                    "usage": {
+                        "prompt_tokens": 3,
+                        "completion_tokens": 8,
+                        "total_tokens": 11,
+                        "prompt_tokens_details": {"cached_tokens": 0},
+                    },
                 }
             ]
         }
@@ -141,4 +147,4 @@ class CompletionReplyBody(BaseModel):
     created: int
     model: str
     choices: list[CompletionChoiceBody]
-    usage: GeneratedUsageBody | None = None
+    usage: OpenAiUsageBody | None = None

@@ -17,7 +17,7 @@ from ..bodies.refused_fields import Unsupported
 from ..generation.sampling_wire import SamplingFields, Temperature
 from ..name_schema import Name
 from ..wire import WireBody
-from .stream_usage import StreamUsage
+from .usage import StreamUsage
 
 MOST_METADATA: Final = 16  # OpenAI's own limit
 

@@ -104,6 +104,7 @@ def build_engine(
         max_inputs=settings.max_inputs,
         max_sequences=settings.max_sequences,
         host_cache_bytes=settings.host_cache_bytes,
+        prefix_caching=not settings.disable_prefix_caching,
     )
     return Engine(
         classifier,

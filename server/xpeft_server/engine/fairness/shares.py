@@ -58,6 +58,14 @@ class Shares:
         self._used[tenant] += scaled
         self._all_used += scaled
 
+    def refund(self, tenant: str, tokens: int) -> None:
+        """So many of the tokens that the tenant was just charged need not be computed."""
+        scaled = tokens * 2.0 ** ((self._clock() - self._start) / HALF_LIFE)
+        scaled = min(scaled, self._used.get(tenant, 0.0))
+        if scaled:
+            self._used[tenant] -= scaled
+            self._all_used -= scaled
+
     def share(self, tenant: str) -> float:
         """The tenant's part of the device, 0 to 1; it must have entered."""
         return self._weights[tenant] / self._all_weights

@@ -47,6 +47,7 @@ class Answer:
         self._journey = journey
         self._queued = time.monotonic()
         self._tokens = 0
+        self._cached_tokens = 0
         self._started_at: float | None = None
         self._last_at = 0.0
         self._queue_time = 0.0
@@ -113,20 +114,23 @@ class Answer:
 
     def _start(self, advance: Advance) -> None:
         self._started_at = advance.at
+        self._cached_tokens = advance.sequence.reused
         taken = advance.sequence.taken or advance.at
         self._queue_time = taken - self._accepted
         self._note_beginning(advance.sequence, taken, advance.at)
         self._journey.profile_version = self._profile_version
         self._journey.prompt_tokens += self._prompt_tokens
-        self._news.put_nowait(Started(self._profile_version, self._queue_time, self._verified, self._prompt_tokens))
+        told = self._queue_time, self._verified, self._prompt_tokens, self._cached_tokens
+        self._news.put_nowait(Started(self._profile_version, *told))
 
     def _note_beginning(self, sequence: Sequence, taken: float, ended: float) -> None:
         self._journey.note("queue", self._queued, taken)
         if sequence.filled is not None:
             self._journey.note("fill", *sequence.filled, profiles=1)
-        self._journey.note("prefill", taken, ended, tokens=self._prompt_tokens)
+        computed = self._prompt_tokens - sequence.reused
+        self._journey.note("prefill", taken, ended, tokens=computed, cached_tokens=sequence.reused)
 
     def _finish(self, reason: FinishReason) -> None:
         self.done = True
         inference_time = time.monotonic() - self._accepted - self._queue_time
-        self._news.put_nowait(Finished(reason, self._prompt_tokens, self._tokens, inference_time))
+        self._news.put_nowait(Finished(reason, self._prompt_tokens, self._tokens, inference_time, self._cached_tokens))

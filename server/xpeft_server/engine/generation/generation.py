@@ -77,6 +77,7 @@ class Generation:
             shares=shares,
             max_tokens=limits.max_batch_tokens,
             max_sequences=limits.max_sequences,
+            prefix_caching=limits.prefix_caching,
             metrics=metrics,
         )
 

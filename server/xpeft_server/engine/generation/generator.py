@@ -13,7 +13,6 @@ from xpeft_server.model.kv.arena import ArenaRow
 from xpeft_server.model.kv.cache import KvRow, KvStore
 from xpeft_server.model.recorded import recorded
 from xpeft_server.model.sampling.choice import Chosen, choose_tokens
-from xpeft_server.model.slots import SlotFill
 
 from ..device.faults import is_device_lost
 from ..device.slot_table import SlotTable
@@ -21,13 +20,14 @@ from ..errors import InternalError, WrongBank
 from ..fairness.queue import FairQueue
 from ..fairness.shares import Shares
 from ..metrics import Metrics
-from ..profiles.cache import CachedProfile
 from ..requests import FinishReason
 from .advance import Advance
 from .failure import end_after, row_or_end
 from .preemption import preemptible
+from .prefix_cache import PrefixCache
 from .sequence import Sequence
 from .step_budget import StepPart, share_budget
+from .step_slots import StepSlots
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class Generator:
         shares: who had how much of the device; the queues' own.
         max_tokens: most prefill tokens in a step.
         max_sequences: most sequences in a step.
+        prefix_caching: whether prompts that begin alike share the computation of their beginning.
     """
 
     def __init__(
@@ -60,19 +61,19 @@ class Generator:
         shares: Shares,
         max_tokens: int,
         max_sequences: int,
+        prefix_caching: bool,
         metrics: Metrics,
     ) -> None:
         self._decoder = decoder
         self._cache: KvStore[KvRow | ArenaRow] = decoder.cache
-        self._classifier = classifier
         self._waiting = waiting
-        self._slots = slots
+        self._slots = StepSlots(classifier, slots, metrics)
         self._shares = shares
         self._max_tokens = max_tokens
         self._max_sequences = max_sequences
         self._metrics = metrics
+        self._prefixes = PrefixCache(self._cache, enabled=prefix_caching)
         self._running: list[Sequence] = []
-        self._fills: dict[str, SlotFill] = {}
         self._show_room()
 
     @property
@@ -91,18 +92,20 @@ class Generator:
         """
         self._release_withdrawn()
         advances = self._lengthen_rows()
-        self._pin_slots()
+        self._slots.begin(self._running)
         advances += self._admit()
         advances += self._compute(share_budget(self._running, self._max_tokens, self._shares.is_ahead))
         for advance in advances:
-            if advance.finish_reason or advance.error:
-                self._release(advance.sequence)
+            if advance.error:
+                self._drop(advance.sequence)
+            elif advance.finish_reason:
+                self._leave(advance.sequence)
         self._count(advances)
         return advances
 
     def _release_withdrawn(self) -> None:
         for sequence in [each for each in self._running if each.withdrawn]:
-            self._release(sequence)
+            self._leave(sequence)
 
     def _lengthen_rows(self) -> list[Advance]:
         """Make room for everybody's next tokens, preempting the newest sequences where the cache is full.
@@ -114,25 +117,20 @@ class Generator:
             while sequence.row is not None:
                 longer = row_or_end(sequence, partial(self._cache.lengthen, sequence.row, len(sequence.ids)))
                 if isinstance(longer, Advance):
-                    self._release(sequence)
+                    self._drop(sequence)
                     ended.append(longer)
                 elif longer is not None:
                     sequence.row = longer
                     break
-                else:
+                elif not self._prefixes.evict():
                     self._preempt(self._running[-1])
         return ended
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._release(sequence)
+        self._drop(sequence)
         sequence.start_anew()
         self._waiting.put([sequence], front=True)
         self._metrics.preemptions.inc()
-
-    def _pin_slots(self) -> None:
-        self._slots.begin_batch()
-        for sequence in self._running:
-            self._slot_of(sequence)
 
     def _admit(self) -> list[Advance]:
         """Admit waiting sequences while there is room for their keys, values and profiles.
@@ -146,6 +144,7 @@ class Generator:
                 error = WrongBank("the profile's head has more labels than this server holds", param="profile")
                 refused.append(Advance(sequence, time.monotonic(), counted=False, error=error))
                 return True
+            found = self._prefixes.find(sequence)
             row = self._row_for(sequence)
             while row is None and self._preempt_for_row(sequence):
                 row = self._row_for(sequence)
@@ -154,24 +153,38 @@ class Generator:
             if isinstance(row, Advance):
                 refused.append(row)
                 return True
-            if self._place(sequence.profile) is None:
+            if self._slots.place(sequence.profile) is None:
                 self._cache.release(row)
                 self._preempt_for_slot(sequence)
                 return False
             sequence.row = row
-            sequence.admitted_length = len(sequence.ids)
-            sequence.taken = sequence.taken or time.monotonic()
+            if found is not None:
+                self._prefixes.copy(found, sequence)
+            self._note_admission(sequence)
             self._running.append(sequence)
             return True
 
-        self._waiting.offer(accept)
+        for sequence in self._waiting.offer(accept):
+            self._shares.refund(sequence.tenant, sequence.cached)
         return refused
+
+    def _note_admission(self, sequence: Sequence) -> None:
+        sequence.admitted_length = len(sequence.ids)
+        if sequence.taken is None:
+            sequence.taken = time.monotonic()
+            sequence.reused = sequence.cached
+            self._metrics.prefix_cache_queries.inc(len(sequence.ids))
+            self._metrics.prefix_cache_hits.inc(sequence.reused)
 
     def _row_for(self, sequence: Sequence) -> KvRow | ArenaRow | Advance | None:
         if len(self._running) >= self._max_sequences:
             return None
         spare = self._cache.tokens // _SPARE if self._running else 0
-        return row_or_end(sequence, partial(self._cache.claim, len(sequence.ids), spare=spare))
+        claim = partial(self._cache.claim, len(sequence.ids), spare=spare)
+        row = row_or_end(sequence, claim)
+        while row is None and self._prefixes.evict():
+            row = row_or_end(sequence, claim)
+        return row
 
     def _preempt_for_row(self, waiting: Sequence) -> bool:
         """Preempt the newest sequence that can be preempted for this one. Returns: whether there was one."""
@@ -189,28 +202,10 @@ class Generator:
             if each.version == leaving[0].version:
                 self._preempt(each)
 
-    def _slot_of(self, sequence: Sequence) -> int | None:
-        """As `_place`, for an admitted sequence: its profile is placed again only if it lost its slot."""
-        kept = None if sequence.version is None else self._slots.pin(sequence.version)
-        return self._place(sequence.profile) if kept is None else kept.slot
-
-    def _place(self, profile: CachedProfile | None) -> int | None:
-        """The profile's slot, pinned for this step and filled before the step computes; None if there is no room."""
-        if profile is None:
-            return self._classifier.buffers.bare_slot
-        placed = self._slots.place(profile)
-        if placed is None:
-            return None
-        placement, cold = placed
-        if cold:
-            self._fills[profile.version] = SlotFill(placement.slot, profile.profile, placement.head_rows)
-        return placement.slot
-
     def _compute(self, parts: list[StepPart]) -> list[Advance]:
         """One step of these. A step that fails is halved, until one sequence fails alone."""
         if not parts:
-            self._slots.forget(self._fills)
-            self._fills = {}
+            self._slots.forget_fills()
             return []
         try:
             chosen = self._forward(parts)
@@ -237,34 +232,21 @@ class Generator:
         asking = [part.sequence for part in parts if part.asks]
         for part in parts:
             part.sequence.cached += part.length
-        return [self._advanced(sequence, int(chosen.ids[i]), chosen, i, now) for i, sequence in enumerate(asking)]
+        advances = [self._advanced(sequence, int(chosen.ids[i]), chosen, i, now) for i, sequence in enumerate(asking)]
+        for advance in advances:
+            if advance.error is None:
+                self._prefixes.add(advance.sequence)
+        return advances
 
     def _forward(self, parts: list[StepPart]) -> Chosen:
-        chunks = [part.sequence.chunk(part.length, self._slot_of(part.sequence)) for part in parts]
-        try:
-            self._fill([part.sequence for part in parts])
+        chunks = [part.sequence.chunk(part.length, self._slots.slot_of(part.sequence)) for part in parts]
+        with self._slots.filled([part.sequence for part in parts]):
             stepped = self._decoder.step(chunks)
-        except BaseException:
-            self._slots.forget(self._fills)
-            raise
-        finally:
-            self._fills = {}
         with recorded("sample"):
             chosen = choose_tokens(stepped.logits, [part.sequence.draw() for part in parts if part.asks])
         for part, launched in zip(parts, stepped.prompt_logprobs, strict=True):
             part.sequence.prompt_logprobs += [] if launched is None else launched.result()
         return chosen
-
-    def _fill(self, sequences: list[Sequence]) -> None:
-        if not self._fills:
-            return
-        began = time.monotonic()
-        self._classifier.fill(list(self._fills.values()))
-        ended = time.monotonic()
-        self._metrics.profile_load["host"].observe(ended - began)
-        for sequence in sequences:
-            if sequence.filled is None and sequence.version in self._fills:
-                sequence.filled = began, ended
 
     def _advanced(self, sequence: Sequence, token: int, chosen: Chosen, row: int, now: float) -> Advance:
         if token < 0:
@@ -279,16 +261,23 @@ class Generator:
         finish_reason: FinishReason | None = "length" if len(sequence.ids) >= sequence.limit else None
         return Advance(sequence, now, token, logprobs=chosen.logprobs[row], finish_reason=finish_reason)
 
-    def _release(self, sequence: Sequence) -> None:
+    def _leave(self, sequence: Sequence) -> None:
+        """It ended, or nobody waits for it any more: others may begin with its prompt."""
         if sequence.row is not None:
             self._running.remove(sequence)
-            self._cache.release(sequence.row)
-            sequence.row = None
+            self._prefixes.keep(sequence)
+
+    def _drop(self, sequence: Sequence) -> None:
+        """It failed or was preempted: nothing of it is kept."""
+        if sequence.row is not None:
+            self._running.remove(sequence)
+            self._prefixes.drop(sequence)
 
     def _count(self, advances: list[Advance]) -> None:
         self._metrics.generation_tokens.inc(sum(advance.counted for advance in advances))
         self._show_room()
 
     def _show_room(self) -> None:
-        self._metrics.kv_tokens["used"].set(self._cache.used)
+        self._metrics.kv_tokens["used"].set(self._cache.used - self._prefixes.tokens)
+        self._metrics.kv_tokens["cached"].set(self._prefixes.tokens)
         self._metrics.kv_tokens["free"].set(self._cache.tokens - self._cache.used)

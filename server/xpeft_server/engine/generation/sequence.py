@@ -42,6 +42,8 @@ class Sequence:
         taken: monotonic seconds of its first admission.
         filled: begin and end of the fill of its profile's slot, in monotonic seconds; None if no fill was needed.
         preemptions: how often it was preempted.
+        digests: of its first tokens, in `PrefixCache`; None before they are needed.
+        reused: tokens that it took from another one's keys and values when it was first admitted.
         prompt_logprobs: of the prompt's tokens from the second on, as far as computed; complete at the first token.
     """
 
@@ -52,6 +54,7 @@ class Sequence:
         "admitted_length",
         "answer",
         "cached",
+        "digests",
         "ends",
         "filled",
         "ids",
@@ -61,6 +64,7 @@ class Sequence:
         "prompt_length",
         "prompt_logprobs",
         "request_id",
+        "reused",
         "row",
         "taken",
         "tenant",
@@ -96,6 +100,8 @@ class Sequence:
         self.filled: tuple[float, float] | None = None
         self.preemptions = 0
         self.withdrawn = False
+        self.digests: list[bytes] | None = None
+        self.reused = 0
         self.prompt_logprobs: list[RowLogprobs] = []
         self._prompt_likeliest = prompt_likeliest
         self._rule = rule
@@ -149,6 +155,7 @@ class Sequence:
         """It was preempted: its keys and values are gone and are computed again from ``ids``."""
         self.row = None
         self.cached = 0
+        self.digests = None
         self.preemptions += 1
 
     def _targets(self, count: int) -> Targets | None:

@@ -92,6 +92,15 @@ class KvArena:
         self._ranges.give(row.start, row.length)
         self.used -= row.length
 
+    def shelve(self, row: ArenaRow, tokens: int) -> ArenaRow:
+        """See `KvStore.shelve`: the row itself, since a step reads no rows but its own."""
+        return row
+
+    def copy(self, source: ArenaRow, row: ArenaRow, tokens: int) -> None:
+        """See `KvStore.copy`; on the device's current stream."""
+        old, new = (slice(each.start, each.start + tokens) for each in (source, row))
+        self.states[:, :, new] = self.states[:, :, old]
+
     def step(self, runs: Sequence[Run[ArenaRow]], tokens: int) -> ArenaStep:
         """See `KvStore.step`."""
         return ArenaStep.of(self, runs, tokens)

@@ -75,6 +75,16 @@ class KvStore(Protocol[Row]):
 
     def release(self, row: Row) -> None: ...
 
+    def shelve(self, row: Row, tokens: int) -> Row:
+        """Keep the first tokens of a row to copy from, out of the way of steps. It replaces the row, and is released
+        like one.
+        """
+        ...
+
+    def copy(self, source: Row, row: Row, tokens: int) -> None:
+        """Copy the first tokens of one row into another."""
+        ...
+
     def step(self, runs: Sequence[Run[Row]], tokens: int) -> KvStep | ArenaStep:
         """Attention of a step over the rows as they are now; invalid after the next change of any row.
 
@@ -102,12 +112,21 @@ class KvRow:
         self.pool = pool
         self.index = index
 
+    @property
+    def length(self) -> int:
+        """Tokens that there is room for."""
+        return self.pool.length
+
 
 class KvPool:
-    """Rows of one length. Unused memory is zero: a sequence never finds anything of another one."""
+    """Rows of one length. Unused memory is zero: a sequence never finds anything of another one.
 
-    def __init__(self, shape: KvShape, length: int) -> None:
+    Args: least: rows that there is memory for once there is any.
+    """
+
+    def __init__(self, shape: KvShape, length: int, *, least: int = 8) -> None:
         self.length = length
+        self._least = least
         self.rows: list[KvRow] = []
         self._shape = shape
         self._states = self._zeros(0)
@@ -124,7 +143,7 @@ class KvPool:
     def add(self) -> KvRow:
         capacity = self._states.shape[2]
         if len(self.rows) == capacity:
-            self._resize(max(8, 2 * capacity))
+            self._resize(max(self._least, 2 * capacity))
         row = KvRow(self, len(self.rows))
         self.rows.append(row)
         return row
@@ -183,7 +202,8 @@ class KvCache:
     @property
     def bytes(self) -> int:
         """Memory that is held, for rows in use and for some to come."""
-        return sum(pool.bytes for pool in self.pools.values())
+        in_pools = sum(pool.length * len(pool.rows) for pool in self.pools.values())
+        return sum(pool.bytes for pool in self.pools.values()) + (self.used - in_pools) * self.shape.token_bytes
 
     def claim(self, tokens: int, *, spare: int = 0) -> KvRow | None:
         """A row for a sequence of so many tokens; None if it does not fit beside the others and ``spare``."""
@@ -211,6 +231,19 @@ class KvCache:
     def release(self, row: KvRow) -> None:
         self.used -= row.pool.length
         row.pool.remove(row)
+
+    def shelve(self, row: KvRow, tokens: int) -> KvRow:
+        """See `KvStore.shelve`: a row of just this length, in a pool of its own, so that decodes do not read it."""
+        shelved = KvPool(self.shape, tokens, least=1).add()
+        self.copy(row, shelved, tokens)
+        self.release(row)
+        self.used += tokens
+        return shelved
+
+    def copy(self, source: KvRow, row: KvRow, tokens: int) -> None:
+        """See `KvStore.copy`."""
+        old, new = source.pool.states, row.pool.states
+        new[:, :, row.index, :, :tokens] = old[:, :, source.index, :, :tokens]
 
     def step(self, runs: Sequence[Run[KvRow]], tokens: int) -> KvStep:
         """See `KvStore.step`."""
