@@ -51,16 +51,15 @@ class Book:
         ids = blocks_of(*(rng.randrange(2) for _ in range(rng.randint(0, 2))))
         ids += [rng.randrange(9) for _ in range(rng.randint(2, 90))]
         sequence = sequence_of(ids, rng.choice(["a", "b"]))
-        found = self.prefixes.find(sequence)
+        self.prefixes.find(sequence)
         row = self.store.claim(len(ids))
         while row is None and (self.prefixes.evict() or self.end()):
             row = self.store.claim(len(ids))
         sequence.row = row
-        if found is not None:
-            self.prefixes.copy(found, sequence)
-            taken = states_of(self.store, row, sequence.cached).tolist()
-            assert taken == 2 * [self.number(sequence, each) for each in ids[: sequence.cached]]
-            self.found += sequence.cached > 0
+        assert self.prefixes.reuse(sequence) == sequence.cached
+        taken = states_of(self.store, row, sequence.cached).tolist()
+        assert taken == 2 * [self.number(sequence, each) for each in ids[: sequence.cached]]
+        self.found += sequence.cached > 0
         numbers = torch.tensor([self.number(sequence, each) for each in ids], dtype=torch.float32)
         if isinstance(row, KvRow):
             row.pool.states[:, :, row.index, 0, : len(ids), 0] = numbers

@@ -127,6 +127,24 @@ async def test_a_prefix_is_found_while_its_sequence_still_runs_and_after_its_cli
     assert (await studio.told(key, ended_by(40, 41))).started.cached_tokens == len(COMMON)
 
 
+async def test_of_many_that_come_at_once_most_wait_for_their_beginning_to_be_computed_by_one(
+    open_studio: Any, computed: Any
+) -> None:
+    studio = await open_studio(max_batch_tokens=100)
+    prompts = [ended_by(20 + number, 7) for number in range(8)]
+    alone = [studio.original.generate(prompt, None, 4) for prompt in prompts]
+    counted = computed(studio)
+    asked = SamplingRule(logprobs=0)
+    answers = await asyncio.gather(*(studio.told(None, prompt, 4, sampling=asked) for prompt in prompts))
+    for told, original in zip(answers, alone, strict=True):
+        assert told.ids == original[: len(told.ids)]
+    # The first takes two steps, and what is left of the second step's budget goes to the next one.
+    whole = len(prompts[0])
+    assert counted.take(whole) <= 2 * whole + 6 * 2
+    told_cached = sum(told.finished.cached_tokens for told in answers)
+    assert told_cached == studio.engine.metrics.prefix_cache_hits._value.get() >= 6 * len(COMMON)
+
+
 async def test_a_prompt_whose_logprobs_are_wanted_is_computed_whole(open_studio: Any) -> None:
     studio = await open_studio()
     prompt = ended_by(20, 21)

@@ -94,6 +94,7 @@ class Generator:
         advances = self._lengthen_rows()
         self._slots.begin(self._running)
         advances += self._admit()
+        self._reuse_prefixes()
         advances += self._compute(share_budget(self._running, self._max_tokens, self._shares.is_ahead))
         for advance in advances:
             if advance.error:
@@ -144,7 +145,7 @@ class Generator:
                 error = WrongBank("the profile's head has more labels than this server holds", param="profile")
                 refused.append(Advance(sequence, time.monotonic(), counted=False, error=error))
                 return True
-            found = self._prefixes.find(sequence)
+            self._prefixes.find(sequence)  # which makes it the last to be evicted
             row = self._row_for(sequence)
             while row is None and self._preempt_for_row(sequence):
                 row = self._row_for(sequence)
@@ -158,23 +159,24 @@ class Generator:
                 self._preempt_for_slot(sequence)
                 return False
             sequence.row = row
-            if found is not None:
-                self._prefixes.copy(found, sequence)
-            self._note_admission(sequence)
+            sequence.admitted_length = len(sequence.ids)
+            if sequence.taken is None:
+                sequence.taken = time.monotonic()
+                self._metrics.prefix_cache_queries.inc(len(sequence.ids))
             self._running.append(sequence)
             return True
 
-        for sequence in self._waiting.offer(accept):
-            self._shares.refund(sequence.tenant, sequence.cached)
+        self._waiting.offer(accept)
         return refused
 
-    def _note_admission(self, sequence: Sequence) -> None:
-        sequence.admitted_length = len(sequence.ids)
-        if sequence.taken is None:
-            sequence.taken = time.monotonic()
-            sequence.reused = sequence.cached
-            self._metrics.prefix_cache_queries.inc(len(sequence.ids))
-            self._metrics.prefix_cache_hits.inc(sequence.reused)
+    def _reuse_prefixes(self) -> None:
+        """Take what is known of the prompts that are being prefilled; by now others may have computed more of them."""
+        for sequence in [each for each in self._running if each.uncached > 1]:
+            reused = self._prefixes.reuse(sequence)
+            self._shares.refund(sequence.tenant, reused)
+            if not sequence.preemptions:
+                sequence.reused += reused
+                self._metrics.prefix_cache_hits.inc(reused)
 
     def _row_for(self, sequence: Sequence) -> KvRow | ArenaRow | Advance | None:
         if len(self._running) >= self._max_sequences:

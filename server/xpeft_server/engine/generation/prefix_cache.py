@@ -78,7 +78,7 @@ class PrefixCache:
         self.tokens = 0
 
     def find(self, sequence: Sequence) -> FoundPrefix | None:
-        """The longest prefix of a waiting sequence's tokens. At least two are left to prefill.
+        """The longest prefix of a sequence's tokens. At least two are left to prefill.
 
         Returns: None if there is none, or if the prompt's logprobs are wanted, which only a prefill gives.
         """
@@ -93,12 +93,17 @@ class PrefixCache:
                 return FoundPrefix(prefix, blocks * BLOCK)
         return None
 
-    def copy(self, found: FoundPrefix, sequence: Sequence) -> None:
-        """Copy a prefix into the sequence's row, unless it is gone by now."""
+    def reuse(self, sequence: Sequence) -> int:
+        """Copy the longest prefix into a running sequence's row. Returns: how many tokens need not be computed now."""
+        found = self.find(sequence)
+        if found is None or found.tokens <= sequence.cached:
+            return 0
         source = found.prefix.row
-        if source is not None and sequence.row is not None:
-            self._store.copy(source, sequence.row, found.tokens)
-            sequence.cached = found.tokens
+        assert source is not None and sequence.row is not None  # noqa: S101, PT018
+        self._store.copy(source, sequence.row, found.tokens)
+        reused = found.tokens - sequence.cached
+        sequence.cached = found.tokens
+        return reused
 
     def add(self, sequence: Sequence) -> None:
         """The sequence's prompt is computed: its prefix can be found."""

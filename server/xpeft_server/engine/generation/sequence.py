@@ -43,7 +43,7 @@ class Sequence:
         filled: begin and end of the fill of its profile's slot, in monotonic seconds; None if no fill was needed.
         preemptions: how often it was preempted.
         digests: of its first tokens, in `PrefixCache`; None before they are needed.
-        reused: tokens that it took from another one's keys and values when it was first admitted.
+        reused: tokens of its prompt whose keys and values it took from another one's, before any preemption.
         prompt_logprobs: of the prompt's tokens from the second on, as far as computed; complete at the first token.
     """
 
