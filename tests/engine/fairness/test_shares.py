@@ -93,13 +93,24 @@ def test_tokens_that_are_refunded_count_for_nothing_and_never_for_less(clock: Cl
     shares = Shares(ONE_TENANT, clock)
     shares.charge("a", 100)
     shares.charge("b", 1100)
-    shares.refund("b", 1000)
+    shares.refund("b", 1000, clock.now)
     assert shares.part("b") == pytest.approx(0.5)
-    clock.now += HALF_LIFE
-    shares.refund("b", 1000)
+    shares.refund("b", 1000, clock.now)
     assert (shares.part("a"), shares.part("b")) == (1, 0)
-    shares.refund("nobody", 10)
+    shares.refund("nobody", 10, clock.now)
     assert shares.part("a") == 1
+
+
+@pytest.mark.parametrize("later", [0.5, 1.5])
+def test_a_late_refund_is_of_what_the_tokens_count_by_then(clock: Clock, later: float) -> None:
+    shares = Shares(ONE_TENANT, clock)
+    charged = clock.now
+    shares.charge("a", 800)
+    clock.now += later * HALF_LIFE
+    shares.charge("b", 100)
+    shares.charge("a", 100)
+    shares.refund("a", 800, charged)
+    assert shares.part("a") == pytest.approx(0.5)
 
 
 def test_who_is_gone_is_forgotten(clock: Clock) -> None:

@@ -58,10 +58,12 @@ class Shares:
         self._used[tenant] += scaled
         self._all_used += scaled
 
-    def refund(self, tenant: str, tokens: int) -> None:
-        """So many of the tokens that the tenant was just charged need not be computed."""
-        scaled = tokens * 2.0 ** ((self._clock() - self._start) / HALF_LIFE)
-        scaled = min(scaled, self._used.get(tenant, 0.0))
+    def refund(self, tenant: str, tokens: int, charged: float) -> None:
+        """So many of the tokens that the tenant was charged need not be computed.
+
+        Args: charged: when, in monotonic seconds; they have decayed since then.
+        """
+        scaled = min(tokens * 2.0 ** ((charged - self._start) / HALF_LIFE), self._used.get(tenant, 0.0))
         if scaled:
             self._used[tenant] -= scaled
             self._all_used -= scaled

@@ -173,7 +173,8 @@ class Generator:
         """Take what is known of the prompts that are being prefilled; by now others may have computed more of them."""
         for sequence in [each for each in self._running if each.uncached > 1]:
             reused = self._prefixes.reuse(sequence)
-            self._shares.refund(sequence.tenant, reused)
+            if reused and sequence.taken is not None:
+                self._shares.refund(sequence.tenant, reused, sequence.taken)
             if not sequence.preemptions:
                 sequence.reused += reused
                 self._metrics.prefix_cache_hits.inc(reused)
